@@ -1,0 +1,37 @@
+"""One run of the console for one tab: page list, login, frame, page. Streamlit runs this file from the top.
+
+Nothing is computed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import streamlit as st
+
+from app import session, theme
+from app.place import shared_hub
+from app.source import Hub
+from app.views import audit, explore, overview, pools, requests, workers
+from app.views.shell import Page, draw_shell
+
+PAGES: tuple[Page, ...] = (
+    Page("Overview", "overview", "Operate", overview.page),
+    Page("Pools & routing", "pools", "Operate", pools.page),
+    Page("Workers", "workers", "Operate", workers.page),
+    Page("Explore", "explore", "Understand", explore.page),
+    Page("Requests", "requests", "Understand", requests.page),
+    Page("Audit log", "audit", "Understand", audit.page),
+)
+
+
+def run(hub: Hub, pages: Sequence[Page] = PAGES) -> None:
+    """Draw one run of this tab from `hub`; the first page is the one to start with."""
+    st.set_page_config(page_title="Phaseline", layout="wide", initial_sidebar_state=216)
+    st.html(theme.STYLE)
+    if session.is_logged_in(hub):
+        draw_shell(hub, pages)
+
+
+if __name__ == "__main__":
+    run(shared_hub())

@@ -1,0 +1,281 @@
+"""Control's values to frames in display units: what a chart or a table draws, as Arrow bytes or pandas frames.
+
+All arithmetic of the console is here and in `app.format`; everything is pure. Unknown stays null, so a gap stays a gap.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import pyarrow as pa
+
+from app import format, words
+from control.types import (
+    Command,
+    RequestRecord,
+    RoleInterval,
+    Series,
+    SeriesPoint,
+    SeriesResult,
+)
+
+MAX_POINTS = 800  # per line: about the pixels there are
+TOPS: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
+LINE_SCHEMA = pa.schema(
+    [("t", pa.float64()), ("value", pa.float64()), ("lo", pa.float64()), ("hi", pa.float64()), ("line", pa.string())]
+)
+Labelled = tuple[str, Sequence[SeriesPoint]]
+
+
+def arrow(table: pa.Table) -> bytes:
+    """Arrow IPC stream, as Streamlit sends it: made once, shared by all sessions."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def ms(unix_s: float) -> float:
+    return unix_s * 1000.0
+
+
+# --- lines ------------------------------------------------------------
+
+
+def lines(named: Iterable[Labelled], shift_s: float = 0.0) -> bytes:
+    """One row per point: t in ms, value with its min-max band, and the line's name."""
+    columns: dict[str, list[float | str | None]] = {name: [] for name in LINE_SCHEMA.names}
+    for name, points in named:
+        for point in downsampled(points, MAX_POINTS):
+            columns["t"].append(ms(point.t_unix_s + shift_s))
+            columns["value"].append(point.value)
+            columns["lo"].append(point.value if point.min is None else point.min)
+            columns["hi"].append(point.value if point.max is None else point.max)
+            columns["line"].append(name)
+    return arrow(pa.table(columns, schema=LINE_SCHEMA))
+
+
+def downsampled(points: Sequence[SeriesPoint], limit: int) -> Sequence[SeriesPoint]:
+    """At most `limit` points. Each one spans several buckets: their mean, with the least and the largest kept."""
+    if len(points) <= limit:
+        return points
+    group = math.ceil(len(points) / limit)
+    return [_joined(points[start : start + group]) for start in range(0, len(points), group)]
+
+
+def _joined(points: Sequence[SeriesPoint]) -> SeriesPoint:
+    known = [point for point in points if point.value is not None]
+    if not known:
+        return SeriesPoint(t_unix_s=points[0].t_unix_s, value=None)
+    lows = [point.value if point.min is None else point.min for point in known]
+    highs = [point.value if point.max is None else point.max for point in known]
+    return SeriesPoint(
+        t_unix_s=points[0].t_unix_s,
+        value=sum(point.value or 0.0 for point in known) / len(known),
+        min=min(low for low in lows if low is not None),
+        max=max(high for high in highs if high is not None),
+        count=sum(point.count for point in known),
+    )
+
+
+def points_of(result: SeriesResult | None, label: str | None = None) -> Sequence[SeriesPoint]:
+    """The points of one group; with no label, of the only or first one."""
+    if result is None or not result.series:
+        return ()
+    if label is None:
+        return result.series[0].points
+    return next((each.points for each in result.series if each.label == label), ())
+
+
+def newest(points: Sequence[SeriesPoint]) -> float | None:
+    """The youngest known value, unless it is older than the last ten buckets."""
+    return next((point.value for point in reversed(points[-10:]) if point.value is not None), None)
+
+
+def mean(points: Sequence[SeriesPoint]) -> float | None:
+    """Over the buckets with data."""
+    known = [point.value for point in points if point.value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def course(points: Sequence[SeriesPoint], limit: int = 80) -> tuple[float | None, ...]:
+    """A sparkline's values from the first known one, without the youngest bucket: its requests are still running."""
+    known = [index for index, point in enumerate(points) if point.value is not None]
+    return tuple(point.value for point in downsampled(points[known[0] : -1], limit)) if known else ()
+
+
+def since(named: Iterable[Labelled], since_unix_s: float) -> list[Labelled]:
+    """Only the points from then on: even an unknown value would stretch the time axis."""
+    return [(name, [point for point in points if point.t_unix_s >= since_unix_s]) for name, points in named]
+
+
+def begin(named: Iterable[Labelled], since_unix_s: float, until_unix_s: float, least_s: float) -> float:
+    """Where a time axis starts: a fleet younger than its window does not leave the chart empty before it."""
+    firsts = (next((p.t_unix_s for p in points if p.value is not None), until_unix_s) for _, points in named)
+    first = min(firsts, default=since_unix_s)
+    if first - since_unix_s < 0.05 * (until_unix_s - since_unix_s):
+        return since_unix_s
+    return max(since_unix_s, min(first, until_unix_s - least_s))
+
+
+def carried(points: Sequence[SeriesPoint], limit_s: float) -> list[SeriesPoint]:
+    """A count that holds until it is seen to change: gaps up to `limit_s` (a slow tick) keep the last value."""
+    found: list[SeriesPoint] = []
+    seen: SeriesPoint | None = None
+    for point in points:
+        if point.value is not None:
+            seen = point
+        elif seen is not None and point.t_unix_s - seen.t_unix_s <= limit_s:
+            point = SeriesPoint(t_unix_s=point.t_unix_s, value=seen.value)
+        found.append(point)
+    return found
+
+
+def span(since_unix_s: float, until_unix_s: float, top: float, bottom: float = 0.0) -> bytes:
+    """Two invisible points that pin both axes, so that a refresh changes data and never the spec."""
+    return arrow(pa.table({"t": [ms(since_unix_s), ms(until_unix_s)], "value": [bottom, top]}))
+
+
+def top_of(values: Iterable[float | None]) -> float:
+    """The y axis of a fraction ends at the first of TOPS that holds every value."""
+    largest = max((value for value in values if value is not None), default=0.0)
+    return next((top for top in TOPS if largest <= top), largest)
+
+
+def largest(named: Iterable[Labelled]) -> float | None:
+    values = (value for _, points in named for point in points for value in (point.value, point.max))
+    return max((value for value in values if value is not None), default=None)
+
+
+def label_levels(times: Sequence[float], width: float, edge: float) -> list[int]:
+    """Rows for labels `width` wide that start at their time (end at it beyond `edge`), so that none covers another."""
+    ends: list[float] = []  # where each row is free again
+    levels = []
+    for at in times:
+        start = at - width if at > edge else at
+        level = next((index for index, end in enumerate(ends) if end <= start), len(ends))
+        ends[level : level + 1] = [start + width]
+        levels.append(level)
+    return levels
+
+
+def command_marks(commands: Iterable[Command], since_unix_s: float, until_unix_s: float) -> bytes:
+    """Commands within [since, until] as rules with short labels."""
+    inside = sorted(
+        (each for each in commands if since_unix_s <= each.created_unix_s <= until_unix_s),
+        key=lambda each: each.created_unix_s,
+    )
+    edge = until_unix_s - 0.12 * (until_unix_s - since_unix_s)  # a label beyond it would stick out of the chart
+    columns = {
+        "t": [ms(each.created_unix_s) for each in inside],
+        "label": [words.label(each) for each in inside],
+        "late": [each.created_unix_s > edge for each in inside],
+        "near": [6.0 * (until_unix_s - since_unix_s)] * len(inside),  # ms: 0.6% of the window is at the rule
+        "level": label_levels([each.created_unix_s for each in inside], 0.1 * (until_unix_s - since_unix_s), edge),
+    }
+    kinds = (pa.float64(), pa.string(), pa.bool_(), pa.float64(), pa.int32())
+    schema = pa.schema(list(zip(columns, kinds, strict=True)))
+    return arrow(pa.table(columns, schema=schema))
+
+
+# --- bars ------------------------------------------------------------
+
+
+def intervals(found: Iterable[RoleInterval], since_unix_s: float, now_unix_s: float) -> bytes:
+    """Role intervals [start, end) clipped to the window, as bars."""
+    rows = [
+        (each.worker_id, max(each.start_unix_s, since_unix_s), each.end_unix_s or now_unix_s, each)
+        for each in found
+        if (each.end_unix_s or now_unix_s) > since_unix_s
+    ]
+    window_s = now_unix_s - since_unix_s  # a bar too short for its words carries none
+    schema = pa.schema(
+        [
+            ("worker", pa.string()),
+            ("start", pa.float64()),
+            ("end", pa.float64()),
+            ("role", pa.string()),
+            ("text", pa.string()),
+        ]
+    )
+    columns = {
+        "worker": [worker for worker, _, _, _ in rows],
+        "start": [ms(start) for _, start, _, _ in rows],
+        "end": [ms(end) for _, _, end, _ in rows],
+        "role": [str(each.role) for _, _, _, each in rows],
+        "text": [f"{each.role}, {each.state}" if end - start > 0.08 * window_s else "" for _, start, end, each in rows],
+    }
+    return arrow(pa.table(columns, schema=schema))
+
+
+def stages(record: RequestRecord) -> list[tuple[str, float, float]]:
+    """(stage, start, end) in seconds after arrival, in order; what the record cannot attribute is one last stage."""
+    found: list[tuple[str, float, float]] = []
+    at = 0.0
+    for name, length in (("queued", record.queue_s), ("prefill", record.prefill_s), ("handoff", record.handoff_s)):
+        if length is not None and length > 0:
+            found.append((name, at, at + length))
+            at += length
+    if record.e2e_s is not None and record.e2e_s > at:
+        found.append(("decode" if record.prefill_s is not None else "not attributed", at, record.e2e_s))
+    return found
+
+
+def stage_bars(record: RequestRecord) -> bytes:
+    found = stages(record)
+    columns = {
+        "stage": [name for name, _, _ in found],
+        "start": [start for _, start, _ in found],
+        "end": [end for _, _, end in found],
+        "text": [format.duration(end - start) for _, start, end in found],
+    }
+    schema = pa.schema([("stage", pa.string()), ("start", pa.float64()), ("end", pa.float64()), ("text", pa.string())])
+    return arrow(pa.table(columns, schema=schema))
+
+
+# --- explore ------------------------------------------------------------
+
+
+def busiest(result: SeriesResult, limit: int) -> tuple[tuple[Series, ...], int]:
+    """The `limit` groups with the largest mean, in the result's order, and how many were left out."""
+    if len(result.series) <= limit:
+        return result.series, 0
+    ranked = sorted(result.series, key=_mean, reverse=True)[:limit]
+    kept = {each.label for each in ranked}
+    return tuple(each for each in result.series if each.label in kept), len(result.series) - limit
+
+
+def _mean(series: Series) -> float:
+    found = mean(series.points)
+    return -math.inf if found is None else found
+
+
+STEPS_S: tuple[int, ...] = (1, 10, 60, 600, 3600)
+
+
+def step_for(range_s: float) -> int:
+    """The finest stored step that keeps a line within MAX_POINTS points."""
+    return next((step for step in STEPS_S if range_s / step <= MAX_POINTS + 120), STEPS_S[-1])
+
+
+# --- marks and axes ------------------------------------------------------------
+
+
+def first_token(record: RequestRecord) -> bytes:
+    """The moment of the first token, as a rule over the stage bars."""
+    known = record.ttft_s is not None
+    columns = {
+        "at": [record.ttft_s] if known else [],
+        "label": [f"first token {format.duration(record.ttft_s)}"] if known else [],
+    }
+    return arrow(pa.table(columns, schema=pa.schema([("at", pa.float64()), ("label", pa.string())])))
+
+
+def axis_span(result: SeriesResult, named: Iterable[Labelled]) -> bytes:
+    """Pins the axes of any metric: from zero to a little above its largest."""
+    drawn = [(name, list(points)) for name, points in named]
+    top = largest(drawn) or 0.0
+    if result.unit in ("fraction", "0..1"):
+        return span(result.since_unix_s, result.until_unix_s, top_of([top]))
+    return span(result.since_unix_s, result.until_unix_s, top * 1.05 if top > 0 else 1.0)

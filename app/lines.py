@@ -1,0 +1,139 @@
+"""Which lines the Overview draws: by phase or by role, wall or in-phase, never mixed, and the blended one on demand.
+
+Values in, values out; reading is `app.source`'s and drawing is `app.views.overview`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from app import cards, format, frames, theme
+from control.types import FleetSnapshot, PhaseUtilization, SeriesPoint, SeriesResult
+
+Basis = Literal["wall", "in_phase"]
+SOLID: tuple[int, ...] = (1, 0)
+DASHED: tuple[int, ...] = (6, 3)
+DOTTED: tuple[int, ...] = (2, 2)
+LEAST_SHOWN = 0.005
+BASIS_WORDS: dict[str, str] = {"wall": "of all the time", "in_phase": "of the time the phase ran"}
+
+
+@dataclass(frozen=True, slots=True)
+class LineSpec:
+    """One line: where its points come from and how it looks."""
+
+    name: str
+    metric: str
+    by: str
+    label: str | None  # group within the series; None: the only one
+    color: str
+    dash: tuple[int, ...]
+
+
+def utilization(basis: Basis, by: str, *, blended: bool) -> tuple[LineSpec, ...]:
+    """The two lines (prefill by compute, decode by bandwidth), or the same two per role."""
+    prefill, decode = f"prefill_compute_{basis}", f"decode_bandwidth_{basis}"
+    if by == "role":
+        found = [
+            LineSpec(f"{role} pool: {words}", metric, "role", role, theme.ROLE_COLORS[role], dash)
+            for role in ("prefill", "decode", "mixed")
+            for words, metric, dash in (("prefill compute", prefill, SOLID), ("decode bandwidth", decode, DASHED))
+        ]
+    else:
+        found = [
+            LineSpec("Prefill compute", prefill, "fleet", None, theme.PREFILL, SOLID),
+            LineSpec("Decode bandwidth", decode, "fleet", None, theme.DECODE, DASHED),
+        ]
+    if blended:
+        found.append(LineSpec("Blended busy", "blended_busy", "fleet", None, theme.BLENDED, DOTTED))
+    return tuple(found)
+
+
+Read = Callable[[str, str], SeriesResult | None]
+
+
+def named_points(lines: Sequence[LineSpec], read: Read) -> list[tuple[str, Sequence[SeriesPoint]]]:
+    """(line, points) for each line; a line whose group has no data is empty."""
+    found = [(line, frames.points_of(read(line.metric, line.by), line.label)) for line in lines]
+    return [(line.name, points if line.by != "role" or _worked(points) else ()) for line, points in found]
+
+
+def _worked(points: Sequence[SeriesPoint]) -> bool:
+    """A role that did nothing of a phase has no line: it would lie on the axis under the others."""
+    return any((point.value or 0.0) >= LEAST_SHOWN for point in points)
+
+
+def legend(
+    lines: Sequence[LineSpec],
+    snapshot: FleetSnapshot,
+    basis: Basis,
+    past: Mapping[str, float | None] | None = None,
+    drawn: Collection[str] | None = None,
+) -> list[cards.Line]:
+    """What each line reads now (the snapshot's last seconds), or its mean over a chosen past window.
+
+    `drawn`: the lines with points; a role's line without any is left out.
+    """
+    entries = []
+    for line in lines:
+        phase = _phase(snapshot, line)
+        value = past.get(line.name) if past is not None else _now(phase, line, basis)
+        if line.by == "role" and (line.name not in drawn if drawn is not None else value is None):
+            continue
+        gone = line.by == "role" and past is None and not _has_workers(snapshot, line)
+        entries.append(
+            cards.Line(
+                label=line.name,
+                value="no workers now" if gone else format.percent(value),
+                color=line.color,
+                dash="" if line.dash == SOLID else " ".join(str(part) for part in line.dash),
+                tag=mark(snapshot, phase),
+                tag_note=peak_note(phase)
+                if line.metric != "blended_busy"
+                else "What other dashboards show: some work ran.",
+            )
+        )
+    return entries
+
+
+def _phase(snapshot: FleetSnapshot, line: LineSpec) -> PhaseUtilization | None:
+    name = "decode" if line.metric.startswith("decode") else "prefill"
+    if line.by == "fleet":
+        found: PhaseUtilization | None = getattr(snapshot, name)
+        return found
+    pool = next((each for each in snapshot.pools if each.role == line.label), None)
+    return None if pool is None else getattr(pool, name)
+
+
+def _has_workers(snapshot: FleetSnapshot, line: LineSpec) -> bool:
+    return any(each.role == line.label and each.num_ready for each in snapshot.pools)
+
+
+def _now(phase: PhaseUtilization | None, line: LineSpec, basis: Basis) -> float | None:
+    if phase is None or line.metric == "blended_busy":
+        return None
+    resource = "bandwidth" if "bandwidth" in line.metric else "compute"
+    value: float | None = getattr(phase, f"{basis}_{resource}")
+    return value
+
+
+def mark(snapshot: FleetSnapshot, phase: PhaseUtilization | None) -> str:
+    """Where a utilization comes from: simulated outranks everything."""
+    if snapshot.simulated:
+        return "simulated"
+    return "derived" if phase is None else phase.provenance
+
+
+def peak_note(phase: PhaseUtilization | None) -> str:
+    """Which peak it is a fraction of."""
+    if phase is None or phase.basis in ("", "unknown"):
+        return "Its peak is unknown."
+    return f"Fraction of the peak: {phase.basis}."
+
+
+def peak_words(snapshot: FleetSnapshot) -> str:
+    """ "of the datasheet peak", where the phases agree on it."""
+    bases = sorted({each.basis for each in (snapshot.prefill, snapshot.decode) if each is not None})
+    return f"as a share of the {' / '.join(bases)} peak" if bases else "of an unknown peak"

@@ -1,0 +1,23 @@
+"""Where the plane is, and the one hub of this process that every tab and route shares.
+
+The address comes from PHASELINE_API_PORT (and PHASELINE_HOST), as `phaseline up` sets them for what it starts.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+
+from app.source import Hub, plane_hub
+
+
+def plane_url() -> str:
+    host = os.environ.get("PHASELINE_HOST", "") or "127.0.0.1"
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{os.environ.get('PHASELINE_API_PORT', '') or '8080'}"
+
+
+@cache
+def shared_hub() -> Hub:
+    """Made once, when the process starts (`app.main`), before there are threads."""
+    return plane_hub(plane_url())

@@ -1,0 +1,368 @@
+"""The one reader of the plane that all sessions share: a snapshot a tick, and the live series that somebody looks at.
+
+Decided here: what is read when, what is kept, and how old it is. Not decided here: who may look (`app.session`) and how
+it is drawn (`app.frames`, `app.charts`). Reading uses the token of any session that is logged in, since every principal
+sees the same; acting always uses the session's own.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from app.visits import Visits
+from control.client import PhaselineClient
+from control.errors import ControlError, NotAllowed, PlaneUnreachable
+from control.types import (
+    Command,
+    CommandRequest,
+    FleetSnapshot,
+    MetricInfo,
+    Preview,
+    Principal,
+    RequestRecord,
+    RoleInterval,
+    Series,
+    SeriesPoint,
+    SeriesResult,
+    Session,
+    WhatIfRouting,
+)
+
+T = TypeVar("T")
+LOG = logging.getLogger("phaseline.console")
+STALE_AFTER_S = 3.5  # the plane ticks once a second: three missed answers
+FORGET_AFTER_S = 15.0  # a live series that nobody asked for is no longer read
+OVERLAP_S = 12.0  # the youngest points may still change: read them again
+COMMANDS_EVERY_S = 5.0
+NUM_COMMANDS = 50
+RANGES_KEPT = 64
+LEAST_S = 0.3  # of a period: between two readings, whatever the plane says
+PATIENCE = 1.1  # of a period: without a word from the plane
+
+
+class Plane(Protocol):
+    """What the console needs of `control.client.PhaselineClient`."""
+
+    def close(self) -> None: ...
+    def login(self, one_time_code: str) -> Session: ...
+    def whoami(self) -> Principal: ...
+    def snapshot(self, fleet_id: str | None = None) -> FleetSnapshot: ...
+    def preview(self, request: CommandRequest) -> Preview: ...
+    def submit(self, request: CommandRequest) -> Command: ...
+    def command(self, command_id: int) -> Command: ...
+    def commands(self, limit: int = 50, before_id: int | None = None) -> list[Command]: ...
+    def what_if_routing(
+        self, policy: dict[str, float | int], *, window_s: float = 3600.0, fleet_id: str | None = None
+    ) -> WhatIfRouting: ...
+    def metrics(self) -> list[MetricInfo]: ...
+    def series(
+        self,
+        metric: str,
+        since_unix_s: float,
+        until_unix_s: float | None = None,
+        step_s: int | None = None,
+        by: str = "fleet",
+        fleet_id: str | None = None,
+    ) -> SeriesResult: ...
+    def requests(
+        self,
+        limit: int = 100,
+        since_unix_s: float | None = None,
+        order: str = "recent",
+        *,
+        rule: str | None = None,
+        worker_id: str | None = None,
+        good: bool | None = None,
+    ) -> list[RequestRecord]: ...
+    def request(self, request_id: str) -> RequestRecord: ...
+    def events(self) -> Iterator[dict[str, Any]]: ...
+    def roles(
+        self, since_unix_s: float, until_unix_s: float | None = None, fleet_id: str | None = None
+    ) -> list[RoleInterval]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What the console knows of the plane at one instant. `snapshot` is the last one that came, however old."""
+
+    snapshot: FleetSnapshot | None
+    answered_unix_s: float | None
+    error: str
+    reading: int  # counts snapshots; charts and cards are rebuilt when it moves
+
+    def age_s(self, now_unix_s: float) -> float | None:
+        return None if self.answered_unix_s is None else max(0.0, now_unix_s - self.answered_unix_s)
+
+    def is_stale(self, now_unix_s: float) -> bool:
+        age_s = self.age_s(now_unix_s)
+        return bool(self.error) and age_s is not None and age_s > STALE_AFTER_S
+
+
+@dataclass(frozen=True, slots=True)
+class LiveKey:
+    """One live series: a metric in one grouping over the last `window_s`, in buckets of `step_s`."""
+
+    metric: str
+    by: str
+    window_s: int
+    step_s: int
+
+
+@dataclass(slots=True)
+class LiveSeries:
+    """The points of one LiveKey. Only the youngest are read again."""
+
+    key: LiveKey
+    wanted_unix_s: float
+    read_unix_s: float = 0.0
+    result: SeriesResult | None = None
+    error: str = ""
+    version: int = 0
+
+
+@dataclass(slots=True)
+class Hub:
+    """Shared by every session of this console process. `refresh` is called by one thread; the rest by any."""
+
+    base_url: str
+    connect: Callable[[str], Plane]
+    now: Callable[[], float] = time.time
+    period_s: float = 1.0
+    visits: Visits = field(default_factory=Visits)
+    _tokens: list[str] = field(default_factory=list)
+    _clients: dict[str, Plane] = field(default_factory=dict)
+    _look: Look = Look(snapshot=None, answered_unix_s=None, error="", reading=0)
+    _live: dict[LiveKey, LiveSeries] = field(default_factory=dict)
+    _commands: tuple[Command, ...] = ()
+    _commands_unix_s: float = 0.0
+    _memo: dict[Hashable, tuple[Hashable, Any]] = field(default_factory=dict)
+    _ranges: dict[Hashable, tuple[float, Any]] = field(default_factory=dict)
+    _lock: threading.RLock = field(default_factory=threading.RLock)  # the fields above; never held over a network call
+    _reading: threading.RLock = field(default_factory=threading.RLock)  # one reading at a time
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _ticked: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    # --- who reads ------------------------------------------------------------
+
+    def client(self, token: str) -> Plane:
+        """The connection of one principal, kept open."""
+        with self._lock:
+            if token not in self._clients:
+                self._clients[token] = self.connect(token)
+            return self._clients[token]
+
+    def admit(self, token: str) -> None:
+        """A session has proved this token: reading may use it."""
+        with self._lock:
+            if token not in self._tokens:
+                self._tokens.append(token)
+
+    def _reader(self) -> Plane | None:
+        with self._lock:
+            return self.client(self._tokens[-1]) if self._tokens else None
+
+    def _drop_reader(self, client: Plane) -> None:
+        with self._lock:
+            self._tokens = [token for token in self._tokens if self._clients.get(token) is not client]
+
+    # --- the tick ------------------------------------------------------------
+
+    def start(self) -> None:
+        """Read in the background until `stop`: after each tick of the plane, at least about once a second."""
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="console-reader", daemon=True)
+                self._thread.start()
+                threading.Thread(target=self._listen, name="console-listener", daemon=True).start()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self.refresh()
+            except Exception as error:  # the one broad except: a reader that dies would leave every tab silent
+                LOG.exception("a reading failed")
+                self._fail(f"the console could not read the plane's answer ({type(error).__name__}: {error})")
+            self._stop.wait(LEAST_S * self.period_s)  # a burst of events is one reading
+            self._ticked.wait((PATIENCE - LEAST_S) * self.period_s)
+            self._ticked.clear()
+
+    def _listen(self) -> None:
+        """The plane says when it has ticked; without its word the reader goes on by the clock."""
+        while not self._stop.is_set():
+            client = self._reader()
+            try:
+                for _ in client.events() if client is not None else ():
+                    self._ticked.set()
+                    if self._stop.is_set():
+                        return
+            except (ControlError, ValueError):
+                pass  # silence is the reader's to notice: its next question fails too
+            self._stop.wait(self.period_s)
+
+    def refresh(self) -> None:
+        """One reading. Never raises: what went wrong is in `look().error`."""
+        client = self._reader()
+        if client is None:
+            return
+        with self._reading:
+            try:
+                snapshot = client.snapshot()
+                self._look = Look(
+                    snapshot=snapshot, answered_unix_s=self.now(), error="", reading=self._look.reading + 1
+                )
+                self._refresh_commands(client, snapshot)
+                self._refresh_live(client)
+            except NotAllowed:
+                self._drop_reader(client)
+            except ControlError as error:
+                self._fail(str(error))
+
+    def _fail(self, error: str) -> None:
+        look = self._look
+        self._look = Look(
+            snapshot=look.snapshot, answered_unix_s=look.answered_unix_s, error=error, reading=look.reading
+        )
+
+    def _refresh_commands(self, client: Plane, snapshot: FleetSnapshot) -> None:
+        newest = self._commands[0].version_after if self._commands else -1
+        moving = bool(snapshot.active_command_ids) or any(
+            each.command_id in _unended(self._commands) for each in self._commands
+        )
+        overdue = self.now() - self._commands_unix_s >= COMMANDS_EVERY_S
+        if moving or overdue or newest != snapshot.desired.version:
+            self._commands = tuple(client.commands(NUM_COMMANDS))
+            self._commands_unix_s = self.now()
+
+    def _refresh_live(self, client: Plane) -> None:
+        now = self.now()
+        for key, live in list(self._live.items()):
+            if now - live.wanted_unix_s > FORGET_AFTER_S:
+                del self._live[key]
+            elif now - live.read_unix_s >= max(self.period_s, key.step_s / 2) - 0.1:
+                self._read_live(client, live)
+
+    def _read_live(self, client: Plane, live: LiveSeries) -> None:
+        now, key = self.now(), live.key
+        since = now - key.window_s
+        if live.result is not None:
+            since = max(since, live.result.until_unix_s - OVERLAP_S - 2 * key.step_s)
+        try:
+            fresh = client.series(key.metric, since, now, key.step_s, key.by)
+        except PlaneUnreachable:
+            raise
+        except ControlError as error:
+            live.error, live.read_unix_s = str(error), now
+            return
+        live.result = fresh if live.result is None else merged(live.result, fresh, now - key.window_s)
+        live.error, live.read_unix_s = "", now
+        live.version += 1
+
+    # --- what sessions ask ------------------------------------------------------------
+
+    def look(self) -> Look:
+        if self._look.reading == 0 and not self._look.error:
+            self.refresh()
+        return self._look
+
+    def commands(self) -> tuple[Command, ...]:
+        """The newest commands first, as of the last reading."""
+        return self._commands
+
+    def learn(self, command: Command) -> None:
+        """A command that this console has just submitted is shown at once, before the next reading."""
+        with self._lock:
+            rest = tuple(each for each in self._commands if each.command_id != command.command_id)
+            self._commands = (command, *rest)[:NUM_COMMANDS]
+
+    def live(self, metric: str, by: str, window_s: int, step_s: int) -> LiveSeries:
+        """A series that is read again each tick while somebody asks for it."""
+        key = LiveKey(metric, by, window_s, step_s)
+        live = self._live.get(key)
+        if live is not None:
+            live.wanted_unix_s = self.now()
+            return live
+        live = self._live.setdefault(key, LiveSeries(key=key, wanted_unix_s=self.now()))
+        client = self._reader()
+        if client is None or self._look.error:
+            return live
+        with self._reading:
+            if live.result is None:
+                try:
+                    self._read_live(client, live)
+                except ControlError as error:
+                    live.error = str(error)
+        return live
+
+    def cached(self, key: Hashable, ttl_s: float, read: Callable[[Plane], T]) -> T:
+        """A reading that all sessions share for `ttl_s`: a range of the past, the metric catalogue. May raise."""
+        kept = self._ranges.get(key)
+        if kept is not None and self.now() - kept[0] < ttl_s:
+            return kept[1]  # type: ignore[no-any-return]
+        client = self._reader()
+        if client is None:
+            raise PlaneUnreachable("nobody is logged in to this console")
+        value = read(client)
+        with self._lock:
+            while len(self._ranges) >= RANGES_KEPT:
+                self._ranges.pop(next(iter(self._ranges)))
+            self._ranges[key] = (self.now(), value)
+        return value
+
+    def memo(self, key: Hashable, version: Hashable, build: Callable[[], T]) -> T:
+        """Build once per version for all sessions (a frame, a card row)."""
+        kept = self._memo.get(key)
+        if kept is not None and kept[0] == version:
+            return kept[1]  # type: ignore[no-any-return]
+        value = build()
+        with self._lock:
+            while len(self._memo) >= 4 * RANGES_KEPT:
+                self._memo.pop(next(iter(self._memo)))
+            self._memo[key] = (version, value)
+        return value
+
+
+def _unended(commands: tuple[Command, ...]) -> frozenset[int]:
+    return frozenset(each.command_id for each in commands if each.state in ("accepted", "running"))
+
+
+def merged(old: SeriesResult, fresh: SeriesResult, since_unix_s: float) -> SeriesResult:
+    """The points of `old` before `fresh` begins, then `fresh`; nothing before `since_unix_s`."""
+    labels = [each.label for each in old.series]
+    labels += [each.label for each in fresh.series if each.label not in labels]
+    before = {each.label: each.points for each in old.series}
+    after = {each.label: each.points for each in fresh.series}
+    edge = min((points[0].t_unix_s for points in after.values() if points), default=fresh.since_unix_s)
+    series = []
+    for label in labels:
+        kept: list[SeriesPoint] = [
+            point for point in before.get(label, ()) if since_unix_s - old.step_s < point.t_unix_s < edge
+        ]
+        points = (*kept, *after.get(label, ()))
+        if points:
+            series.append(Series(label=label, points=points))
+    return SeriesResult(
+        fleet_id=fresh.fleet_id,
+        metric=fresh.metric,
+        unit=fresh.unit,
+        provenance=fresh.provenance,
+        step_s=fresh.step_s,
+        since_unix_s=since_unix_s,
+        until_unix_s=fresh.until_unix_s,
+        by=fresh.by,
+        series=tuple(series),
+        note=fresh.note,
+    )
+
+
+def plane_hub(base_url: str) -> Hub:
+    """The hub of a console process: PhaselineClient to one plane."""
+    return Hub(base_url=base_url, connect=lambda token: PhaselineClient(base_url, token))

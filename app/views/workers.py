@@ -1,0 +1,175 @@
+"""Workers: one row each, refreshed in place, and one worker's life as a timeline of the roles it held.
+
+The table refreshes; choosing a worker stands outside it and lives in the URL.
+"""
+
+from __future__ import annotations
+
+from datetime import tzinfo
+from typing import Any
+
+import streamlit as st
+
+from app import cards, charts, draw, format, frames, session, tables, theme, url
+from app.source import Hub
+from app.views.shell import health_line
+from control.errors import ControlError
+from control.types import FleetSnapshot, RoleInterval, WorkerStatus
+
+RANGES: dict[str, int] = {"1h": 3600, "6h": 21_600, "24h": 86_400}
+LEAST_LIFE_S = 300.0
+RANGE_WORDS: dict[str, str] = {"1h": "1 hour", "6h": "6 hours", "24h": "24 hours"}
+
+
+def page(hub: Hub, snapshot: FleetSnapshot) -> None:
+    """The table, then one worker."""
+    st.fragment(_table, run_every=1.0)(hub)
+    if not snapshot.workers:
+        st.html(cards.empty("No workers yet", snapshot.health_text or "The fleet has not started a worker."))
+        return
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        workers = [each.worker_id for each in snapshot.workers]
+        worker_id = url.select("Worker", workers, name="worker", default=workers[0], width=280)
+        chosen = url.segmented("Timeline", RANGE_WORDS, name="life", default="1h")
+    st.fragment(_life, run_every=5.0)(hub, worker_id, RANGES[chosen])
+
+
+def _table(hub: Hub) -> None:
+    look = hub.look()
+    snapshot = look.snapshot
+    if snapshot is None:
+        return
+    health_line(hub)
+    if not snapshot.workers:
+        return
+    tz = session.tz()
+    rows = hub.memo(("workers", str(tz)), look.reading, lambda: tables.worker_rows(snapshot, tz))
+    st.dataframe(
+        rows,
+        hide_index=True,
+        height=tables.table_height(len(snapshot.workers), 14),
+        placeholder=format.NA,
+        key="worker_table",
+        column_config=_columns(snapshot),
+        alt="One row per worker: role, state, utilization of both kinds, KV, queue, version, host, device, restarts.",
+    )
+    source = "simulated" if snapshot.simulated else "derived"
+    st.html(
+        f'<div class="pl pl-muted" style="font-size:12px">Utilization is wall, over the last seconds '
+        f"{cards.tag(source, left=True)} </div>"
+    )
+
+
+def _bar(title: str, color: str, width: int = 130) -> Any:
+    return st.column_config.ProgressColumn(title, color=color, min_value=0, max_value=100, format="%.1f%%", width=width)
+
+
+def _columns(snapshot: FleetSnapshot) -> dict[str, Any]:
+    column = st.column_config
+    troubled = any(each.reason for each in snapshot.workers)
+    restarted = any(each.num_restarts for each in snapshot.workers)
+    return {
+        "worker": column.TextColumn("Worker", pinned=True, width=72),
+        "role": column.TextColumn("Role", help="Role now, and → the desired one where they differ", width=84),
+        "state": column.TextColumn("State", width=76),
+        "since": column.TextColumn("Role since", width=76),
+        "prefill": _bar("Prefill compute", theme.PREFILL),
+        "decode": _bar("Decode bandwidth", theme.DECODE),
+        "kv": _bar("KV held", theme.MIXED, 104),
+        "queued": column.NumberColumn("Queued tokens", format="localized", width=100),
+        "waiting": column.NumberColumn("Waiting", width=60),
+        "running": column.NumberColumn("Running", width=62),
+        "leased": column.NumberColumn(
+            "Handoffs", help="Prefilled, not yet acknowledged by the decode worker", width=76
+        ),
+        "weight": column.NumberColumn("Weight", width=56),
+        "why": column.TextColumn("Why not ready", width=220) if troubled else None,
+        "restarts": column.NumberColumn("Restarts", width=70),
+        "last_restart": column.TextColumn("Last restart", width=180) if restarted else None,
+        "device": column.TextColumn("Device", width=140),
+        "host": column.TextColumn("Host", width=110),
+        "version": column.TextColumn("Version", width=70),
+    }
+
+
+def _life(hub: Hub, worker_id: str | None, range_s: int) -> None:
+    """One worker: what it is now, and the roles it held."""
+    snapshot = hub.look().snapshot
+    if snapshot is None:
+        return
+    worker = next((each for each in snapshot.workers if each.worker_id == worker_id), None)
+    if worker is None:
+        st.html(cards.empty(f"{worker_id} is not in the fleet", "It left since this page was drawn."))
+        return
+    tz, now = session.tz(), snapshot.at_unix_s
+    since = now - range_s
+    try:
+        found = hub.cached(("roles", range_s, int(now // 5)), 6.0, lambda plane: plane.roles(since, now))
+    except ControlError as error:
+        st.html(cards.banner(f"The history did not answer: {error}", "broken", alert=True))
+        return
+    own = [each for each in found if each.worker_id == worker_id]
+    left, right = st.columns([3, 2], gap="medium")
+    with left:
+        _timeline(own, worker, since, now, tz)
+    with right:
+        st.html(facts(worker, tz, now))
+
+
+def _timeline(own: list[RoleInterval], worker: WorkerStatus, since: float, now: float, tz: tzinfo) -> None:
+    if not own:
+        st.html(cards.empty("No role recorded in this window", "The history holds no interval for this worker yet."))
+        return
+    first = min(each.start_unix_s for each in own)  # a young worker's life fills the axis
+    since = max(since, min(first, now - LEAST_LIFE_S))
+    data = {"live": frames.intervals(own, since, now), "span": frames.span(since, now, 0.0)}
+    draw.chart(
+        charts.timeline(1), data, key="life_chart", alt=f"Roles that {worker.worker_id} held over time, as bars."
+    )
+    rows = [
+        (
+            cards.Cell(start),
+            cards.Cell(length, num=True),
+            cards.Cell(cards.role(role), html=True),
+            cards.Cell(state),
+            cards.Cell(reason or "–"),
+        )
+        for start, length, role, state, reason in tables.interval_rows(own, now, tz)[:12]
+    ]
+    st.html(cards.table(("From", "For", "Role", "State", "Reason"), rows, f"Role intervals of {worker.worker_id}"))
+
+
+def facts(worker: WorkerStatus, tz: tzinfo, now_unix_s: float) -> str:
+    """Everything the row has no room for. Pure."""
+    running = "idle" if worker.step_running_s is None else f"running for {format.duration(worker.step_running_s)}"
+    pairs = [
+        ("Why not ready", worker.reason or "–"),
+        (
+            "Restarts",
+            f"{worker.num_restarts}" + (f", last: {worker.last_restart_reason}" if worker.last_restart_reason else ""),
+        ),
+        ("Up for", f"{format.duration(now_unix_s - worker.started_unix_s)}, epoch {worker.epoch}"),
+        ("Heartbeat", f"{format.duration(worker.heartbeat_age_s)} ago; step {running}"),
+        (
+            "KV blocks",
+            f"{format.count(worker.kv_blocks_held)} held, {format.count(worker.kv_blocks_reserved)} reserved "
+            f"of {format.count(worker.kv_blocks_total)}",
+        ),
+        ("Measured by the device", _measured(worker)),
+        ("Model", worker.model_id),
+        ("Address", f"{worker.address} (pid {worker.pid} on {worker.hostname})"),
+        ("Device", f"{worker.device}{' (simulated)' if worker.simulated else ''}"),
+    ]
+    rows = [(cards.Cell(name), cards.Cell(text)) for name, text in pairs]
+    return cards.table(
+        (worker.worker_id, f"since {format.clock(worker.role_since_unix_s, tz)} {worker.role}"),
+        rows,
+        f"Facts about {worker.worker_id}",
+    )
+
+
+def _measured(worker: WorkerStatus) -> str:
+    if worker.measured_tensor_active is None and worker.measured_dram_active is None:
+        return "n/a: this device answers no GPM counters"
+    tensor, dram = format.percent(worker.measured_tensor_active), format.percent(worker.measured_dram_active)
+    return f"tensor active {tensor}, DRAM active {dram}"

@@ -1,0 +1,110 @@
+"""Taking a fleet over at start: desired state, fence and unfinished commands as the history has them.
+
+Decided here: the first desired state of a fleet that has none (recorded as version 1). The workers themselves are
+adopted by the first ticks, which compare desired with what lives. Not decided here: how a fleet finds its workers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from control.accounting import Accountant
+from control.desk import Desk
+from control.events import Events
+from control.fleets.base import Fleet
+from control.history.store import History
+from control.plane import Plane
+from control.recorder import Recorder
+from control.settings import Settings
+from control.types import Action, Command, CommandState, Desired, Role, Verb
+
+INITIAL_WHO = "phaseline"
+
+
+async def adopt(
+    fleet: Fleet, history: History, settings: Settings, version: str = "", now: Callable[[], float] = time.time
+) -> Plane:
+    """A plane that goes on where the last one stopped. Raises HistoryError."""
+    recorder = Recorder()
+    desired = await recorder.read(history.load_desired, fleet.fleet_id)
+    wanted = starting_desired(desired, settings)
+    if wanted is not desired:
+        await recorder.write(history.record_command, starting_command(fleet.fleet_id, desired, wanted, now()))
+        desired = wanted
+    fence = await recorder.write(history.next_fence, fleet.fleet_id)
+    unfinished = await recorder.read(history.unfinished_commands, fleet.fleet_id)
+    accountant = Accountant(fleet.fleet_id)
+    accountant.restore(await recorder.read(history.load_cursors, fleet.fleet_id))
+    desk = Desk(
+        fleet_id=fleet.fleet_id,
+        history=history,
+        recorder=recorder,
+        events=Events(),
+        desired=desired,
+        unfinished={each.command_id: each for each in unfinished},
+    )
+    return Plane(
+        fleet=fleet,
+        history=history,
+        settings=settings,
+        desk=desk,
+        fence=fence,
+        accountant=accountant,
+        version=version,
+        now=now,
+    )
+
+
+def starting_desired(known: Desired | None, settings: Settings) -> Desired:
+    """What to start from: `known` as it is, unless `num_workers` has changed since; new workers are decode workers."""
+    if known is None:
+        return initial_desired(settings)
+    ids = settings.worker_ids
+    if set(ids) == known.roles.keys():
+        return known
+    roles = {worker_id: known.roles.get(worker_id, Role.DECODE) for worker_id in ids}
+    if not any(role in (Role.DECODE, Role.MIXED) for role in roles.values()):
+        roles = initial_desired(settings).roles
+    return replace(
+        known,
+        version=known.version + 1,
+        roles=roles,
+        drained=frozenset(known.drained & roles.keys()),
+        weights={w: weight for w, weight in known.weights.items() if w in roles},
+    )
+
+
+def initial_desired(settings: Settings) -> Desired:
+    """First prefill, then mixed, then decode workers, named w0 .. wN-1; one of them can decode."""
+    num_prefill = min(settings.num_prefill, settings.num_workers - 1)
+    num_mixed = min(settings.num_mixed, settings.num_workers - num_prefill)
+    num_decode = settings.num_workers - num_prefill - num_mixed
+    roles = [Role.PREFILL] * num_prefill + [Role.MIXED] * num_mixed + [Role.DECODE] * num_decode
+    return Desired(version=1, roles=dict(zip(settings.worker_ids, roles, strict=True)), policy=settings.initial_policy)
+
+
+def starting_command(fleet_id: str, before: Desired | None, after: Desired, now_unix_s: float) -> Command:
+    """The record by which desired state begins, or takes over a changed `num_workers`."""
+    return Command(
+        command_id=0,
+        fleet_id=fleet_id,
+        action=Action(
+            verb=Verb.RESIZE,
+            prefill=after.pool_size(Role.PREFILL),
+            decode=after.pool_size(Role.DECODE),
+            mixed=after.pool_size(Role.MIXED),
+        ),
+        state=CommandState.DONE,
+        who=INITIAL_WHO,
+        why="first start" if before is None else f"the setting num_workers is now {len(after.roles)}",
+        idempotency_key="",
+        base_version=before.version if before else 0,
+        version_after=after.version,
+        created_unix_s=now_unix_s,
+        updated_unix_s=now_unix_s,
+        result="taken from the settings",
+        desired_before=None,  # not an operator's: there is nothing to undo
+        desired_after=after,
+    )

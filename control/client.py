@@ -1,0 +1,292 @@
+"""The one Python client of the control API; the console and the CLI use nothing else.
+
+Synchronous httpx. Answers come back as `control.types` values, problem bodies as `control.errors`, and no answer at
+all as PlaneUnreachable. Nothing is decided here and nothing is retried: a caller who wants that says so.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from types import TracebackType
+from typing import Any, TypeVar
+
+import httpx
+from pydantic import TypeAdapter, ValidationError
+
+from control import errors
+from control.errors import ControlError, FleetError, NotFound, PlaneUnreachable
+from control.types import (
+    Action,
+    Command,
+    CommandRequest,
+    CommandState,
+    Desired,
+    FleetSnapshot,
+    MetricInfo,
+    Preview,
+    Principal,
+    Problem,
+    RequestRecord,
+    RoleInterval,
+    RoutingPolicy,
+    SeriesResult,
+    ServerInfo,
+    Session,
+    Verb,
+    WhatIfRouting,
+)
+
+T = TypeVar("T")
+API = "/api/v1"
+POLL_S = 0.1
+_adapters: dict[Any, TypeAdapter[Any]] = {}  # built once per type
+ENDED = frozenset({CommandState.DONE, CommandState.FAILED, CommandState.SUPERSEDED})
+ERRORS: Mapping[str, type[ControlError]] = {
+    kind.__name__: kind
+    for kind in (
+        errors.SettingsError,
+        errors.CommandRefused,
+        errors.StaleVersion,
+        errors.NotFound,
+        errors.NotAllowed,
+        errors.HistoryError,
+        errors.FleetError,
+    )
+}
+
+
+class PhaselineClient:
+    """One connection pool to one plane. Thread-safe, as httpx.Client is; close it or use it as a context."""
+
+    def __init__(
+        self,
+        base_url: str,
+        token: str = "",
+        timeout_s: float = 5.0,
+        *,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._http = httpx.Client(
+            base_url=base_url, headers=headers, timeout=timeout_s, transport=transport, trust_env=False
+        )
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> PhaselineClient:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    # --- the server and who asks ----------------------------------------------------------------------------------
+
+    def health(self) -> dict[str, Any]:
+        """The process answers (no token needed): {"status": "ok", ...}."""
+        return self._get(dict[str, Any], "/healthz")
+
+    def ready(self) -> dict[str, Any]:
+        """Readiness (no token needed). Raises FleetError (503) while the first tick is outstanding."""
+        return self._get(dict[str, Any], "/readyz")
+
+    def info(self) -> ServerInfo:
+        return self._get(ServerInfo, f"{API}/info")
+
+    def login(self, one_time_code: str) -> Session:
+        """Exchange a one-time code for a session token (this client goes on with its own token)."""
+        return self._post(Session, f"{API}/login", {"code": one_time_code})
+
+    def create_login_code(self) -> str:
+        """A one-time code (ten minutes) that logs the caller in elsewhere: the console's login URL carries it."""
+        return self._post(dict[str, str], f"{API}/login/codes", {})["code"]
+
+    def whoami(self) -> Principal:
+        return self._get(Principal, f"{API}/whoami")
+
+    # --- the fleet --------------------------------------------------------------------------------------------------
+
+    def fleets(self) -> list[str]:
+        return self._get(list[str], f"{API}/fleets")
+
+    def snapshot(self, fleet_id: str | None = None) -> FleetSnapshot:
+        """The fleet as of the last tick. None: the only fleet."""
+        return self._get(FleetSnapshot, f"{API}/fleets/{fleet_id or '-'}/snapshot")
+
+    def desired(self, fleet_id: str | None = None) -> Desired:
+        return self._get(Desired, f"{API}/fleets/{fleet_id or '-'}/desired")
+
+    def routing(self, fleet_id: str | None = None) -> tuple[RoutingPolicy, dict[str, float]]:
+        """The live routing policy and the per-worker weights (a worker that is not named has 1.0)."""
+        desired = self.desired(fleet_id)
+        return desired.policy, desired.weights
+
+    def what_if_routing(
+        self,
+        policy: Mapping[str, float | int] | RoutingPolicy,
+        *,
+        window_s: float = 3600.0,
+        fleet_id: str | None = None,
+    ) -> WhatIfRouting:
+        """How the last requests would have been routed; `policy` may hold only the keys to change."""
+        changes = asdict(policy) if isinstance(policy, RoutingPolicy) else dict(policy)
+        body = {"policy": changes, "window_s": window_s, "fleet_id": fleet_id}
+        return self._post(WhatIfRouting, f"{API}/routing/what-if", body)
+
+    # --- commands ---------------------------------------------------------------------------------------------------
+
+    def preview(self, request: CommandRequest) -> Preview:
+        return self._post(Preview, f"{API}/commands/preview", _dump(request))
+
+    def submit(self, request: CommandRequest) -> Command:
+        """Record a command; it is carried out from the next tick on. StaleVersion, CommandRefused, NotAllowed."""
+        return self._post(Command, f"{API}/commands", _dump(request))
+
+    def undo(self, command_id: int, *, why: str = "", base_version: int | None = None) -> Command:
+        action = Action(verb=Verb.UNDO, command_id=command_id)
+        return self.submit(CommandRequest(action=action, why=why, base_version=base_version))
+
+    def command(self, command_id: int) -> Command:
+        return self._get(Command, f"{API}/commands/{command_id}")
+
+    def commands(self, limit: int = 50, before_id: int | None = None) -> list[Command]:
+        """Newest first."""
+        return self._get(list[Command], f"{API}/commands", limit=limit, before_id=before_id)
+
+    def wait(self, command_id: int, timeout_s: float = 120.0) -> Command:
+        """Poll until the command has ended, or until `timeout_s` is over: look at `state` of what comes back."""
+        until = time.monotonic() + timeout_s
+        while True:
+            command = self.command(command_id)
+            if command.state in ENDED or time.monotonic() >= until:
+                return command
+            time.sleep(POLL_S)
+
+    # --- history ----------------------------------------------------------------------------------------------------
+
+    def metrics(self) -> list[MetricInfo]:
+        return self._get(list[MetricInfo], f"{API}/metrics")
+
+    def series(
+        self,
+        metric: str,
+        since_unix_s: float,
+        until_unix_s: float | None = None,
+        step_s: int | None = None,
+        by: str = "fleet",
+        fleet_id: str | None = None,
+    ) -> SeriesResult:
+        return self._get(
+            SeriesResult,
+            f"{API}/series",
+            metric=metric,
+            since_unix_s=since_unix_s,
+            until_unix_s=until_unix_s,
+            step_s=step_s,
+            by=by,
+            fleet_id=fleet_id,
+        )
+
+    def requests(
+        self,
+        limit: int = 100,
+        since_unix_s: float | None = None,
+        order: str = "recent",
+        *,
+        until_unix_s: float | None = None,
+        rule: str | None = None,
+        worker_id: str | None = None,
+        good: bool | None = None,
+        fleet_id: str | None = None,
+    ) -> list[RequestRecord]:
+        """Request records, metadata only. order: recent | slowest."""
+        return self._get(
+            list[RequestRecord],
+            f"{API}/requests",
+            limit=limit,
+            since_unix_s=since_unix_s,
+            until_unix_s=until_unix_s,
+            order=order,
+            rule=rule,
+            worker_id=worker_id,
+            good=good,
+            fleet_id=fleet_id,
+        )
+
+    def request(self, request_id: str) -> RequestRecord:
+        return self._get(RequestRecord, f"{API}/requests/{request_id}")
+
+    def roles(
+        self, since_unix_s: float, until_unix_s: float | None = None, fleet_id: str | None = None
+    ) -> list[RoleInterval]:
+        return self._get(
+            list[RoleInterval], f"{API}/roles", since_unix_s=since_unix_s, until_unix_s=until_unix_s, fleet_id=fleet_id
+        )
+
+    def events(self, timeout_s: float = 30.0) -> Iterator[dict[str, Any]]:
+        """Server-sent events: {"event": "tick" | "command", ...}. Ends when the plane closes the stream."""
+        try:
+            with self._http.stream("GET", f"{API}/events", timeout=timeout_s) as response:
+                if response.is_error:
+                    response.read()
+                    raise problem_error(response)
+                for line in response.iter_lines():
+                    if line.startswith("data: "):
+                        yield json.loads(line[6:])
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+
+    # --- transport --------------------------------------------------------------------------------------------------
+
+    def _get(self, kind: type[T], path: str, **params: Any) -> T:
+        return self._send(kind, "GET", path, params={k: _query(v) for k, v in params.items() if v is not None})
+
+    def _post(self, kind: type[T], path: str, body: Any) -> T:
+        return self._send(kind, "POST", path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+
+    def _send(self, kind: type[T], method: str, path: str, **options: Any) -> T:
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+        if response.is_error:
+            raise problem_error(response)
+        try:
+            answer: T = _adapter(kind).validate_json(response.content)
+            return answer
+        except ValidationError as error:
+            raise FleetError(f"the plane's answer to {path} is not understood: {error.errors()[0]['msg']}") from error
+
+    def _unreachable(self, error: httpx.TransportError) -> PlaneUnreachable:
+        return PlaneUnreachable(f"the plane at {self._http.base_url} does not answer: {error or type(error).__name__}")
+
+
+def problem_error(response: httpx.Response) -> ControlError:
+    """The error that a problem body stands for: its class by `type`, else by status."""
+    try:
+        problem = _adapter(Problem).validate_json(response.content)
+    except ValidationError:
+        found = NotFound if response.status_code == 404 else FleetError
+        return found(f"the plane answered {response.status_code} {response.reason_phrase}")
+    kind = ERRORS.get(problem.type.rpartition(":")[2], ControlError)
+    error = kind(problem.detail, field=problem.field, value=problem.value, bound=problem.bound)
+    error.status = problem.status
+    error.retry_helps = problem.retry_helps
+    return error
+
+
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    if kind not in _adapters:
+        _adapters[kind] = TypeAdapter(kind)
+    return _adapters[kind]
+
+
+def _dump(request: CommandRequest) -> Any:
+    return _adapter(CommandRequest).dump_python(request, mode="json", exclude_none=True)
+
+
+def _query(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

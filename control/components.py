@@ -1,0 +1,207 @@
+"""Which processes make one deployment, in the order in which they start. Plain values; nothing is started here.
+
+Decided here: command lines, what tells that each is ready, and which fall with which. Not here: when each is started,
+restarted or ended (`control.supervisor`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from control.errors import SettingsError
+from control.fleets.ray_head import head_command, head_spec, join_address, ray_environment, temp_dir_of
+from control.settings import Settings
+
+RAY, PLANE, GATEWAY, CONSOLE, TRAFFIC = "ray", "plane", "gateway", "console", "traffic"
+#: `down` ends them in this order: no new work first, and the workers last.
+STOP_ORDER = (TRAFFIC, GATEWAY, CONSOLE, PLANE, RAY)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Component:
+    """One supervised process, with everything below it."""
+
+    name: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    cwd: Path
+    log: Path
+    stop_limit_s: float
+    ready_url: str = ""  # answers 200 when ready; "" and no port: ready once it runs
+    ready_port: int = 0
+    needs: tuple[str, ...] = ()  # ready before this one starts
+    falls_with: str = ""  # when that one ends, this one is restarted after it
+    private_dir: Path | None = field(default=None)  # made 0700, emptied of old sessions, before each start
+
+    @property
+    def digest(self) -> str:
+        """Equal digests: a process that runs already may be taken over as it is."""
+        parts = [list(self.command), sorted(self.environment.items()), str(self.cwd)]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One address of ours that a person or a program may open."""
+
+    name: str
+    setting: str
+    port: int
+    url: str
+
+
+def endpoints(settings: Settings) -> tuple[Endpoint, ...]:
+    """What listens for people and programs, in the order in which it is printed."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    listed = (
+        ("gateway", "gateway_port", settings.gateway_port, "/v1"),
+        ("control API", "api_port", settings.api_port, "/api/v1"),
+        ("console", "console_port", settings.console_port, ""),
+    )
+    return tuple(
+        Endpoint(name=name, setting=setting, port=port, url=f"http://{host}:{port}{path}")
+        for name, setting, port, path in listed
+        if name != GATEWAY or settings.fleet_kind != "sim"
+    )
+
+
+def num_hosts(settings: Settings) -> int:
+    """Worker host processes: one for each real worker, one for each group of paced workers."""
+    if settings.worker_kind != "paced":
+        return settings.num_workers
+    return -(-settings.num_workers // settings.paced_workers_per_process)
+
+
+def owns_head(settings: Settings) -> bool:
+    """Whether we start a Ray head of our own; SimFleet needs none, and a joined cluster has one."""
+    return settings.fleet_kind == "ray" and not join_address(settings)
+
+
+def shared_environment(settings: Settings) -> dict[str, str]:
+    """What every process of ours must agree on, whatever folder it runs in."""
+    config = Path(os.environ.get("PHASELINE_CONFIG", "phaseline.toml")).resolve()
+    found = {
+        "PHASELINE_RUN_DIR": str(settings.run_dir.resolve()),
+        "PHASELINE_HOST": settings.host,
+        "PHASELINE_GATEWAY_PORT": str(settings.gateway_port),
+        "PHASELINE_API_PORT": str(settings.api_port),
+        "PHASELINE_CONSOLE_PORT": str(settings.console_port),
+        "PYTHONUNBUFFERED": "1",
+    }
+    if "PHASELINE_CONFIG" in os.environ or config.is_file():
+        found["PHASELINE_CONFIG"] = str(config)
+    return found
+
+
+def components(settings: Settings, traffic: str = "") -> tuple[Component, ...]:
+    """The deployment for these settings, in start order. `traffic` names a profile of sample traffic; "" is none.
+
+    SimFleet has arrivals of its own and nothing that a gateway could reach. Raises SettingsError for traffic to it.
+    """
+    is_sim = settings.fleet_kind == "sim"
+    if traffic and is_sim:
+        raise SettingsError("sample traffic needs a gateway; a sim fleet has its own arrivals", field="traffic")
+    found = [_ray(settings)] if owns_head(settings) else []
+    found.append(_plane(settings))
+    if not is_sim:
+        found.append(_gateway(settings))
+    found.append(_console(settings))
+    if traffic:
+        found.append(_traffic(settings, traffic))
+    return tuple(found)
+
+
+def log_path(settings: Settings, name: str) -> Path:
+    return settings.run_dir.resolve() / "logs" / f"{name}.log"
+
+
+def _url(settings: Settings, port: int, path: str) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{port}{path}"
+
+
+def _ray(settings: Settings) -> Component:
+    return Component(
+        name=RAY,
+        command=tuple(head_command(head_spec(settings, num_hosts(settings)))),
+        environment=shared_environment(settings) | ray_environment(settings.run_dir),
+        cwd=settings.run_dir.resolve(),
+        log=log_path(settings, RAY),
+        stop_limit_s=15.0,
+        ready_port=settings.ray_port,
+        private_dir=temp_dir_of(settings.run_dir),
+    )
+
+
+def _plane(settings: Settings) -> Component:
+    has_head = owns_head(settings)
+    return Component(
+        name=PLANE,
+        command=(sys.executable, "-m", "control.plane_main"),
+        environment=shared_environment(settings),
+        cwd=Path.cwd(),
+        log=log_path(settings, PLANE),
+        stop_limit_s=20.0,
+        ready_url=_url(settings, settings.api_port, "/healthz"),
+        needs=(RAY,) if has_head else (),
+        falls_with=RAY if has_head else "",
+    )
+
+
+def _gateway(settings: Settings) -> Component:
+    return Component(
+        name=GATEWAY,
+        command=(sys.executable, "-m", "control.gateway.main"),
+        environment=shared_environment(settings),
+        cwd=Path.cwd(),
+        log=log_path(settings, GATEWAY),
+        stop_limit_s=settings.drain_limit_s + 5.0,
+        ready_url=_url(settings, settings.gateway_port, "/healthz"),
+        needs=(PLANE,),
+    )
+
+
+def _console(settings: Settings) -> Component:
+    main = app_main()
+    return Component(
+        name=CONSOLE,
+        command=(
+            *(sys.executable, "-m", "streamlit", "run", str(main)),
+            *("--server.address", settings.host, "--server.port", str(settings.console_port)),
+            *("--server.headless", "true", "--browser.gatherUsageStats", "false"),
+        ),
+        environment=shared_environment(settings),
+        cwd=main.parents[1],
+        log=log_path(settings, CONSOLE),
+        stop_limit_s=5.0,
+        ready_url=_url(settings, settings.console_port, "/_stcore/health"),
+        needs=(PLANE,),
+    )
+
+
+def _traffic(settings: Settings, profile: str) -> Component:
+    return Component(
+        name=TRAFFIC,
+        command=(sys.executable, "-m", "control.traffic", "--profile", profile, "--quiet"),
+        environment=shared_environment(settings),
+        cwd=Path.cwd(),
+        log=log_path(settings, TRAFFIC),
+        stop_limit_s=30.0,
+        needs=(GATEWAY,),
+    )
+
+
+def app_main() -> Path:
+    """The console's script. Raises SettingsError when the package `app` is not installed."""
+    found = importlib.util.find_spec("app")
+    places = list(found.submodule_search_locations or []) if found else []
+    if not places:
+        raise SettingsError("the console (package app) is not installed beside control")
+    return Path(places[0]) / "main.py"

@@ -1,0 +1,237 @@
+"""Where commands are handed in: checked, planned, recorded; and where their journals are kept up.
+
+Decided here: the order of the checks (idempotency, stale version, refusal, confirmation), all before anything is
+recorded; and that nothing acts before its record is durable. Not decided here: what a command means
+(`control.commands`), how far it has come (`control.progress`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field, replace
+
+from control.changes import changes_between
+from control.commands import ENDED, Planned, advance, plan_action
+from control.errors import CommandRefused, ControlError, NotFound, StaleVersion
+from control.events import Events
+from control.facts import FleetFacts, Refusal
+from control.guards import pools_of
+from control.history.store import History
+from control.progress import Progress, superseded_by
+from control.recorder import Recorder
+from control.types import (
+    Action,
+    Command,
+    CommandRequest,
+    CommandState,
+    CommandStep,
+    Desired,
+    Preview,
+    Principal,
+    Verb,
+)
+from control.words import action_words
+
+#: How far back an undo and a stale form look for who changed what.
+LOOK_BACK = 200
+
+
+@dataclass(slots=True)
+class Desk:
+    """Desired state and the unfinished commands of one fleet, as the history has them."""
+
+    fleet_id: str
+    history: History
+    recorder: Recorder
+    events: Events
+    desired: Desired
+    unfinished: dict[int, Command] = field(default_factory=dict)
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def preview(self, request: CommandRequest, fleet: FleetFacts) -> Preview:
+        """What the tick would do. A stale version is part of the answer here, not an error."""
+        planned = await self._plan(request.action, fleet)
+        refused = planned.refused.detail if planned.refused else ""
+        if not refused and request.base_version not in (None, self.desired.version):
+            refused = (await self._stale(request.base_version or 0, 0.0)).detail
+        return Preview(
+            base_version=self.desired.version,
+            steps=planned.steps,
+            pools_before=pools_of(self.desired),
+            pools_after=pools_of(planned.desired_after),
+            warnings=planned.warnings,
+            needs_confirmation=planned.needs_confirmation,
+            refused=refused,
+            expected_s=planned.expected_s,
+            effect=planned.effect,
+        )
+
+    async def submit(
+        self, request: CommandRequest, principal: Principal, fleet: FleetFacts, now_unix_s: float
+    ) -> Command:
+        """Record one command. Raises CommandRefused, StaleVersion, NotFound, or HistoryError: then nothing happens."""
+        async with self._lock:
+            if request.idempotency_key:
+                earlier = await self._repeated(request, principal)
+                if earlier is not None:
+                    return self.annotated(earlier)
+            if request.base_version not in (None, self.desired.version):
+                raise await self._stale(request.base_version or 0, now_unix_s)
+            planned = await self._plan(request.action, fleet)
+            self._check(planned, request)
+            draft = self._draft(request, principal, planned, now_unix_s)
+            command = await self.recorder.write(self.history.record_command, draft)
+            self.desired = planned.desired_after
+            await self._supersede(command, now_unix_s)
+            self.unfinished[command.command_id] = command
+        self._announce(command)
+        return self.annotated(command)
+
+    def apply(self, progress: Progress) -> None:
+        """Journal what was seen of one command. Waits in memory while the history is away."""
+        command = self.unfinished[progress.command_id]
+        state = advance(command.state, progress.event) if progress.event else command.state
+        if not progress.steps and state == command.state:
+            return
+        self._journal(command, state, progress.steps, progress.result)
+
+    async def command(self, command_id: int) -> Command:
+        """One command with its journal. Raises NotFound."""
+        found = await self.recorder.look_up(self.history.command, command_id)
+        if found is None or found.fleet_id != self.fleet_id:
+            raise NotFound(f"no command {command_id}", field="command_id", value=command_id)
+        return self.annotated(self.unfinished.get(command_id, found))
+
+    async def commands(self, limit: int, before_id: int | None) -> list[Command]:
+        """Newest first."""
+        found = await self.recorder.read(self.history.commands, self.fleet_id, limit, before_id)
+        return [self.annotated(self.unfinished.get(each.command_id, each)) for each in found]
+
+    def annotated(self, command: Command) -> Command:
+        """With `can_undo`: what it changed is still as it left it."""
+        before, after = command.desired_before, command.desired_after
+        changes = changes_between(before, after) if before and after else None
+        can = bool(changes) and command.undone_by is None
+        if can and changes is not None and after is not None:
+            can = not changes.differing(self.desired, after)
+        return replace(command, can_undo=can)
+
+    # --- parts ------------------------------------------------------------------------------------------------------
+
+    async def _plan(self, action: Action, fleet: FleetFacts) -> Planned:
+        if action.verb != Verb.UNDO or action.command_id is None:
+            return plan_action(action, self.desired, fleet)
+        target = await self.recorder.look_up(self.history.command, action.command_id)
+        recent = await self.recorder.look_up(self.history.commands, self.fleet_id, LOOK_BACK, None)
+        later = [each for each in reversed(recent) if each.command_id > action.command_id]
+        return plan_action(action, self.desired, fleet, target, later)
+
+    async def _repeated(self, request: CommandRequest, principal: Principal) -> Command | None:
+        """The command that this key stands for already. Raises CommandRefused (409) when its body was another."""
+        key = request.idempotency_key
+        earlier = await self.recorder.look_up(self.history.find_by_idempotency, key, principal.name)
+        if earlier is None:
+            return None
+        if (earlier.action, earlier.why) != (request.action, request.why):
+            error = CommandRefused(
+                f"idempotency key {key} was used for command {earlier.command_id} ({action_words(earlier.action)})",
+                field="idempotency_key",
+                value=key,
+                bound="one key, one body",
+            )
+            error.status = 409
+            raise error
+        return self.unfinished.get(earlier.command_id, earlier)
+
+    async def _stale(self, base_version: int, now_unix_s: float) -> StaleVersion:
+        """What changed since `base_version`, by whom, and when."""
+        recent = await self.recorder.look_up(self.history.commands, self.fleet_id, LOOK_BACK, None)
+        since = [
+            each for each in recent if each.version_after > base_version and each.version_after > each.base_version
+        ]
+        told = "; ".join(
+            f"command {each.command_id} by {each.who}"
+            + (f" {now_unix_s - each.created_unix_s:.0f} s ago" if now_unix_s else "")
+            + f": {action_words(each.action)}"
+            for each in since[:5]
+        )
+        return StaleVersion(
+            f"desired state is at version {self.desired.version}, this was based on {base_version}"
+            + (f". Since then: {told}" if told else ""),
+            field="base_version",
+            value=base_version,
+            bound=str(self.desired.version),
+        )
+
+    def _check(self, planned: Planned, request: CommandRequest) -> None:
+        if planned.refused is not None:
+            raise refusal_error(planned.refused)
+        word = planned.needs_confirmation
+        if word and request.confirmation != word:
+            raise CommandRefused(
+                f"this takes half or more of the {word} pool: type its name to confirm",
+                field="confirmation",
+                value=request.confirmation,
+                bound=word,
+            )
+
+    def _draft(self, request: CommandRequest, principal: Principal, planned: Planned, now_unix_s: float) -> Command:
+        """The command as it will be recorded; the history gives it its number."""
+        steps = (
+            CommandStep(at_unix_s=now_unix_s, text=each.text, worker_id=each.worker_id, state="planned")
+            for each in planned.steps
+        )
+        return Command(
+            command_id=0,
+            fleet_id=self.fleet_id,
+            action=request.action,
+            state=CommandState.ACCEPTED,
+            who=principal.name,
+            why=request.why,
+            idempotency_key=request.idempotency_key,
+            base_version=self.desired.version,
+            version_after=planned.desired_after.version,
+            created_unix_s=now_unix_s,
+            updated_unix_s=now_unix_s,
+            steps=tuple(steps),
+            desired_before=self.desired,
+            desired_after=planned.desired_after,
+            undo_of=request.action.command_id,
+        )
+
+    async def _supersede(self, newer: Command, now_unix_s: float) -> None:
+        for older in list(self.unfinished.values()):
+            why = superseded_by(newer, older)
+            if why:
+                step = CommandStep(at_unix_s=now_unix_s, text=f"superseded {why}")
+                self._journal(older, advance(older.state, "supersede"), (step,), f"superseded {why}")
+
+    def _journal(self, command: Command, state: CommandState, steps: tuple[CommandStep, ...], result: str) -> None:
+        """Keep one command up, here at once and in the history as soon as it can be written."""
+        at = steps[-1].at_unix_s if steps else command.updated_unix_s
+        changed = replace(command, state=state, steps=(*command.steps, *steps), result=result, updated_unix_s=at)
+        for step in steps[:-1]:
+            self.recorder.later(self.history.update_command, command.command_id, command.state, step, "")
+        last = steps[-1] if steps else None
+        self.recorder.later(self.history.update_command, command.command_id, state, last, result)
+        self.unfinished[command.command_id] = changed
+        if state in ENDED:
+            del self.unfinished[command.command_id]
+        self._announce(changed)
+
+    def _announce(self, command: Command) -> None:
+        self.events.publish(
+            "command",
+            fleet_id=self.fleet_id,
+            command_id=command.command_id,
+            state=command.state.value,
+            text=action_words(command.action),
+            result=command.result,
+            who=command.who,
+        )
+
+
+def refusal_error(refusal: Refusal) -> ControlError:
+    """A refusal as the error that the API answers with."""
+    kind = NotFound if refusal.status == 404 else CommandRefused
+    return kind(refusal.detail, field=refusal.field, value=refusal.value, bound=refusal.bound)

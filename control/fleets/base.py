@@ -1,0 +1,82 @@
+"""The border between the plane and a serving system: observe, apply, and what it can do.
+
+An adapter translates; it decides nothing. `SimFleet` is the fake of the same signature that ships with the product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from control.types import Capability, Role, WorkerRoute
+from engine.readings import DeviceReading, MeterReading
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLife:
+    """What only the orchestrator knows about one worker slot."""
+
+    worker_id: str
+    num_restarts: int = 0
+    last_restart_reason: str = ""
+    problem: str = ""  # why there is no worker in this slot; "" when there is one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """One look at a fleet. A node that did not answer is named in `problems`; its workers are absent, not zero."""
+
+    at_unix_s: float
+    readings: tuple[MeterReading, ...]
+    devices: tuple[DeviceReading, ...] = ()
+    lives: tuple[WorkerLife, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetStep:
+    """One order for one worker, under a fencing version. Idempotent: it says what must hold, not what to change."""
+
+    verb: str  # place | flip | drain | undrain
+    worker_id: str
+    role: Role
+    fence: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOutcome:
+    """accepted False: refused, with the reason, nothing changed. Completion is seen in a later observation."""
+
+    accepted: bool
+    detail: str = ""
+    retry_helps: bool = True
+
+
+class Fleet(Protocol):
+    """A serving system under control."""
+
+    fleet_id: str
+    kind: str
+    model_id: str
+    simulated: bool
+    capabilities: frozenset[Capability]
+
+    async def start(self, on_change: Callable[[], None]) -> None:
+        """Start or adopt the workers. `on_change` is called whenever a worker's state changes: tick at once."""
+
+    async def observe(self, now_unix_s: float) -> Observation:
+        """Read every worker's meter since the last observation. Never raises for one bad node."""
+
+    async def apply(self, step: FleetStep) -> StepOutcome:
+        """Give one order. Never raises: a refusal or a dead worker is an outcome."""
+
+    def routes(self) -> tuple[WorkerRoute, ...]:
+        """Where each known worker listens, with its latest role and state; weights are 1.0."""
+
+    async def close(self) -> None:
+        """Let go of the fleet without stopping it."""
+
+    async def stop(self) -> None:
+        """End the fleet's workers (only those this fleet started)."""

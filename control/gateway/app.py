@@ -1,0 +1,303 @@
+"""The gateway as one ASGI application: paths, admission of a request, and its record.
+
+    POST /v1/chat/completions, /v1/completions      GET /v1/models, /v1/models/{id}, /healthz, /readyz
+
+Decided here: the order of checks before a request may reach a worker. Not here: any one of the checks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from control.gateway import errors
+from control.gateway.admission import Admission
+from control.gateway.answers import model_body
+from control.gateway.errors import GatewayError, bad_request, bad_value
+from control.gateway.exchange import Exchange
+from control.gateway.fleet import Fleet
+from control.gateway.http import (
+    Disconnected,
+    Receive,
+    RequestHeaders,
+    Scope,
+    Send,
+    parse_headers,
+    read_body,
+    send_answer,
+    send_error,
+)
+from control.gateway.job import Job
+from control.gateway.records import Origin, RecordLog, make_record
+from control.gateway.relay import Relay
+from control.gateway.schema import Ask, Endpoint, parse_ask
+from engine.blocks import block_hashes
+from engine.core_types import MIN_TEMPERATURE
+from engine.text import TemplateError, Text
+from engine.types import SamplingParams
+
+log = logging.getLogger(__name__)
+
+GENERATE: Final[dict[str, Endpoint]] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
+#: Longer texts are tokenized on a thread, so that they do not hold up everybody's tokens.
+MAX_INLINE_CHARS: Final = 20_000
+TIME_CHECK_S: Final = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayLimits:
+    """Bounds of one gateway, from the settings."""
+
+    default_max_tokens: int
+    max_body_bytes: int
+    first_token_timeout_s: float
+    token_gap_timeout_s: float
+
+
+class Gateway:
+    """The ASGI application. `text` is set once the model folder is there; until then it is not ready."""
+
+    def __init__(
+        self, *, fleet: Fleet, admission: Admission, records: RecordLog, origin: Origin, limits: GatewayLimits
+    ) -> None:
+        self.fleet = fleet
+        self.admission = admission
+        self.records = records
+        self.text: Text | None = None
+        self.text_problem = "the model's tokenizer is not loaded yet"
+        self._origin = origin
+        self._limits = limits
+        self._started_unix_s = time.time()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        path: str = scope["path"]
+        endpoint = GENERATE.get(path)
+        if endpoint is not None and scope["method"] == "POST":
+            await self._generate(endpoint, scope, receive, send)
+            return
+        try:
+            await self._get(path, scope["method"], send)
+        except GatewayError as error:
+            await send_error(send, error)
+
+    async def watch(self) -> None:
+        """End what waits for too long, and leave workers that hang or are silent. Runs until cancelled."""
+        limits = self._limits
+        while True:
+            await asyncio.sleep(TIME_CHECK_S)
+            now_s, now_unix_s = time.monotonic(), time.time()
+            for relay in list(self.admission.in_flight.values()):
+                relay.check_time(now_s, now_unix_s, limits.first_token_timeout_s)
+            self.fleet.leave_dead(now_s, limits.token_gap_timeout_s)
+
+    # --- what is only read -------------------------------------------------------------------------------------------
+
+    async def _get(self, path: str, method: str, send: Send) -> None:
+        if path in GENERATE:
+            raise errors.wrong_method(method, "POST")
+        answer = _READS.get(path)
+        if answer is None and path.startswith("/v1/models/"):
+            name = path.removeprefix("/v1/models/")
+            answer = lambda gateway: gateway._one_model(name)  # noqa: E731
+        if answer is None:
+            raise errors.unknown_path(path)
+        if method != "GET":
+            raise errors.wrong_method(method, "GET")
+        status, body = answer(self)
+        await send_answer(send, status, msgspec.json.encode(body))
+
+    def _health(self) -> tuple[int, dict[str, Any]]:
+        return 200, {"status": "ok"}
+
+    def _readiness(self) -> tuple[int, dict[str, Any]]:
+        problem = self.why_not_ready()
+        if problem:
+            return 503, {"status": "not ready", "reason": problem}
+        table = self.fleet.table
+        return 200, {
+            "status": "ready",
+            "table_version": table.version if table else 0,
+            "num_serving": self.fleet.num_serving,
+        }
+
+    def _models(self) -> tuple[int, dict[str, Any]]:
+        table = self.fleet.table
+        return 200, {"object": "list", "data": [self._model(table.model_id)] if table else []}
+
+    def _one_model(self, name: str) -> tuple[int, dict[str, Any]]:
+        table = self.fleet.table
+        if table is None or name != table.model_id:
+            raise errors.unknown_model(name, table.model_id if table else "no model yet")
+        return 200, self._model(name)
+
+    def _model(self, model_id: str) -> dict[str, Any]:
+        max_context = self.fleet.view().max_context
+        return model_body(model_id, int(self._started_unix_s), max_context, simulated=self.fleet.simulated)
+
+    def why_not_ready(self) -> str:
+        """One line; "" when requests can be served."""
+        if self.text is None:
+            return self.text_problem
+        if self.fleet.table is None:
+            return "no routing table yet: the plane has not been reached and none is kept on disk"
+        return "" if self.fleet.num_serving else "no worker takes requests"
+
+    # --- generation --------------------------------------------------------------------------------------------------
+
+    async def _generate(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
+        arrival_s, arrival_unix_s = time.monotonic(), time.time()
+        seen: list[tuple[bytes, bytes]] = []
+        try:
+            headers = parse_headers(scope["headers"])
+            seen.append((b"x-request-id", headers.request_id.encode()))
+            body = await read_body(receive, self._limits.max_body_bytes, headers.content_length)
+            ask = parse_ask(endpoint, body)
+            job = await self._make_job(ask, headers, arrival_s, arrival_unix_s)
+        except Disconnected:
+            return
+        except GatewayError as error:
+            await send_error(send, error, seen)
+            return
+        except Exception:
+            log.exception("a request broke before it was admitted")
+            await send_error(send, errors.internal("an internal error of the gateway"), seen)
+            return
+        await self._serve(ask, job, arrival_unix_s, receive, send)
+
+    async def _make_job(self, ask: Ask, headers: RequestHeaders, arrival_s: float, arrival_unix_s: float) -> Job:
+        """Everything that can be wrong with a request is found here, before any worker hears of it."""
+        text, table = self.text, self.fleet.table
+        if text is None or table is None:
+            raise errors.not_ready(self.why_not_ready())
+        if ask.model != table.model_id:
+            raise errors.unknown_model(ask.model, table.model_id)
+        prompt = await _tokens_of(ask, text)
+        view = self.fleet.view()
+        max_tokens = _max_tokens(ask.max_tokens, len(prompt), view.max_context, self._limits.default_max_tokens)
+        sampling = SamplingParams(
+            temperature=ask.temperature if ask.temperature >= MIN_TEMPERATURE else 0.0,
+            top_p=ask.top_p,
+            top_k=ask.top_k,
+            seed=secrets.randbits(63) if ask.seed is None else ask.seed,
+            max_tokens=max_tokens,
+            stop_token_ids=() if ask.ignore_eos else text.eos_token_ids,
+            ignore_eos=ask.ignore_eos,
+        )
+        return Job(
+            request_id=headers.request_id,
+            wire_id=headers.wire_id,
+            prompt=prompt,
+            block_hashes=block_hashes(prompt, view.block_tokens) if view.block_tokens else [],
+            sampling=sampling,
+            arrival_s=arrival_s,
+            priority=ask.priority if ask.priority is not None else headers.priority or 0,
+            deadline_unix_s=None if headers.deadline_s is None else arrival_unix_s + headers.deadline_s,
+            api_key_id=headers.api_key_id,
+            traceparent=headers.traceparent,
+        )
+
+    async def _serve(self, ask: Ask, job: Job, arrival_unix_s: float, receive: Receive, send: Send) -> None:
+        text, table = self.text, self.fleet.table
+        assert text is not None
+        assert table is not None
+        relay = Relay(job, self.fleet)
+        exchange = Exchange(ask, relay, text, int(arrival_unix_s), table.model_id)
+        try:
+            self.admission.enter(job.wire_id, relay)
+            await exchange.serve(receive, send)
+        except GatewayError as error:
+            relay.fail(error)
+            await exchange.refuse(send, error)
+        except Exception:
+            log.exception("request %s broke", job.request_id)
+            await exchange.abort(send)
+        finally:
+            record = make_record(
+                self._origin,
+                ask,
+                relay,
+                model_id=table.model_id,
+                arrival_unix_s=arrival_unix_s,
+                output_tokens=exchange.output_tokens,
+                ended_s=time.monotonic(),
+                error=exchange.error,
+            )
+            self.admission.leave(job.wire_id, record)
+            self.records.append(record)
+
+
+_READS: Final[dict[str, Callable[[Gateway], tuple[int, dict[str, Any]]]]] = {
+    "/healthz": Gateway._health,
+    "/readyz": Gateway._readiness,
+    "/v1/models": Gateway._models,
+}
+
+
+async def _tokens_of(ask: Ask, text: Text) -> list[int]:
+    """The prompt's tokens. Raises GatewayError (400) for a prompt that has none, or none that the model knows."""
+    if type(ask.prompt) is list:
+        for at, token_id in enumerate(ask.prompt):
+            if token_id >= text.vocab_size:
+                raise bad_value(f"prompt[{at}]", f"a token id in 0..{text.vocab_size - 1}", token_id)
+        return ask.prompt
+    encode: Callable[[], list[int]]
+    if ask.endpoint == "chat":
+        encode = lambda: text.encode_chat(ask.messages)  # noqa: E731
+        num_chars = sum([len(message["content"]) for message in ask.messages])
+    else:
+        plain = str(ask.prompt)
+        encode = lambda: text.encode(plain)  # noqa: E731
+        num_chars = len(plain)
+    try:
+        tokens = await asyncio.to_thread(encode) if num_chars > MAX_INLINE_CHARS else encode()
+    except TemplateError as error:
+        raise bad_request(str(error), param="messages") from error
+    if not tokens:
+        raise bad_value("prompt", "a text of at least one token", ask.prompt)
+    return tokens
+
+
+def _max_tokens(asked: int | None, num_prompt: int, max_context: int, default: int) -> int:
+    """The bound on the answer. `max_context` 0 is unknown: no worker was ever connected, and routing will say so."""
+    if not max_context:
+        return asked or default
+    room = max_context - num_prompt
+    if room < 1:
+        raise GatewayError(
+            400,
+            f"the prompt has {num_prompt} tokens, which leaves no room for an answer in the context of "
+            f"{max_context} tokens",
+            param="messages",
+            code="context_length_exceeded",
+        )
+    if asked is None:
+        return min(default, room)
+    if asked > room:
+        raise errors.context_exceeded(
+            f"prompt {num_prompt} + max_tokens {asked} = {num_prompt + asked} tokens, over the context of "
+            f"{max_context} tokens"
+        )
+    return asked
+
+
+@contextlib.asynccontextmanager
+async def running(gateway: Gateway) -> Any:
+    """The gateway's own tasks, for as long as this context lasts."""
+    watch = asyncio.create_task(gateway.watch())
+    try:
+        yield gateway
+    finally:
+        watch.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watch
+        await gateway.fleet.close()

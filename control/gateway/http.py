@@ -1,0 +1,169 @@
+"""The few HTTP shapes that a gateway needs, on raw ASGI: bounded bodies, whole answers, and what headers say.
+
+Decided here: bounds and meaning of request headers. Not here: what is in a body.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Iterable
+from itertools import count
+from typing import Any, Final
+
+import msgspec
+
+from control.gateway.errors import GatewayError, bad_value, too_large
+from control.types import SAMPLE_TRAFFIC_KEY
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Header = tuple[bytes, bytes]
+
+JSON: Final = b"application/json"
+SSE: Final = b"text/event-stream; charset=utf-8"
+MAX_DEADLINE_S: Final = 86_400.0
+ANONYMOUS: Final = "anonymous"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
+_TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
+
+_process_id = secrets.token_hex(6)
+_numbers = count(1)
+
+
+class Disconnected(Exception):
+    """The client went away before it had sent its body."""
+
+
+class RequestHeaders(msgspec.Struct, frozen=True):
+    """What the headers of a request say."""
+
+    request_id: str
+    wire_id: str  # unique, whatever the client called its request
+    api_key_id: str
+    traceparent: str
+    deadline_s: float | None
+    priority: int | None
+    content_length: int | None
+
+
+def parse_headers(headers: Iterable[Header]) -> RequestHeaders:
+    """Raises GatewayError (400) that names the header."""
+    found = {name: value for name, value in headers if name in _KNOWN}
+    own_id = f"{_process_id}-{next(_numbers):x}"
+    request_id = own_id
+    if b"x-request-id" in found:
+        request_id = found[b"x-request-id"].decode("latin-1")
+        if not _REQUEST_ID.fullmatch(request_id):
+            raise bad_value("X-Request-Id", "1..128 characters of A-Z a-z 0-9 . _ : -", request_id)
+    return RequestHeaders(
+        request_id,
+        own_id if request_id is own_id else f"{request_id}~{own_id}",
+        _api_key_id(found.get(b"authorization")),
+        _traceparent(found.get(b"traceparent")),
+        _deadline_s(found.get(b"x-phaseline-deadline-s")),
+        _priority(found.get(b"x-phaseline-priority")),
+        _content_length(found.get(b"content-length")),
+    )
+
+
+_KNOWN: Final = frozenset(
+    {
+        b"x-request-id",
+        b"authorization",
+        b"traceparent",
+        b"x-phaseline-deadline-s",
+        b"x-phaseline-priority",
+        b"content-length",
+    }
+)
+
+
+def _api_key_id(value: bytes | None) -> str:
+    """Twelve digits of the key's hash: enough to tell clients apart, and no way back to the key."""
+    if value is None or value[:7].lower() != b"bearer " or not value[7:].strip():
+        return ANONYMOUS
+    key = value[7:].strip()
+    if key == SAMPLE_TRAFFIC_KEY.encode():
+        return SAMPLE_TRAFFIC_KEY
+    return hashlib.sha256(key).hexdigest()[:12]
+
+
+def _traceparent(value: bytes | None) -> str:
+    """The client's trace with a span of our own, or a new trace (https://www.w3.org/TR/trace-context/)."""
+    match = _TRACEPARENT.fullmatch(value.decode("latin-1").strip()) if value is not None else None
+    fresh = secrets.token_hex(24)
+    if match is None:
+        return f"00-{fresh[:32]}-{fresh[32:]}-00"
+    return f"00-{match[1]}-{fresh[32:]}-{match[2]}"
+
+
+def _deadline_s(value: bytes | None) -> float | None:
+    if value is None:
+        return None
+    bound = f"seconds above 0 and up to {MAX_DEADLINE_S:g}"
+    try:
+        seconds = float(value)
+    except ValueError:
+        raise bad_value("X-Phaseline-Deadline-S", bound, value.decode("latin-1")) from None
+    if not math.isfinite(seconds) or not 0 < seconds <= MAX_DEADLINE_S:
+        raise bad_value("X-Phaseline-Deadline-S", bound, value.decode("latin-1"))
+    return seconds
+
+
+def _priority(value: bytes | None) -> int | None:
+    if value is None:
+        return None
+    text = value.decode("latin-1").strip()
+    if not re.fullmatch(r"[+-]?[0-9]{1,3}", text) or not -100 <= int(text) <= 100:
+        raise bad_value("X-Phaseline-Priority", "a whole number in -100..100", text)
+    return int(text)
+
+
+def _content_length(value: bytes | None) -> int | None:
+    return int(value) if value is not None and value.isdigit() else None
+
+
+async def read_body(receive: Receive, limit_bytes: int, content_length: int | None) -> bytes:
+    """The whole body. Raises GatewayError (413) as soon as it is over the bound, Disconnected when it never ends."""
+    if content_length is not None and content_length > limit_bytes:
+        raise too_large(limit_bytes, str(content_length))
+    message = await receive()
+    if message["type"] == "http.request" and not message.get("more_body"):
+        body: bytes = message.get("body", b"")
+        if len(body) > limit_bytes:
+            raise too_large(limit_bytes, str(len(body)))
+        return body
+    parts: list[bytes] = []
+    size = 0
+    while message["type"] == "http.request":
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > limit_bytes:
+            raise too_large(limit_bytes, f"at least {limit_bytes + 1}")
+        if not message.get("more_body"):
+            return b"".join(parts)
+        message = await receive()
+    raise Disconnected
+
+
+async def send_answer(
+    send: Send, status: int, body: bytes, headers: Iterable[Header] = (), content_type: bytes = JSON
+) -> None:
+    """One whole response."""
+    length = str(len(body)).encode()
+    all_headers = [(b"content-type", content_type), (b"content-length", length), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": all_headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_error(send: Send, error: GatewayError, headers: Iterable[Header] = ()) -> None:
+    await send_answer(send, error.status, error.body(), [*headers, *error.response_headers()])
+
+
+def header_safe(text: str) -> str:
+    """Printable ASCII without quotes or backslashes, so that it can stand between quotes in a header."""
+    return "".join([char if " " <= char <= "~" and char not in '"\\' else "?" for char in text])

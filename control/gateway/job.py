@@ -1,0 +1,50 @@
+"""What a request asks of the workers, and by whom it was served: the values around a relay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from control.routing import RouteDecision
+from engine.types import SamplingParams
+from engine.wire import StageTimes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What a request asks of the workers; fixed at admission."""
+
+    request_id: str
+    wire_id: str  # unique among all requests that the workers hold
+    prompt: list[int]
+    block_hashes: list[int]
+    sampling: SamplingParams
+    arrival_s: float
+    priority: int = 0
+    deadline_unix_s: float | None = None
+    api_key_id: str = ""
+    traceparent: str = ""
+
+
+@dataclass(slots=True)
+class Served:
+    """By whom and how a request was served, for its record."""
+
+    simulated: bool  # the fleet's word, until a worker is asked
+    decision: RouteDecision | None = None  # the first one
+    prefill_worker: str = ""
+    decode_worker: str = ""
+    num_reroutes: int = 0
+    cached_tokens: int = 0  # of the prompt, where it was prefilled; the router's estimate until a worker says it
+    queue_s: float | None = None
+    prefill_s: float | None = None
+    handoff_s: float | None = None  # None: no handoff, or not told
+
+    def note_prefill(self, times: StageTimes) -> None:
+        """The first prefill counts; an earlier attempt may have told already."""
+        if self.prefill_s is None:
+            self.queue_s, self.prefill_s, self.cached_tokens = times.queue_s, times.prefill_s, times.num_cached
+
+    def note_end(self, times: StageTimes, *, handed_over: bool) -> None:
+        self.note_prefill(times)  # unless a prefill worker has told
+        if handed_over:
+            self.handoff_s = times.handoff_s

@@ -1,0 +1,192 @@
+"""The gateway process: `python -m control.gateway.main`. Puts the parts together and runs until SIGTERM or SIGINT.
+
+Decided here: what is built from which setting, and how it ends: no new connections, open streams up to `drain_limit_s`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import math
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+
+import uvicorn
+import uvloop
+
+from control.errors import ControlError, SettingsError
+from control.fleets.fleet_token import fleet_token
+from control.gateway.admission import Admission
+from control.gateway.app import Gateway, GatewayLimits, running
+from control.gateway.fleet import Fleet
+from control.gateway.link import GatewayHello
+from control.gateway.plane_link import PlaneAddress, PlaneLink
+from control.gateway.records import Origin, RecordLog
+from control.settings import Settings, load_settings
+from engine.device_catalogue import model_spec
+from engine.errors import EngineError
+from engine.host import format_address
+from engine.text import ModelText, SeededText, Text
+from engine.wire import Hello
+
+log = logging.getLogger(__name__)
+
+#: The model folder may still be converted when the gateway starts.
+TEXT_RETRY_S = 1.0
+BACKLOG = 1024
+#: Longer than clients keep idle connections, so that we never close one just as its next request comes.
+KEEP_ALIVE_S = 90
+#: Objects between two collections of the young; a request makes some hundred, nearly all freed by reference counts.
+GC_THRESHOLD = 50_000
+
+
+class Server(uvicorn.Server):
+    """uvicorn, with our own signal handling: it returns after a signal instead of raising it again."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def main() -> int:
+    """Exit code 0 after a signal, 2 for a setting that cannot be used, with one line that says why."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        settings = load_settings()
+        listener = listen(settings)
+        uvloop.run(run(settings, listener))
+    except (ControlError, EngineError) as error:
+        print(f"gateway: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def listen(settings: Settings) -> socket.socket:
+    """The bound listening socket. Raises SettingsError when the port cannot be had."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.gateway_port))
+    except OSError as error:
+        listener.close()
+        raise SettingsError(
+            f"setting gateway_port: {settings.host}:{settings.gateway_port} cannot be used: {error.strerror}",
+            field="gateway_port",
+            value=settings.gateway_port,
+        ) from error
+    listener.set_inheritable(False)
+    return listener
+
+
+async def run(settings: Settings, listener: socket.socket) -> None:
+    gateway_id = f"gw-{secrets.token_hex(4)}"
+    gateway = make_gateway(settings, gateway_id)
+    plane_link = make_plane_link(settings, gateway, gateway_id)
+    plane_link.load_kept_table()
+    server = Server(uvicorn_config(settings, gateway))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.handle_exit, number, None)
+    async with running(gateway):
+        tasks = [asyncio.create_task(plane_link.run()), asyncio.create_task(load_text(settings, gateway))]
+        try:
+            log.info("gateway %s serves %s on %s", gateway_id, settings.model_id, listener.getsockname())
+            await server.serve(sockets=[listener])
+            await plane_link.flush()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+    log.info("gateway %s ended with %d requests served", gateway_id, gateway.admission.num_completed)
+
+
+def make_gateway(settings: Settings, gateway_id: str) -> Gateway:
+    hello = Hello(gateway_id, "gateway", fleet_token(settings.run_dir))
+    return Gateway(
+        fleet=Fleet(hello),
+        admission=Admission(settings.max_in_flight),
+        records=RecordLog(),
+        origin=Origin(gateway_id=gateway_id, fleet_id=settings.fleet_id, slo=settings.effective_slo),
+        limits=GatewayLimits(
+            default_max_tokens=settings.default_max_tokens,
+            max_body_bytes=settings.max_body_bytes,
+            first_token_timeout_s=settings.first_token_timeout_s,
+            token_gap_timeout_s=settings.token_gap_timeout_s,
+        ),
+    )
+
+
+def make_plane_link(settings: Settings, gateway: Gateway, gateway_id: str) -> PlaneLink:
+    plane = format_address(settings.host, settings.api_port)
+    return PlaneLink(
+        plane=PlaneAddress(url=f"ws://{plane}/api/v1/gateways/connect", run_dir=settings.run_dir),
+        hello=GatewayHello(
+            gateway_id=gateway_id,
+            address=format_address(settings.host, settings.gateway_port),
+            version=package_version(),
+            started_unix_s=time.time(),
+        ),
+        fleet=gateway.fleet,
+        records=gateway.records,
+        admission=gateway.admission,
+        accepts=lambda table: table.fleet_id == settings.fleet_id and table.model_id == settings.model_id,
+    )
+
+
+def uvicorn_config(settings: Settings, gateway: Gateway) -> uvicorn.Config:
+    return uvicorn.Config(
+        gateway,
+        http="httptools",
+        loop="uvloop",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level=logging.WARNING,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=math.ceil(settings.drain_limit_s),
+    )
+
+
+async def load_text(settings: Settings, gateway: Gateway) -> None:
+    """Load the tokenizer, again and again while the model folder is being made; `/readyz` says why it is not there."""
+    while gateway.text is None:
+        try:
+            gateway.text = await asyncio.to_thread(open_text, settings)
+        except EngineError as error:
+            if str(error) != gateway.text_problem:
+                log.warning("%s", error)
+            gateway.text_problem = str(error)
+            await asyncio.sleep(TEXT_RETRY_S)
+    gc.collect()
+    gc.freeze()  # modules and vocabulary stay for good: the collector need not walk them again and again
+    gc.set_threshold(GC_THRESHOLD)
+
+
+def open_text(settings: Settings) -> Text:
+    """Raises ModelFolderError or CatalogueError."""
+    if settings.worker_kind == "paced":
+        return SeededText(model_spec(settings.paced_model).model.vocab_size)
+    return ModelText(settings.model_dir)
+
+
+def package_version() -> str:
+    try:
+        return version("phaseline")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,400 @@
+"""One request's way over the workers: route, hand the KV over, and go on elsewhere when a worker refuses or dies.
+
+Decided here: what each answer of a worker means to the request, and when to give up. What makes it safe: the relay
+knows the prompt and every token it has taken, takes each position once and in order, and any worker can continue from
+there. Not here: text, HTTP, and the choice of a worker (`control.routing`).
+
+    ROUTE -> (no room) WAIT -> ROUTE
+          -> local:  Submit(local)                                              -> tokens ... finish
+          -> remote: Submit(decode) -> Reserved -> Submit(prefill) -> Prefilled -> Pull -> tokens ... finish
+    refused          -> ROUTE without that worker
+    handoff failed   -> Submit(local) on the decode worker, with prompt + tokens so far
+    lost or hung     -> ROUTE with prompt + tokens so far; after MAX_DEATHS the request ends with an error
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+from control.gateway import errors
+from control.gateway.errors import GatewayError
+from control.gateway.fleet import Fleet
+from control.gateway.job import Job, Served
+from control.gateway.losses import Losses
+from control.gateway.timeline import Timeline
+from control.gateway.workers import WorkerLink
+from control.routing import RouteDecision, RouteRequest, route
+from control.types import RouteRule
+from engine.types import FinishReason, WorkKind
+from engine.wire import Cancel, Prefilled, Pull, Rejected, ReleaseLease, Reserved, Submit, TokenEvent
+
+#: Submissions of one request, over all workers, before it waits for the fleet to change.
+MAX_TRIES: Final = 8
+#: How long a request waits for room before it is told to come back.
+MAX_WAIT_S: Final = 10.0
+_BAD_ENDS: Final = (FinishReason.ERROR, FinishReason.CANCELLED)
+
+
+class Relay:
+    """Takes the workers' messages in callbacks; one consumer awaits `wait` and then `take`s tokens."""
+
+    def __init__(self, job: Job, fleet: Fleet) -> None:
+        self.job = job
+        self.attempt = 0
+        self.tokens: list[int] = []
+        self.served = Served(simulated=fleet.simulated)
+        self.timeline = Timeline(job.arrival_s)
+        self.finish: FinishReason | None = None
+        self.error: GatewayError | None = None
+        self._fleet = fleet
+        self._num_taken = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self._wakes_on_tokens = True
+        self._prefill: WorkerLink | None = None  # has work of this attempt, until it is prefilled
+        self._decode: WorkerLink | None = None  # has work of this attempt; the only one for a local attempt
+        self._lease: tuple[WorkerLink, str] | None = None  # from Prefilled until the decode worker shows it has the KV
+        self._is_reserved = False
+        self._is_prefill_asked = False
+        self._prefilled: Prefilled | None = None  # waits for a reservation
+        self._is_handing_over = False
+        self._excluded: frozenset[str] = frozenset()
+        self._num_tries = 0
+        self._losses = Losses()
+        self._no_room: GatewayError = errors.overloaded("no worker was asked yet", 1.0)
+        self._waits_since_s: float | None = None
+        self._waited_s = 0.0
+        self._progress_s = job.arrival_s  # when a worker was last asked, or last gave tokens
+
+    # --- the consumer's side -------------------------------------------------------------------------------------
+
+    @property
+    def is_done(self) -> bool:
+        return self.finish is not None or self.error is not None
+
+    @property
+    def turn(self) -> tuple[int, float]:
+        """Its place in the line of those that wait for room."""
+        return self.job.priority, self.job.arrival_s
+
+    def start(self) -> None:
+        """Route it, behind those that wait already. Afterwards `error` may be set."""
+        if self._fleet.waiters:
+            self._wait_for_room(errors.overloaded("other requests wait for room", 1.0))
+        else:
+            self._route()
+
+    async def wait(self, *, until_done: bool = False) -> None:
+        """Until there are tokens to take (or all of them, with `until_done`), or the request has ended."""
+        self._wakes_on_tokens = not until_done
+        if not self.is_done and (until_done or self._num_taken == len(self.tokens)):
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+
+    def take(self) -> list[int]:
+        """Tokens since the last time, in order."""
+        new = self.tokens[self._num_taken :]
+        self._num_taken = len(self.tokens)
+        return new
+
+    def stop(self, finish: FinishReason) -> None:
+        """The consumer wants no more (a stop string, or the client went away): free what the workers hold."""
+        if not self.is_done:
+            self._leave()
+            self.finish = finish
+            self._notify()
+
+    def fail(self, error: GatewayError) -> None:
+        """End with an error, unless it has ended already."""
+        if not self.is_done:
+            self._leave()
+            self.error = error
+            self._notify()
+
+    def check_time(self, now_s: float, now_unix_s: float, first_token_timeout_s: float) -> None:
+        """Called now and then: ends what waits for longer than its bounds allow."""
+        job = self.job
+        if self.is_done:
+            return
+        if job.deadline_unix_s is not None and now_unix_s >= job.deadline_unix_s:
+            self.fail(errors.timed_out("the request's deadline has passed (X-Phaseline-Deadline-S)", "deadline"))
+        elif not self.tokens and now_s - job.arrival_s >= first_token_timeout_s:
+            self.fail(errors.timed_out(f"no first token within {first_token_timeout_s:g} s", "first_token_timeout"))
+        elif self._waits_since_s is not None and self._waited_s + now_s - self._waits_since_s >= MAX_WAIT_S:
+            self.fail(self._no_room)
+
+    def waits_for(self, link: WorkerLink, since_s: float) -> bool:
+        """Past its first token, and nothing has come of it since `since_s`, where this worker's turn is."""
+        turn = self._prefill if self._prefill is not None and self._is_prefill_asked else self._decode
+        return turn is link and bool(self.tokens) and self._progress_s <= since_s
+
+    # --- route ---------------------------------------------------------------------------------------------------
+
+    def _route(self) -> bool:
+        """Choose workers and submit. False when there is no room now, so that it waits."""
+        while not self.is_done:
+            decision = self._decide()
+            if decision.decode_worker is None:
+                return self._no_worker(decision)
+            self._num_tries += 1
+            if self._num_tries > MAX_TRIES:
+                self._wait_for_room(errors.overloaded(f"{MAX_TRIES} workers refused the request in turn", 1.0))
+                return False
+            if self._submit(decision, decision.decode_worker):
+                return True
+            self._excluded |= {decision.decode_worker}
+        return True
+
+    def _decide(self) -> RouteDecision:
+        job, view, table = self.job, self._fleet.view(), self._fleet.table
+        assert table is not None, "admission lets nothing in before there is a table"
+        request = RouteRequest(
+            job.request_id,
+            len(job.prompt) + len(self.tokens),
+            job.sampling.max_tokens - len(self.tokens),
+            job.block_hashes,
+            self._excluded,
+        )
+        decision = route(request, view, table.policy)
+        if self.served.decision is None or self.served.decision.decode_worker is None:
+            self.served.decision = decision
+        return decision
+
+    def _submit(self, decision: RouteDecision, decode_worker: str) -> bool:
+        """First message of an attempt: a whole request to one worker, or a reservation for its decode phase."""
+        links, served = self._fleet.links, self.served
+        is_local = decision.prefill_worker is None
+        self.attempt += 1
+        self._decode = links[decode_worker]
+        self._prefill = None if decision.prefill_worker is None else links[decision.prefill_worker]
+        served.decode_worker = decode_worker
+        served.prefill_worker = decision.prefill_worker or decode_worker
+        served.simulated = self._decode.simulated
+        if not self.tokens:
+            served.cached_tokens = decision.cached_tokens
+        uncached = self._num_known - decision.cached_tokens
+        return self._ask(
+            self._decode,
+            WorkKind.LOCAL if is_local else WorkKind.DECODE,
+            prefill_tokens=uncached if is_local else 0,
+            kv_tokens=uncached + self.job.sampling.max_tokens - len(self.tokens),
+        )
+
+    def _ask(self, link: WorkerLink, kind: WorkKind, *, prefill_tokens: int, kv_tokens: int) -> bool:
+        self._progress_s = time.monotonic()
+        self._losses.asked(link.worker_id, self._progress_s)
+        return link.submit(self, self._message(kind), prefill_tokens=prefill_tokens, kv_tokens=kv_tokens)
+
+    @property
+    def _num_known(self) -> int:
+        """Tokens that a worker must have KV of: prompt and all that was taken."""
+        return len(self.job.prompt) + len(self.tokens)
+
+    def _message(self, kind: WorkKind) -> Submit:
+        job, table = self.job, self._fleet.table
+        return Submit(
+            job.wire_id, self.attempt, kind, job.prompt + self.tokens if self.tokens else job.prompt, len(job.prompt),
+            job.sampling, job.priority, job.deadline_unix_s, job.api_key_id, job.traceparent,
+            table.fence if table else 0,
+        )  # fmt: skip
+
+    def _reroute(self, *, without: WorkerLink) -> None:
+        """Leave this attempt and choose anew."""
+        self._excluded |= {without.worker_id}
+        self.served.num_reroutes += 1
+        self._leave()
+        self._route()
+
+    # --- no room -------------------------------------------------------------------------------------------------
+
+    def _no_worker(self, decision: RouteDecision) -> bool:
+        """Nothing can take it: for ever, or for now."""
+        if decision.rule is RouteRule.CANNOT_FIT and not self.tokens:
+            self.fail(errors.context_exceeded(decision.reason))
+            return True
+        self._wait_for_room(errors.overloaded(decision.reason, decision.retry_after_s))
+        return False
+
+    def _wait_for_room(self, why: GatewayError) -> None:
+        """Join the line, unless no worker could serve it however long it waited. Who waits already keeps its place."""
+        self._no_room = why
+        if self._waits_since_s is not None or self.is_done:
+            return
+        if not self._fleet.may_recover(is_new=not self.attempt):
+            self.fail(why)
+            return
+        self._waits_since_s = time.monotonic()
+        self._fleet.wait_for_room(self)
+
+    def on_room(self) -> bool:
+        """The fleet changed, and this request is first in line. True when it needs to wait no more."""
+        if self.is_done:
+            return True
+        self._excluded = frozenset()
+        self._num_tries = 0
+        if not self._route():
+            return False
+        self._stop_waiting()
+        return True
+
+    def _stop_waiting(self) -> None:
+        if self._waits_since_s is not None:
+            self._waited_s += time.monotonic() - self._waits_since_s
+            self._waits_since_s = None
+            self._fleet.stop_waiting(self)
+
+    # --- the workers' answers ------------------------------------------------------------------------------------
+
+    def on_reserved(self, link: WorkerLink, message: Reserved) -> None:
+        source = self._prefill
+        if link is not self._decode:
+            return
+        self._losses.answered(link.worker_id)
+        self._is_reserved = True
+        if self._prefilled is not None:
+            self._pull(self._prefilled)
+        if source is None or self._is_prefill_asked:
+            return
+        self._is_prefill_asked = True
+        size = self._num_known
+        if not self._ask(source, WorkKind.PREFILL, prefill_tokens=size, kv_tokens=size):
+            self._reroute(without=source)
+
+    def on_prefilled(self, link: WorkerLink, message: Prefilled) -> None:
+        if link is not self._prefill:
+            return
+        link.forget(self.job.wire_id)
+        self._losses.answered(link.worker_id)
+        self._prefill = None
+        self.served.note_prefill(message.times)
+        self._accept(self._num_known, [message.first_token])
+        if message.finish is not None:
+            self.stop(message.finish)
+        elif message.lease is None:
+            self.on_lost(link, "prefilled without a lease")
+        else:
+            self._lease = (link, message.lease.lease_id)
+            self._prefilled = message
+            if self._is_reserved:
+                self._pull(message)
+            self._notify()
+
+    def _pull(self, prefilled: Prefilled) -> None:
+        """The KV is there and so is its room: let the decode worker fetch it."""
+        assert prefilled.lease is not None
+        assert self._decode is not None
+        self._prefilled = None
+        self._is_handing_over = True
+        self._decode.send(Pull(self.job.wire_id, self.attempt, prefilled.lease, prefilled.first_token))
+
+    def on_tokens(self, link: WorkerLink, event: TokenEvent) -> None:
+        if link is not self._decode:
+            return
+        self._losses.answered(link.worker_id)
+        if event.tokens or event.finish not in (None, *_BAD_ENDS):
+            self._lease = None  # the KV was there, so its holder has released it
+        if event.tokens:
+            self._accept(event.position, event.tokens)
+        if event.finish is None:
+            self._notify()
+            return
+        self._decode = None  # it holds nothing any more
+        link.forget(self.job.wire_id)
+        if event.times is not None:
+            self.served.note_end(event.times, handed_over=self._is_handing_over)
+        if event.finish in _BAD_ENDS:
+            self.on_lost(link, event.error or f"it ended the request: {event.finish}")
+        else:
+            self.stop(event.finish)
+
+    def on_rejected(self, link: WorkerLink, message: Rejected) -> None:
+        link.forget(self.job.wire_id)
+        if link is self._decode:
+            self._decode = None
+        elif link is self._prefill:
+            self._prefill = None
+        if message.code == "too_long" and not self.tokens:
+            self.fail(errors.context_exceeded(message.detail))
+        elif message.code == "invalid":
+            self.fail(errors.bad_request(message.detail))
+        elif message.code == "deadline":
+            self.fail(errors.timed_out(message.detail or "the request's deadline has passed", "deadline"))
+        elif self._is_handing_over and self._decode is None:
+            self._continue_on(link)
+        elif message.code == "handoff" and self._is_prefill_asked and self._reserve_again():
+            pass
+        else:
+            self._no_room = errors.overloaded(f"{message.code}: {message.detail}", message.retry_after_s)
+            self._reroute(without=link)
+
+    def _reserve_again(self) -> bool:
+        """The reservation lapsed while the prompt still waits for its prefill: keep that place, and reserve anew."""
+        decode_worker = self._decide().decode_worker
+        if self._prefill is None or decode_worker is None:
+            return False
+        self._decode = self._fleet.links[decode_worker]
+        self._is_reserved = False
+        self.served.decode_worker = decode_worker
+        kv_tokens = self._num_known + self.job.sampling.max_tokens
+        return self._ask(self._decode, WorkKind.DECODE, prefill_tokens=0, kv_tokens=kv_tokens)
+
+    def _continue_on(self, link: WorkerLink) -> None:
+        """The KV did not arrive: the decode worker computes it itself from prompt + tokens so far."""
+        self._leave()
+        self.attempt += 1
+        self._decode = link
+        self.served.num_reroutes += 1
+        size = self._num_known
+        if not self._ask(link, WorkKind.LOCAL, prefill_tokens=size, kv_tokens=size):
+            self._reroute(without=link)
+
+    def on_lost(self, link: WorkerLink, reason: str) -> None:
+        """A worker that held part of this request is gone, or has failed it."""
+        if self.is_done:
+            return
+        if len(self.tokens) >= self.job.sampling.max_tokens:
+            self.stop(FinishReason.LENGTH)
+            return
+        if self._losses.lost(link.worker_id, time.monotonic()):
+            num = self._losses.num_lost
+            message = f"{num} workers failed under this request, the last one {link.worker_id}: {reason}"
+            self.fail(errors.internal(message, "workers_failed"))
+        else:
+            self._reroute(without=link)
+
+    # --- tokens --------------------------------------------------------------------------------------------------
+
+    def _accept(self, position: int, tokens: list[int]) -> None:
+        """Take the positions that are new. A gap would lose a token, so it is an error of ours."""
+        known = self._num_known - position
+        if known < 0:
+            self.fail(errors.internal(f"a worker skipped {-known} tokens before position {position}", "token_gap"))
+            return
+        new = tokens[known:] if known else tokens
+        if new:
+            self.tokens += new
+            self._progress_s = time.monotonic()
+            self.timeline.add(len(new), self._progress_s)
+
+    def _notify(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done() and (self._wakes_on_tokens or self.is_done):
+            waiter.set_result(None)
+
+    def _leave(self) -> None:
+        """Give up all that this attempt holds on workers, and a place in the line."""
+        wire_id = self.job.wire_id
+        for link in (self._decode, self._prefill):
+            if link is not None:
+                link.send(Cancel(wire_id, self.attempt))
+                link.forget(wire_id)
+        self._decode = self._prefill = None
+        self._losses.left()
+        if self._lease is not None:
+            link, lease_id = self._lease
+            link.send(ReleaseLease(lease_id))
+            self._lease = None
+        self._is_reserved = self._is_prefill_asked = self._is_handing_over = False
+        self._prefilled = None
+        self._stop_waiting()

@@ -1,0 +1,260 @@
+"""The gateway's connections to workers: one to each worker in the table, and what each connection has told us.
+
+Decided here: which worker is usable now (its own word, from Welcome and Status, beats the table's; weight and address
+come from the table), what a worker's load is between two of its messages, and when a dead one is tried again. Not here:
+which worker a request gets (`control.routing`), and what its answers mean to a request (`control.gateway.relay`).
+
+Everything runs on one event loop; a message is handled in the callback that read it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+from control.gateway.prefix_index import PrefixIndex
+from control.routing import WorkerView
+from control.types import WorkerRoute
+from engine.connection import Connection, connect
+from engine.errors import ConnectionLost, WireError
+from engine.types import Load, Role, WorkerState
+from engine.wire import Goodbye, Hello, Message, Pong, Prefilled, Rejected, Reserved, Status, Step, TokenEvent
+
+log = logging.getLogger(__name__)
+
+FIRST_BACKOFF_S: Final = 0.05
+LAST_BACKOFF_S: Final = 2.0
+#: A load that arrives this long after a submission has surely counted it.
+REFLECTED_S: Final = 0.02
+#: A worker sends its load at least twice a second; one that is silent for so long is taken for dead.
+SILENT_S: Final = 20.0
+#: A worker that was lost is expected back, restarted, within this time.
+RETURN_S: Final = 10.0
+
+
+class Leg(Protocol):
+    """A request's end of the work that it has on workers."""
+
+    attempt: int
+
+    def on_reserved(self, link: WorkerLink, message: Reserved) -> None: ...
+    def on_rejected(self, link: WorkerLink, message: Rejected) -> None: ...
+    def on_prefilled(self, link: WorkerLink, message: Prefilled) -> None: ...
+    def on_tokens(self, link: WorkerLink, event: TokenEvent) -> None: ...
+    def on_lost(self, link: WorkerLink, reason: str) -> None: ...
+    def waits_for(self, link: WorkerLink, since_s: float) -> bool: ...
+
+
+class WorkerLink:
+    """One worker: its row in the table, the connection to it, and what it said last."""
+
+    def __init__(self, row: WorkerRoute, slot: int, prefixes: PrefixIndex, on_change: Callable[[], None]) -> None:
+        self.row = row
+        self.slot = slot
+        self.role = Role.UNASSIGNED
+        self.state = WorkerState.STARTING
+        self.block_tokens = 0
+        self.max_context = 0
+        self.simulated = row.simulated
+        self.load = Load()
+        self.legs: dict[str, Leg] = {}
+        self.is_retired = False
+        self.heard_s = 0.0
+        self.gave_s = 0.0  # when it last gave any request here a token
+        self.lost_s: float | None = None
+        self._prefixes = prefixes
+        self._on_change = on_change
+        self._connection: Connection | None = None
+        self._closed = asyncio.Event()
+        self._pending: deque[tuple[float, int, int]] = deque()
+        self._pending_prefill = 0
+        self._pending_kv = 0
+        self._view: WorkerView | None = None
+
+    # --- what routing sees ---------------------------------------------------------------------------------------
+
+    @property
+    def worker_id(self) -> str:
+        return self.row.worker_id
+
+    @property
+    def is_connected(self) -> bool:
+        return self._connection is not None
+
+    @property
+    def is_ready(self) -> bool:
+        return self._connection is not None and self.state is WorkerState.READY and not self.is_retired
+
+    def was_there(self, now_s: float) -> bool:
+        """Connected, or lost so lately that it may be on its way back."""
+        return self.is_connected or (self.lost_s is not None and now_s - self.lost_s < RETURN_S)
+
+    def view(self) -> WorkerView:
+        if self._view is None:
+            load = self.load
+            self._view = WorkerView(
+                self.row.worker_id,
+                self.slot,
+                self.row.weight,
+                load.queued_prefill_tokens + self._pending_prefill,
+                (load.kv_blocks_held + load.kv_blocks_reserved) * self.block_tokens + self._pending_kv,
+                load.kv_blocks_total * self.block_tokens,
+            )
+        return self._view
+
+    def set_row(self, row: WorkerRoute) -> None:
+        self.row = row
+        self._view = None
+
+    def _changed(self) -> None:
+        self._view = None
+        self._on_change()
+
+    # --- out -----------------------------------------------------------------------------------------------------
+
+    def submit(self, leg: Leg, message: Any, *, prefill_tokens: int, kv_tokens: int) -> bool:
+        """Send work and count it until the worker's load does. False when the worker is gone."""
+        connection = self._connection
+        if connection is None:
+            return False
+        self.legs[message.req_id] = leg
+        self._pending.append((time.monotonic(), prefill_tokens, kv_tokens))
+        self._pending_prefill += prefill_tokens
+        self._pending_kv += kv_tokens
+        self._changed()
+        if connection.send(message):
+            return True
+        self.legs.pop(message.req_id, None)
+        return False
+
+    def send(self, message: Message) -> bool:
+        return self._connection is not None and self._connection.send(message)
+
+    def forget(self, req_id: str) -> None:
+        """This request has nothing here any more."""
+        self.legs.pop(req_id, None)
+        if self.is_retired and not self.legs:
+            self.close("the worker left the table")
+
+    def close(self, reason: str) -> None:
+        if self._connection is not None:
+            self._connection.close(reason)
+
+    # --- in ------------------------------------------------------------------------------------------------------
+
+    def _on_message(self, _connection: Connection, message: Any) -> None:
+        kind = type(message)
+        if kind is Step:
+            self._on_step(message)
+        elif kind in _TO_LEG:
+            if kind is Prefilled:
+                self.gave_s = time.monotonic()
+            leg = self.legs.get(message.req_id)
+            if leg is not None and leg.attempt == message.attempt:
+                _TO_LEG[kind](leg, self, message)
+        elif kind is Status:
+            self.role, self.state = message.role, message.state
+            self._set_load(message.load)
+        elif kind is Pong:
+            self._set_load(message.load)
+        elif kind is Goodbye:
+            self.close(message.reason)
+        else:
+            raise WireError(f"a gateway takes no {kind.__name__}")
+
+    def _on_step(self, step: Step) -> None:
+        if step.cache is not None:
+            self._prefixes.apply(self.slot, step.cache)
+        if step.events:
+            self.gave_s = time.monotonic()
+        for event in step.events:
+            leg = self.legs.get(event.req_id)
+            if leg is not None and leg.attempt == event.attempt:
+                leg.on_tokens(self, event)
+        self._set_load(step.load)
+
+    def _set_load(self, load: Load) -> None:
+        now_s = time.monotonic()
+        self.load = load
+        self.heard_s = now_s
+        pending = self._pending
+        while pending and pending[0][0] < now_s - REFLECTED_S:
+            _, prefill_tokens, kv_tokens = pending.popleft()
+            self._pending_prefill -= prefill_tokens
+            self._pending_kv -= kv_tokens
+        self._changed()
+
+    # --- the connection's life -----------------------------------------------------------------------------------
+
+    async def keep_connected(self, hello: Hello) -> None:
+        """Connect, and again whenever the connection ends, until cancelled or retired."""
+        backoff_s = FIRST_BACKOFF_S
+        while True:
+            try:
+                await self._open(hello)
+            except (ConnectionLost, WireError) as error:
+                log.debug("worker %s: %s", self.worker_id, error)
+            else:
+                backoff_s = FIRST_BACKOFF_S
+                await self._closed.wait()
+            if self.is_retired:
+                return
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(2 * backoff_s, LAST_BACKOFF_S)
+
+    async def _open(self, hello: Hello) -> None:
+        self._closed.clear()
+        connection = await connect(self.row.address, hello, self._on_message, self._on_close)
+        welcome = connection.welcome
+        if welcome.worker_id != self.worker_id:
+            connection.close("another worker than the table says")
+            raise ConnectionLost(f"{self.row.address} is worker {welcome.worker_id}, not {self.worker_id}")
+        self._connection = connection
+        self.role, self.state = welcome.role, welcome.state
+        self.block_tokens = welcome.layout.block_tokens
+        self.max_context = welcome.max_context
+        self.simulated = welcome.simulated
+        self._pending.clear()
+        self._pending_prefill = self._pending_kv = 0
+        self._set_load(welcome.load)
+        log.info("worker %s connected: %s, %s", self.worker_id, self.role, self.state)
+
+    def _on_close(self, connection: Connection, reason: str) -> None:
+        if connection is not self._connection:
+            self._closed.set()
+            return
+        self._connection = None
+        self.lost_s = time.monotonic()
+        self.state = WorkerState.STARTING
+        self._prefixes.forget(self.slot)
+        self._changed()
+        self._closed.set()
+        legs, self.legs = list(self.legs.values()), {}
+        level = logging.INFO if self.is_retired else logging.WARNING
+        log.log(level, "worker %s lost with %d requests: %s", self.worker_id, len(legs), reason)
+        for leg in legs:
+            leg.on_lost(self, reason)
+
+    def leave_if_hung(self, now_s: float, token_gap_s: float) -> None:
+        """It lives, and has given nobody here a token for too long: who waits for one goes on elsewhere."""
+        since_s = now_s - token_gap_s
+        if self.gave_s > since_s:
+            return
+        for leg in [each for each in self.legs.values() if each.waits_for(self, since_s)]:
+            log.warning("worker %s hangs: a request leaves it after %g s without a token", self.worker_id, token_gap_s)
+            leg.on_lost(self, f"it has given no token for {token_gap_s:g} s")
+
+    def abort_if_silent(self, now_s: float) -> None:
+        if self._connection is not None and now_s - self.heard_s > SILENT_S:
+            self._connection.abort(f"silent for {SILENT_S:g} s")
+
+
+_TO_LEG: Final[dict[type, Callable[[Leg, WorkerLink, Any], None]]] = {
+    Reserved: lambda leg, link, message: leg.on_reserved(link, message),
+    Rejected: lambda leg, link, message: leg.on_rejected(link, message),
+    Prefilled: lambda leg, link, message: leg.on_prefilled(link, message),
+}

@@ -1,0 +1,117 @@
+"""Is the fleet fine? One level and one sentence, the worst first. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from control.fleets.base import Observation
+from control.types import PoolStatus, Role, TrafficStatus, WorkerState, WorkerStatus
+
+BOTTLENECK_KV = 0.9
+BOTTLENECK_PREFILL_S = 2.0
+SILENT_S = 5.0
+AIM = 0.95
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    level: Literal["ok", "attention", "broken", "starting"]
+    text: str
+
+
+def health_of(
+    workers: tuple[WorkerStatus, ...],
+    pools: tuple[PoolStatus, ...],
+    traffic: TrafficStatus,
+    observation: Observation,
+) -> Health:
+    """The first of these that holds: cannot serve, workers away, a bottleneck, the SLO, no gateway; else fine."""
+    checks = (
+        _cannot_serve(workers),
+        _workers_away(workers, observation),
+        _bottleneck(workers, pools),
+        _service(traffic),
+    )
+    return next((found for found in checks if found), _fine(workers, traffic))
+
+
+def _cannot_serve(workers: tuple[WorkerStatus, ...]) -> Health | None:
+    able = [w for w in workers if w.alive and w.role in (Role.DECODE, Role.MIXED) and w.state == WorkerState.READY]
+    if able:
+        return None
+    coming = [w for w in workers if w.state in (WorkerState.STARTING, WorkerState.UNASSIGNED)]
+    if coming:
+        return Health(level="starting", text=_count(len(coming), len(workers), "starting"))
+    draining = [w for w in workers if w.state in (WorkerState.DRAINING, WorkerState.DRAINED)]
+    if draining:
+        return Health(
+            level="broken", text=f"No worker takes requests: {_count(len(draining), len(workers), 'draining')}"
+        )
+    why = next((f": {w.worker_id}: {w.reason}" for w in workers if w.reason), "")
+    return Health(level="broken", text=f"No worker can decode{why}")
+
+
+def _workers_away(workers: tuple[WorkerStatus, ...], observation: Observation) -> Health | None:
+    failed = [w for w in workers if w.state in (WorkerState.FAILED, WorkerState.STOPPED)]
+    if failed:
+        first = failed[0]
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        return Health(
+            level="attention", text=f"{first.worker_id} is {first.state}{more}: {first.reason or 'no reason given'}"
+        )
+    stuck = [w for w in workers if w.step_overdue]
+    if stuck:
+        first = stuck[0]
+        more = f" (and {len(stuck) - 1} more)" if len(stuck) > 1 else ""
+        return Health(level="attention", text=f"{first.worker_id}{more}: step running for {first.step_running_s:.0f} s")
+    silent = [w for w in workers if w.alive and w.heartbeat_age_s > SILENT_S]
+    if silent:
+        first = silent[0]
+        return Health(
+            level="attention", text=f"{first.worker_id} has not been heard of for {first.heartbeat_age_s:.0f} s"
+        )
+    starting = [w for w in workers if w.state == WorkerState.STARTING]
+    if starting:
+        return Health(level="attention", text=_count(len(starting), len(workers), "starting"))
+    if observation.problems:
+        return Health(level="attention", text=observation.problems[0])
+    return None
+
+
+def _bottleneck(workers: tuple[WorkerStatus, ...], pools: tuple[PoolStatus, ...]) -> Health | None:
+    for pool in pools:
+        waiting = sum(w.num_waiting for w in workers if w.role == pool.role)
+        if pool.load is None:
+            continue
+        name = pool.role.value.capitalize()
+        if pool.role == Role.PREFILL and pool.load >= BOTTLENECK_PREFILL_S:
+            text = f"{name} is the bottleneck: {pool.load:.1f} s of prompts queued, {waiting} waiting"
+            return Health(level="attention", text=text)
+        if pool.role != Role.PREFILL and pool.load >= BOTTLENECK_KV:
+            text = f"{name} is the bottleneck: KV {pool.load:.0%}, {waiting} waiting"
+            return Health(level="attention", text=text)
+    return None
+
+
+def _service(traffic: TrafficStatus) -> Health | None:
+    if traffic.error_rps:
+        return Health(level="attention", text=f"{traffic.error_rps:.2g} requests per second end with an error")
+    if traffic.attainment is not None and traffic.attainment < AIM:
+        return Health(level="attention", text=f"{traffic.attainment:.0%} of requests are good; the aim is {AIM:.0%}")
+    if traffic.num_gateways == 0:
+        return Health(level="attention", text="No gateway is connected: no traffic can be seen")
+    return None
+
+
+def _fine(workers: tuple[WorkerStatus, ...], traffic: TrafficStatus) -> Health:
+    ready = sum(1 for w in workers if w.state == WorkerState.READY)
+    head = f"All {ready} workers are ready" if ready == len(workers) else f"{ready} of {len(workers)} workers are ready"
+    if not traffic.offered_rps and not traffic.num_in_flight:
+        return Health(level="ok", text=f"No traffic. {head}")
+    good = f", {traffic.attainment:.0%} of requests are good" if traffic.attainment is not None else ""
+    return Health(level="ok", text=f"{head}{good}")
+
+
+def _count(num: int, total: int, doing: str) -> str:
+    return f"{num} of {total} workers {'is' if num == 1 else 'are'} {doing}"

@@ -1,0 +1,122 @@
+"""Opening the history: SQLite or PostgreSQL by URL, brought to the newest schema. A failure is one HistoryError line.
+
+SQLite runs in WAL with synchronous=FULL: an accepted command survives a power cut, not only a killed process, and at a
+few commits a second the price (one fsync each) does not matter. Writers take the write lock at BEGIN, so that no
+transaction fails half-way because another one wrote first. PostgreSQL keeps its own default, which is as durable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import alembic.command
+import alembic.config
+import alembic.util.exc
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from control.errors import HistoryError
+
+#: The plane is the only writer, so a lock that lasts is somebody's tool: refuse before a client gives up (5 s).
+BUSY_TIMEOUT_S = 1.5
+#: Any constant: two processes that upgrade one PostgreSQL database at once take turns.
+_UPGRADE_LOCK = 0x70686173
+
+
+def one_line(error: Exception) -> str:
+    """What the database said, in one line, without the statement."""
+    cause = getattr(error, "orig", None) or error
+    return " ".join(str(cause).split()) or type(error).__name__
+
+
+def open_engine(url: str) -> Engine:
+    """An engine on a database with the newest schema. Raises HistoryError."""
+    parsed = _parse(url)
+    shown = parsed.render_as_string(hide_password=True)
+    try:
+        engine = _sqlite(parsed) if parsed.get_backend_name() == "sqlite" else _postgresql(parsed)
+    except (SQLAlchemyError, ImportError) as error:
+        raise HistoryError(f"the history {shown} cannot be opened: {one_line(error)}", field="database_url") from error
+    try:
+        with writing(engine) as connection:
+            _upgrade(connection)
+    except (SQLAlchemyError, OSError) as error:
+        engine.dispose()
+        raise HistoryError(f"the history {shown} cannot be opened: {one_line(error)}", field="database_url") from error
+    except alembic.util.exc.CommandError as error:
+        engine.dispose()
+        raise HistoryError(
+            f"the history {shown} has a schema that this version does not know (a newer version wrote it?): "
+            f"{one_line(error)}",
+            field="database_url",
+        ) from error
+    return engine
+
+
+@contextlib.contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """One write transaction: all of it, or nothing."""
+    with engine.execution_options(writes=True).begin() as connection:
+        yield connection
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+        backend = parsed.get_backend_name()
+    except (ArgumentError, ValueError) as error:
+        raise HistoryError(f"database_url is not a URL: {one_line(error)}", field="database_url") from error
+    if backend == "sqlite":
+        if not parsed.database or parsed.database == ":memory:":
+            raise HistoryError("database_url names no file: sqlite:////path/to/history.db", field="database_url")
+        return parsed
+    if backend == "postgresql":
+        return parsed.set(drivername="postgresql+psycopg")
+    raise HistoryError(
+        f"database_url: {backend} is not supported",
+        field="database_url",
+        bound="sqlite:///file or postgresql://host/db",
+    )
+
+
+def _sqlite(url: URL) -> Engine:
+    assert url.database
+    if not Path(url.database).parent.is_dir():
+        folder = Path(url.database).parent
+        raise HistoryError(f"the history {url.database} cannot be opened: no folder {folder}", field="database_url")
+    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _: object) -> None:
+        connection.isolation_level = None  # BEGIN is ours, below
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "temp_store=MEMORY"):
+            connection.execute(f"PRAGMA {pragma}").close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _postgresql(url: URL) -> Engine:
+    return create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 5})
+
+
+def migration_config(connection: Connection) -> alembic.config.Config:
+    """Alembic without a file: our migrations, on this connection."""
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
+
+
+def _upgrade(connection: Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
+    alembic.command.upgrade(migration_config(connection), "head")

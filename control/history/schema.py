@@ -1,0 +1,222 @@
+"""The tables of the history. Columns only; what they mean is in `control.points`, who writes them in `control.history`.
+
+    lines ──< phase_points, state_points, traffic_points, latency_points     one row per line, step and bucket
+    commands ──< command_steps            desired_states     request_records     role_intervals     worker_epochs
+    cursors, gateway_seqs, fences, marks  what makes each thing count exactly once
+
+`line_id` stands for (fleet_id, model_id, scope, name, epoch, role, simulated). `step_s` 1 is what was measured; 10, 60,
+600 and 3600 are rolled up from the step below. Times are Unix seconds; `t` is the start of a bucket.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+from control.points import (
+    PHASE_BANDS,
+    PHASE_SUMS,
+    STATE_EXTREMES,
+    STATE_SUMS,
+    TRAFFIC_EXTREMES,
+    TRAFFIC_SUMS,
+)
+
+STEPS: Final = (1, 10, 60, 600, 3600)
+metadata = MetaData()
+#: SQLite numbers rows by itself only in a column of type INTEGER.
+_Id = BigInteger().with_variant(Integer(), "sqlite")
+
+
+def _extremes(names: tuple[str, ...]) -> list[Column[float]]:
+    return [Column(name, Double) for name in names]
+
+
+def _sums(names: tuple[str, ...]) -> list[Column[float]]:
+    return [Column(name, Double, nullable=False, server_default="0") for name in names]
+
+
+lines = Table(
+    "lines",
+    metadata,
+    Column("line_id", _Id, primary_key=True, autoincrement=True),
+    Column("fleet_id", Text, nullable=False),
+    Column("model_id", Text, nullable=False),
+    Column("scope", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("simulated", Boolean, nullable=False),
+    UniqueConstraint("fleet_id", "scope", "name", "epoch", "role", "model_id", "simulated"),
+)
+
+
+def _points(name: str, keys: list[Column[str]], values: list[Column[float]]) -> Table:
+    """Points clustered by line: one line over a long range is one scan. The index serves rollups and pruning."""
+    return Table(
+        name,
+        metadata,
+        Column("line_id", _Id, ForeignKey("lines.line_id"), primary_key=True, autoincrement=False),
+        Column("step_s", SmallInteger, primary_key=True, autoincrement=False),
+        *keys,
+        Column("t", BigInteger, primary_key=True, autoincrement=False),
+        *values,
+        Index(f"{name}_by_time", "step_s", "t"),
+        sqlite_with_rowid=False,
+    )
+
+
+phase_points = _points(
+    "phase_points",
+    [Column("phase", Text, primary_key=True)],
+    _sums(PHASE_SUMS) + _extremes(tuple(f"{side}_{name}" for name in PHASE_BANDS for side in ("min", "max"))),
+)
+state_points = _points("state_points", [], _sums(STATE_SUMS) + _extremes(STATE_EXTREMES))
+traffic_points = _points("traffic_points", [], _sums(TRAFFIC_SUMS) + _extremes(TRAFFIC_EXTREMES))
+latency_points = Table(
+    "latency_points",
+    metadata,
+    Column("line_id", _Id, ForeignKey("lines.line_id"), primary_key=True, autoincrement=False),
+    Column("step_s", SmallInteger, primary_key=True, autoincrement=False),
+    Column("kind", Text, primary_key=True),
+    Column("t", BigInteger, primary_key=True, autoincrement=False),
+    Column("count", BigInteger, nullable=False),
+    Column("buckets", LargeBinary, nullable=False),
+    Index("latency_points_by_time", "step_s", "t"),
+    sqlite_with_rowid=False,
+)
+
+worker_epochs = Table(
+    "worker_epochs",
+    metadata,
+    Column("fleet_id", Text, primary_key=True),
+    Column("worker_id", Text, primary_key=True),
+    Column("epoch", BigInteger, primary_key=True, autoincrement=False),
+    Column("model_id", Text, nullable=False),
+    Column("simulated", Boolean, nullable=False),
+    Column("hostname", Text, nullable=False),
+    Column("started_unix_s", Double, nullable=False),
+    Column("basis", Text, nullable=False),
+    Column("device", LargeBinary, nullable=False),
+)
+
+commands = Table(
+    "commands",
+    metadata,
+    Column("command_id", _Id, primary_key=True, autoincrement=True),
+    Column("fleet_id", Text, nullable=False),
+    Column("action", LargeBinary, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("who", Text, nullable=False),
+    Column("why", Text, nullable=False),
+    Column("idempotency_key", Text),  # null when none was given: each of those is a command of its own
+    Column("base_version", BigInteger, nullable=False),
+    Column("version_after", BigInteger, nullable=False),
+    Column("created_unix_s", Double, nullable=False),
+    Column("updated_unix_s", Double, nullable=False),
+    Column("result", Text, nullable=False),
+    Column("desired_before", LargeBinary),
+    Column("desired_after", LargeBinary),
+    Column("undo_of", BigInteger),
+    Column("undone_by", BigInteger),
+    UniqueConstraint("who", "idempotency_key"),
+    Index("commands_by_fleet", "fleet_id", "command_id"),
+    sqlite_autoincrement=True,  # a command id is never given twice
+)
+command_steps = Table(
+    "command_steps",
+    metadata,
+    Column("command_id", _Id, ForeignKey("commands.command_id"), primary_key=True, autoincrement=False),
+    Column("num", Integer, primary_key=True, autoincrement=False),
+    Column("at_unix_s", Double, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("worker_id", Text),
+    Column("state", Text, nullable=False),
+)
+desired_states = Table(
+    "desired_states",
+    metadata,
+    Column("fleet_id", Text, primary_key=True),
+    Column("version", BigInteger, primary_key=True, autoincrement=False),
+    Column("at_unix_s", Double, nullable=False),
+    Column("command_id", BigInteger, nullable=False),
+    Column("desired", LargeBinary, nullable=False),
+)
+
+request_records = Table(
+    "request_records",
+    metadata,
+    Column("record_id", _Id, primary_key=True, autoincrement=True),
+    Column("gateway_id", Text, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("request_id", Text, nullable=False, index=True),
+    Column("fleet_id", Text, nullable=False),
+    Column("model_id", Text, nullable=False),
+    Column("simulated", Boolean, nullable=False),
+    Column("arrival_unix_s", Double, nullable=False),
+    Column("rule", Text, nullable=False),
+    Column("prefill_worker", Text, nullable=False),
+    Column("decode_worker", Text, nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("good", Boolean),
+    Column("e2e_s", Double),
+    Column("ttft_s", Double),
+    Column("record", LargeBinary, nullable=False),
+    UniqueConstraint("gateway_id", "seq"),
+    Index("request_records_by_arrival", "fleet_id", "arrival_unix_s"),
+)
+
+role_intervals = Table(
+    "role_intervals",
+    metadata,
+    Column("fleet_id", Text, primary_key=True),
+    Column("worker_id", Text, primary_key=True),
+    Column("epoch", BigInteger, primary_key=True, autoincrement=False),
+    Column("start_unix_s", Double, primary_key=True),
+    Column("end_unix_s", Double),
+    Column("role", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Index("role_intervals_by_end", "fleet_id", "end_unix_s"),
+)
+
+cursors = Table(
+    "cursors",
+    metadata,
+    Column("fleet_id", Text, primary_key=True),
+    Column("worker_id", Text, primary_key=True),
+    Column("cursor", LargeBinary, nullable=False),
+)
+gateway_seqs = Table(
+    "gateway_seqs",
+    metadata,
+    Column("gateway_id", Text, primary_key=True),
+    Column("last_seq", BigInteger, nullable=False),
+)
+fences = Table(
+    "fences",
+    metadata,
+    Column("fleet_id", Text, primary_key=True),
+    Column("fence", BigInteger, nullable=False),
+)
+marks = Table(  # rolled-<step>: buckets before it are rolled up; pruned-<step>: points before it are gone
+    "marks",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("t", BigInteger, nullable=False),
+)

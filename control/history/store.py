@@ -1,0 +1,317 @@
+"""The history as the plane sees it: one object, synchronous methods, one transaction each, one kind of error.
+
+Decided here: what is one transaction. Everything a tick found out (points, rollups, request records, role intervals,
+and the cursors that make it count once) is written together or not at all; so is a command with the desired state that
+it makes. One thread writes; any number of threads read beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from math import floor
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Engine, case, or_, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from control.errors import HistoryError
+from control.history import journal, requests, schema
+from control.history.database import one_line, open_engine, writing
+from control.history.points import LineIds, PointBatch, line_ids, upsert
+from control.history.requests import RequestQuery
+from control.history.retention import Retention, prune_intervals, prune_records, prune_step
+from control.history.rollup import read_marks, roll_up
+from control.history.series import SeriesQuery, read_series
+from control.points import Ingested, WorkerCursor, WorkerEpoch
+from control.types import (
+    Command,
+    CommandState,
+    CommandStep,
+    Desired,
+    RequestRecord,
+    Role,
+    RoleInterval,
+    SeriesResult,
+    TrafficStatus,
+    WorkerState,
+)
+
+__all__ = ["History", "RequestQuery", "Retention", "SeriesQuery"]
+
+
+class History:
+    """SQLite or PostgreSQL. Every method raises HistoryError, one line, when the database does not do its part."""
+
+    def __init__(self, engine: Engine, retention: Retention) -> None:
+        self._engine = engine
+        self._retention = retention
+        self._line_ids: LineIds = {}
+        self._saved: dict[tuple[str, str], WorkerCursor] = {}  # cursors as the database has them
+        self._is_unsure = False  # the last tick failed, and its commit may have been done all the same
+
+    @classmethod
+    def open(cls, url: str, *, retention: Retention | None = None) -> History:
+        """Open or make the database and bring it to the newest schema. Raises HistoryError."""
+        return cls(open_engine(url), retention or Retention())
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        try:
+            with writing(self._engine) as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            raise HistoryError(one_line(error)) from error
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        try:
+            with self._engine.connect() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            raise HistoryError(one_line(error)) from error
+
+    # --- desired state, commands, fences ----------------------------------------------------------------------------
+
+    def load_desired(self, fleet_id: str) -> Desired | None:
+        """The newest desired state; None for a fleet that has none yet."""
+        with self._reading() as connection:
+            return journal.load_desired(connection, fleet_id)
+
+    def desired_at(self, fleet_id: str, version: int) -> Desired | None:
+        """One version of the desired state; every version is kept."""
+        with self._reading() as connection:
+            return journal.desired_at(connection, fleet_id, version)
+
+    def record_command(self, draft: Command) -> Command:
+        """Record a command and its desired state, durably. Raises StaleVersion when somebody was first.
+
+        Returns it with its number; a key that this principal used before returns the command of that time.
+        """
+        with self._writing() as connection:
+            return journal.record_command(connection, draft)
+
+    def update_command(self, command_id: int, state: CommandState, step: CommandStep | None, result: str) -> None:
+        """A new state, one more journal line, the result ("" leaves it). Raises NotFound."""
+        with self._writing() as connection:
+            journal.update_command(connection, command_id, state, step, result)
+
+    def find_by_idempotency(self, key: str, who: str) -> Command | None:
+        with self._reading() as connection:
+            return journal.find_by_idempotency(connection, key, who)
+
+    def command(self, command_id: int) -> Command | None:
+        with self._reading() as connection:
+            return journal.command(connection, command_id)
+
+    def commands(
+        self, fleet_id: str, limit: int, before_id: int | None = None, states: tuple[CommandState, ...] = ()
+    ) -> list[Command]:
+        """Newest first."""
+        with self._reading() as connection:
+            return journal.commands(connection, fleet_id, limit, before_id, states)
+
+    def unfinished_commands(self, fleet_id: str) -> list[Command]:
+        """Oldest first."""
+        with self._reading() as connection:
+            return journal.unfinished_commands(connection, fleet_id)
+
+    def next_fence(self, fleet_id: str) -> int:
+        """Durable and larger than any before: orders under it outrank those of every earlier plane."""
+        with self._writing() as connection:
+            return journal.next_fence(connection, fleet_id)
+
+    # --- what a tick found out --------------------------------------------------------------------------------------
+
+    def write_tick(
+        self,
+        ingested: Ingested,
+        cursors: Mapping[str, WorkerCursor],
+        records: Sequence[tuple[str, int, RequestRecord]] = (),
+        traffic: TrafficStatus | None = None,
+    ) -> None:
+        """One transaction: points and rollups, cursors, records (each (gateway, seq) once), intervals, epochs.
+
+        When the answer to its commit is lost it fails although it may be durable: the retry then finds its own cursors
+        and writes nothing, as points would count twice.
+        """
+        fleet_id = ingested.fleet_id
+        changed = {name: each for name, each in cursors.items() if self._saved.get((fleet_id, name)) is not each}
+        was_unsure, self._is_unsure = self._is_unsure, True
+        if not (was_unsure and changed and changed.items() <= self.load_cursors(fleet_id).items()):
+            self._write_tick(ingested, changed, records, traffic)
+        self._is_unsure = False
+        self._saved |= {(fleet_id, name): cursor for name, cursor in changed.items()}
+
+    def _write_tick(
+        self,
+        ingested: Ingested,
+        changed: Mapping[str, WorkerCursor],
+        records: Sequence[tuple[str, int, RequestRecord]],
+        traffic: TrafficStatus | None,
+    ) -> None:
+        fleet_id = ingested.fleet_id
+        with self._writing() as connection:
+            batch = PointBatch()
+            batch.add_ingested(ingested)
+            for record in requests.add_records(connection, records):
+                batch.add_record(record)
+            fleet_lines = batch.fleet_lines()
+            if traffic is not None and fleet_lines:
+                batch.add_gauges(traffic, fleet_lines[0], floor(ingested.at_unix_s))
+            ids = line_ids(connection, fleet_id, batch.lines(), self._line_ids)
+            touched = batch.write(connection, fleet_id, ids, read_marks(connection, "pruned-"))
+            roll_up(connection, touched, floor(ingested.at_unix_s))
+            _put_intervals(connection, fleet_id, ingested.roles)
+            _put_epochs(connection, fleet_id, ingested.epochs)
+            _put_cursors(connection, fleet_id, changed)
+        self._line_ids |= ids
+
+    def load_cursors(self, fleet_id: str) -> dict[str, WorkerCursor]:
+        """How far each worker's meter has been counted: for `Accountant.restore`."""
+        c = schema.cursors.c
+        with self._reading() as connection:
+            rows = connection.execute(select(c.worker_id, c.cursor).where(c.fleet_id == fleet_id)).all()
+        return {worker_id: msgspec.msgpack.decode(blob, type=WorkerCursor) for worker_id, blob in rows}
+
+    def last_seq(self, gateway_id: str) -> int:
+        """Newest record of a gateway that is durable; 0 when there is none."""
+        with self._reading() as connection:
+            return requests.last_seq(connection, gateway_id)
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    def series(self, query: SeriesQuery) -> SeriesResult:
+        """One metric over a range. Raises NotFound or CommandRefused on a bad query."""
+        with self._reading() as connection:
+            return read_series(connection, query)
+
+    def requests(self, query: RequestQuery) -> list[RequestRecord]:
+        with self._reading() as connection:
+            return requests.find_requests(connection, query)
+
+    def request(self, request_id: str) -> RequestRecord | None:
+        with self._reading() as connection:
+            return requests.find_request(connection, request_id)
+
+    def role_intervals(self, fleet_id: str, since_unix_s: float, until_unix_s: float) -> list[RoleInterval]:
+        """Intervals that overlap [since, until), by worker and start."""
+        c = schema.role_intervals.c
+        wanted = (
+            select(schema.role_intervals)
+            .where(c.fleet_id == fleet_id, c.start_unix_s < until_unix_s)
+            .where(or_(c.end_unix_s.is_(None), c.end_unix_s > since_unix_s))
+            .order_by(c.worker_id, c.start_unix_s)
+        )
+        with self._reading() as connection:
+            rows = connection.execute(wanted).mappings().all()
+        return [
+            RoleInterval(
+                worker_id=row["worker_id"],
+                epoch=row["epoch"],
+                role=Role(row["role"]),
+                state=WorkerState(row["state"]),
+                start_unix_s=row["start_unix_s"],
+                end_unix_s=row["end_unix_s"],
+                reason=row["reason"],
+            )
+            for row in rows
+        ]
+
+    # --- retention --------------------------------------------------------------------------------------------------
+
+    def prune(self, now_unix_s: float, retention: Retention | None = None, max_batches: int = 1) -> int:
+        """Delete of what is too old at most so many batches of each kind, each in its own transaction.
+
+        Returns how many batches it took. The writer does nothing else meanwhile: call it often, for a little.
+        """
+        keep, num_batches = retention or self._retention, 0
+        kinds = [
+            partial(prune_step, step_s=step_s, keep_s=keep.raw_s if step_s == 1 else keep.rollup_s)
+            for step_s in schema.STEPS
+        ]
+        for prune_batch in (*kinds, partial(prune_records, keep_s=keep.requests_s)):
+            for _ in range(max_batches):
+                with self._writing() as connection:
+                    more = prune_batch(connection, now_unix_s=now_unix_s)
+                num_batches += 1
+                if not more:
+                    break
+        with self._writing() as connection:
+            prune_intervals(connection, keep.rollup_s, now_unix_s)
+        return num_batches
+
+
+def _put_intervals(connection: Connection, fleet_id: str, intervals: Sequence[RoleInterval]) -> None:
+    """Open and closed intervals; a closing one keeps the reason with which it was opened."""
+    if not intervals:
+        return
+    statement = upsert(connection, schema.role_intervals)
+    new, old = statement.excluded, schema.role_intervals.c
+    statement = statement.on_conflict_do_update(
+        index_elements=list(schema.role_intervals.primary_key.columns),
+        set_={
+            "end_unix_s": new.end_unix_s,
+            "role": new.role,
+            "state": new.state,
+            "reason": case((new.reason == "", old.reason), else_=new.reason),
+        },
+    )
+    for each in intervals:  # one by one: the same interval may be opened and closed in one tick
+        values = {
+            "fleet_id": fleet_id,
+            "worker_id": each.worker_id,
+            "epoch": each.epoch,
+            "start_unix_s": each.start_unix_s,
+            "end_unix_s": each.end_unix_s,
+            "role": each.role.value,
+            "state": each.state.value,
+            "reason": each.reason,
+        }
+        connection.execute(statement, values)
+
+
+def _put_epochs(connection: Connection, fleet_id: str, epochs: Sequence[WorkerEpoch]) -> None:
+    if not epochs:
+        return
+    statement = upsert(connection, schema.worker_epochs)
+    statement = statement.on_conflict_do_update(
+        index_elements=list(schema.worker_epochs.primary_key.columns),
+        set_={"device": statement.excluded.device, "basis": statement.excluded.basis},
+    )
+    rows: list[dict[str, Any]] = [
+        {
+            "fleet_id": fleet_id,
+            "worker_id": each.worker_id,
+            "epoch": each.epoch,
+            "model_id": each.model_id,
+            "simulated": each.simulated,
+            "hostname": each.hostname,
+            "started_unix_s": each.started_unix_s,
+            "basis": each.basis,
+            "device": msgspec.json.encode(each.device),
+        }
+        for each in epochs
+    ]
+    connection.execute(statement, rows)
+
+
+def _put_cursors(connection: Connection, fleet_id: str, cursors: Mapping[str, WorkerCursor]) -> None:
+    if not cursors:
+        return
+    statement = upsert(connection, schema.cursors)
+    statement = statement.on_conflict_do_update(
+        index_elements=["fleet_id", "worker_id"], set_={"cursor": statement.excluded.cursor}
+    )
+    connection.execute(
+        statement,
+        [
+            {"fleet_id": fleet_id, "worker_id": name, "cursor": msgspec.msgpack.encode(cursor)}
+            for name, cursor in cursors.items()
+        ],
+    )

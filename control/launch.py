@@ -1,0 +1,272 @@
+"""`up` and `down` as a whole: prepare, start, wait for the workers, watch, end. The command line only prints.
+
+Decided here: the order of the stages and what "ready" means to a person. Not here: any one of the stages.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from control.auth import open_auth, read_token
+from control.client import PhaselineClient
+from control.components import TRAFFIC, Component, components, endpoints, owns_head, shared_environment
+from control.deployment import (
+    AlreadyRunning,
+    ComponentRecord,
+    DeploymentState,
+    Say,
+    end_all,
+    make_run_dir,
+    only_supervisor,
+    read_state,
+    write_state,
+)
+from control.errors import ControlError, FleetError
+from control.fleets.fleet_token import fleet_token
+from control.fleets.hosts import paced_kv_bytes
+from control.preparation import needs_model, prepare
+from control.processes import identify, last_line, rotate_log, send_signal
+from control.settings import Settings, load_settings
+from control.supervisor import (
+    Supervisor,
+    check_ports,
+    end_leftovers,
+    pause_file,
+    ports_to_check,
+    records_for,
+)
+from control.traffic.plan import load_profile
+from control.types import WorkerState, WorkerStatus
+
+WORKERS_LIMIT_S = 600.0
+POLL_S = 0.3
+
+
+def run_up(settings: Settings, traffic: str, say: Say, on_ready: Callable[[], None]) -> int:
+    """Start everything, watch until told to stop, end everything. Returns the exit code.
+
+    Raises ControlError, one line, when it cannot start; then nothing of it is left running.
+    """
+    make_run_dir(settings.run_dir)
+    with only_supervisor(settings.run_dir):
+        previous = read_state(settings.run_dir)
+        parts, records = check_start(settings, traffic, previous)
+        if previous is not None:
+            end_leftovers(previous, records, say)
+        pause_file(settings.run_dir, TRAFFIC).unlink(missing_ok=True)
+        state = _new_state(settings)
+        state.components.update(records)
+        supervisor = Supervisor(settings.run_dir, parts, state, say)
+        for each in records.values():
+            if each.root is not None:
+                supervisor.say(f"{each.name} runs already (pid {each.root.pid}); taken over")
+        with supervisor.signals():
+            return _live(supervisor, settings, on_ready)
+
+
+def check_start(
+    settings: Settings, traffic: str, previous: DeploymentState | None
+) -> tuple[tuple[Component, ...], dict[str, ComponentRecord]]:
+    """What `up` will run, and records of what runs already. Raises SettingsError for all that can be seen before."""
+    if traffic:
+        load_profile(traffic)
+    if settings.fleet_kind == "ray" and settings.worker_kind == "paced":
+        paced_kv_bytes(settings)
+    needs_model(settings)
+    parts = components(settings, traffic)
+    records = records_for(parts, previous)
+    leftovers = {one for each in (previous.running if previous else []) for one in each.processes}
+    ray_port = settings.ray_port if owns_head(settings) else None
+    check_ports(ports_to_check(endpoints(settings), settings.host, ray_port, records), leftovers)
+    return parts, records
+
+
+def _live(supervisor: Supervisor, settings: Settings, on_ready: Callable[[], None]) -> int:
+    """From the first stage to the orderly end, whatever happens in between."""
+    try:
+        supervisor.save()
+        open_auth(settings.run_dir, time.time())
+        fleet_token(settings.run_dir)
+        prepare(settings, supervisor.say, supervisor.stop)
+        supervisor.start_all()
+        _await_workers(supervisor, settings)
+        if not supervisor.stop.is_set():
+            supervisor.state.phase = "ready"
+            supervisor.save()
+            on_ready()
+        supervisor.watch()
+    except ControlError as error:
+        supervisor.say(f"failed: {error}")
+        supervisor.end()
+        supervisor.state.phase = "failed"
+        supervisor.save()
+        raise
+    supervisor.end()
+    return 0
+
+
+def _new_state(settings: Settings) -> DeploymentState:
+    me = identify(os.getpid())
+    assert me is not None
+    joined = settings.fleet_kind == "ray" and not owns_head(settings)
+    return DeploymentState(
+        supervisor=me,
+        phase="starting",
+        started_unix_s=time.time(),
+        settings={each.setting: each.port for each in endpoints(settings)}
+        | {"host": settings.host, "fleet_id": settings.fleet_id},
+        shm_dir=str(settings.effective_shm_dir),
+        stop_command=[sys.executable, "-m", "control.fleets.ray_fleet", "stop"] if joined else [],
+    )
+
+
+def _await_workers(supervisor: Supervisor, settings: Settings) -> None:
+    """Say each worker once it is ready. Gives up waiting, not running, after WORKERS_LIMIT_S."""
+    told: dict[str, str] = {}
+    deadline_s = time.monotonic() + WORKERS_LIMIT_S
+    url = f"http://{settings.host}:{settings.api_port}"
+    with PhaselineClient(url, read_token(settings.run_dir, "operator"), timeout_s=2.0) as client:
+        while not supervisor.stop.is_set() and time.monotonic() < deadline_s:
+            supervisor.tick(time.monotonic())
+            workers = _workers(client)
+            for each in workers:
+                line = _worker_line(each)
+                if line and told.get(each.worker_id) != line:
+                    told[each.worker_id] = line
+                    if len(workers) <= 16:
+                        supervisor.say(line)
+            num_ready = sum(1 for each in workers if each.state == WorkerState.READY)
+            if num_ready >= settings.num_workers:
+                supervisor.say(f"{num_ready} workers ready")
+                return
+            supervisor.stop.wait(POLL_S)
+    if not supervisor.stop.is_set():
+        supervisor.say(f"not all workers are ready after {WORKERS_LIMIT_S:.0f} s; `phaseline status` says why")
+
+
+def _workers(client: PhaselineClient) -> tuple[WorkerStatus, ...]:
+    try:
+        return client.snapshot().workers
+    except ControlError:
+        return ()  # the plane's first tick is outstanding
+
+
+def _worker_line(worker: WorkerStatus) -> str:
+    if worker.state == WorkerState.READY:
+        return f"worker {worker.worker_id} ready ({worker.role}, {worker.device})"
+    if worker.state == WorkerState.FAILED:
+        return f"worker {worker.worker_id} failed: {worker.reason}"
+    return ""
+
+
+def run_down(run_dir: Path, say: Say) -> bool:
+    """End what `up` started in this run folder. False when nothing ran. Only recorded processes are touched.
+
+    Raises FleetError when something did not end.
+    """
+    state = read_state(run_dir)
+    if state is None:
+        return False
+    if state.supervisor.is_alive and state.phase != "stopped":
+        _ask_supervisor(state, run_dir, say)
+        return True
+    if not state.running:
+        return False
+    try:
+        with only_supervisor(run_dir):
+            say("the supervisor is gone; ending what it left")
+            end_all(state, say, lambda: write_state(run_dir, state), lambda: _run(state.stop_command))
+            state.phase = "stopped"
+            write_state(run_dir, state)
+    except AlreadyRunning:
+        return run_down(run_dir, say)
+    return True
+
+
+def _ask_supervisor(state: DeploymentState, run_dir: Path, say: Say) -> None:
+    """Tell the supervisor to end, and repeat what it says until it has."""
+    limit_s = 60.0 + sum(each.stop_limit_s for each in state.components.values())
+    follower = ProgressFollower(run_dir, skip=len(state.progress))
+    if send_signal(state.supervisor, signal.SIGTERM):
+        deadline_s = time.monotonic() + limit_s
+        while state.supervisor.is_alive and time.monotonic() < deadline_s:
+            follower.tell(say)
+            time.sleep(POLL_S)
+        follower.tell(say)
+    if state.supervisor.is_alive:
+        raise FleetError(f"the supervisor (pid {state.supervisor.pid}) has not ended within {limit_s:.0f} s")
+
+
+class ProgressFollower:
+    """Repeats progress lines of the state file that were not told yet."""
+
+    def __init__(self, run_dir: Path, skip: int = 0) -> None:
+        self._run_dir = run_dir
+        self._told = skip
+
+    def tell(self, say: Say) -> DeploymentState | None:
+        state = read_state(self._run_dir)
+        if state is not None:
+            for line in state.progress[self._told :]:
+                say(line)
+            self._told = max(self._told, len(state.progress))
+        return state
+
+
+def launch_detached(settings: Settings, traffic: str, overrides: Mapping[str, str], say: Say) -> None:
+    """Start the supervisor in a session of its own, follow it until all is ready. Raises FleetError when it fails."""
+    make_run_dir(settings.run_dir)
+    state = read_state(settings.run_dir)
+    if state is not None and state.supervisor.is_alive and state.phase != "stopped":
+        raise AlreadyRunning(f"already running in {settings.run_dir}; `phaseline down` ends it")
+    check_start(settings, traffic, state)
+    log = settings.run_dir.resolve() / "logs" / "supervisor.log"
+    rotate_log(log)
+    with open(log, "ab") as out:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "control.launch", *(["--traffic", traffic] if traffic else [])],
+            env={**os.environ, **overrides, **shared_environment(settings)},
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    follower = ProgressFollower(settings.run_dir)
+    while child.poll() is None:
+        current = read_state(settings.run_dir)
+        if current is not None and current.supervisor.pid == child.pid:
+            follower.tell(say)
+            if current.phase == "ready":
+                return
+        time.sleep(POLL_S)
+    why = last_line(log).removeprefix("phaseline: ")
+    raise FleetError(why or f"the supervisor ended with code {child.returncode}; see {log}")
+
+
+def _run(command: list[str]) -> None:
+    if command:
+        subprocess.run(command, timeout=60, check=False, stdin=subprocess.DEVNULL)
+
+
+def main() -> int:
+    """`python -m control.launch [--traffic PROFILE]`: the detached supervisor. Settings come from the environment."""
+    traffic = sys.argv[2] if len(sys.argv) == 3 and sys.argv[1] == "--traffic" else ""
+
+    def say(line: str) -> None:
+        print(time.strftime("%Y-%m-%dT%H:%M:%S"), line, flush=True)
+
+    try:
+        return run_up(load_settings(), traffic, say, lambda: say("ready"))
+    except ControlError as error:
+        print(f"phaseline: {error}", flush=True)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

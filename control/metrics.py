@@ -1,0 +1,323 @@
+"""The catalogue of metrics: name, unit, meaning, and how each is computed from stored sums. A table and pure functions.
+
+A bucket of a line holds sums over [t, t + step): work of a phase, cover (which seconds are known, and what the devices
+could have done in them), gauges, traffic, histograms. A metric is a ratio of such sums, so a coarse bucket is exactly
+what its seconds say together. None is a gap: nothing is known. Not decided here: how sums are stored and read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from control.points import GAUGES
+from control.types import MetricInfo, Phase, Provenance
+from engine.histogram import quantile
+
+Source = Literal["phase", "state", "traffic", "latency"]
+Sums = Mapping[str, float | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bucket:
+    """What is known about one group in one bucket. `length_s`: of the bucket, as far as it has been read;
+    `cover_s`: seconds of it in which the group's work is known."""
+
+    length_s: float
+    cover_s: float = 0.0
+    work: Sums = field(default_factory=dict)
+    cover: Sums = field(default_factory=dict)
+    fleet_cover: Sums = field(default_factory=dict)  # of the whole fleet, where a metric asks for it
+    traffic: Sums = field(default_factory=dict)
+    latencies: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """Mean over the bucket, and the band of its seconds (None: not kept)."""
+
+    value: float | None
+    min: float | None = None
+    max: float | None = None
+
+
+GAP: Final = Value(None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One metric: what it says, where its sums are, and its formula."""
+
+    info: MetricInfo
+    source: Source
+    phases: tuple[Phase, ...] = ()
+    kind: str = ""  # of a latency
+    formula: Callable[[Bucket], Value]
+    needs_fleet: bool = False
+
+
+def _number(sums: Sums, name: str) -> float:
+    return sums.get(name) or 0.0
+
+
+def _low(bucket: Bucket, name: str) -> float | None:
+    """Smallest second: 0 when there were known seconds without any work."""
+    if _number(bucket.work, "num_s") < _number(bucket.cover, "num_cover_s") - 0.5:
+        return 0.0
+    return bucket.work.get(f"min_{name}")
+
+
+def _per_capacity(part: str, whole: str, unknown: str = "") -> Callable[[Bucket], Value]:
+    """Work over what the devices could have done in all the known time (or worker time)."""
+
+    def formula(bucket: Bucket) -> Value:
+        capacity, seconds = _number(bucket.cover, whole), bucket.cover_s
+        if capacity <= 0 or seconds <= 0 or (unknown and _number(bucket.cover, unknown) > 0):
+            return GAP
+        per_second = capacity / seconds
+        low, high = _low(bucket, part), bucket.work.get(f"max_{part}")
+        return Value(
+            _number(bucket.work, part) / capacity,
+            None if low is None else low / per_second,
+            0.0 if high is None else high / per_second,
+        )
+
+    return formula
+
+
+def _in_phase(part: str, band: str) -> Callable[[Bucket], Value]:
+    """Work over what the device could have done while the phase ran; a gap when it did not run."""
+
+    def formula(bucket: Bucket) -> Value:
+        room = _number(bucket.work, f"{part}_room")
+        if room <= 0 or _number(bucket.work, f"{part}_unknown_s") > 0:
+            return GAP
+        return Value(_number(bucket.work, part) / room, bucket.work.get(f"min_{band}"), bucket.work.get(f"max_{band}"))
+
+    return formula
+
+
+def _per_second(part: str) -> Callable[[Bucket], Value]:
+    """Work per known second."""
+
+    def formula(bucket: Bucket) -> Value:
+        seconds = bucket.cover_s
+        if seconds <= 0:
+            return GAP
+        return Value(_number(bucket.work, part) / seconds, _low(bucket, part), bucket.work.get(f"max_{part}") or 0.0)
+
+    return formula
+
+
+def _gauge(name: str) -> Callable[[Bucket], Value]:
+    """Mean of the samples."""
+
+    def formula(bucket: Bucket) -> Value:
+        samples = _number(bucket.cover, GAUGES[name])
+        if not samples:
+            return GAP
+        mean = _number(bucket.cover, f"sum_{name}") / samples
+        return Value(mean, bucket.cover.get(f"min_{name}"), bucket.cover.get(f"max_{name}"))
+
+    return formula
+
+
+def _num_workers(bucket: Bucket) -> Value:
+    """Mean over all looks at the fleet: a role that nobody has is 0, not unknown."""
+    looks = _number(bucket.fleet_cover, "num_load")
+    if not looks:
+        return GAP
+    counted, own = _number(bucket.cover, "sum_num_workers"), _number(bucket.cover, "num_load")
+    low = bucket.cover.get("min_num_workers") if own >= looks else 0.0
+    return Value(counted / looks, low, bucket.cover.get("max_num_workers") or 0.0)
+
+
+def _rate(name: str) -> Callable[[Bucket], Value]:
+    """Requests per second, by arrival. No beat and no request: nobody was there to count."""
+
+    def formula(bucket: Bucket) -> Value:
+        if not bucket.traffic or bucket.length_s <= 0:
+            return GAP
+        return Value(_number(bucket.traffic, name) / bucket.length_s)
+
+    return formula
+
+
+def _attainment(bucket: Bucket) -> Value:
+    decided = _number(bucket.traffic, "decided")
+    return Value(_number(bucket.traffic, "good") / decided) if decided else GAP
+
+
+def _held(name: str, samples: str) -> Callable[[Bucket], Value]:
+    def formula(bucket: Bucket) -> Value:
+        count = _number(bucket.traffic, samples)
+        if not count:
+            return GAP
+        mean = _number(bucket.traffic, f"sum_{name}") / count
+        return Value(mean, bucket.traffic.get(f"min_{name}"), bucket.traffic.get(f"max_{name}"))
+
+    return formula
+
+
+def _quantile(q: float) -> Callable[[Bucket], Value]:
+    return lambda bucket: Value(quantile(bucket.latencies, q))
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+_FLEET: Final = ("fleet",)
+_POOLS: Final = ("fleet", "role")
+_ALL: Final = ("fleet", "role", "worker")
+_FLEET_RULE: Final = ("fleet", "rule")
+
+
+def _info(name: str, unit: str, text: str, groups: tuple[str, ...], provenance: Provenance = "measured") -> MetricInfo:
+    return MetricInfo(name=name, unit=unit, help=text, provenance=provenance, groups=groups)
+
+
+def _utilizations(phase: Phase) -> list[Metric]:
+    """The four utilizations of one phase, its busy share and its rates."""
+    rows: list[tuple[str, str, str, Callable[[Bucket], Value], Provenance]] = [
+        (
+            "compute_wall",
+            "fraction",
+            f"{phase} FLOPs / (peak FLOP/s x all the time)",
+            _per_capacity("flops", "flops_peak", "no_flops_peak_s"),
+            "derived",
+        ),
+        (
+            "compute_in_phase",
+            "fraction",
+            f"{phase} FLOPs / (peak FLOP/s x the time {phase} ran)",
+            _in_phase("flops", "compute_in_phase"),
+            "derived",
+        ),
+        (
+            "bandwidth_wall",
+            "fraction",
+            f"{phase} bytes / (peak bytes/s x all the time)",
+            _per_capacity("bytes", "bytes_peak", "no_bytes_peak_s"),
+            "derived",
+        ),
+        (
+            "bandwidth_in_phase",
+            "fraction",
+            f"{phase} bytes / (peak bytes/s x the time {phase} ran)",
+            _in_phase("bytes", "bandwidth_in_phase"),
+            "derived",
+        ),
+        (
+            "busy",
+            "fraction",
+            f"share of the workers' time in which a {phase} step ran: how long, not how hard",
+            _per_capacity("busy_s", "worker_s"),
+            "measured",
+        ),
+        ("tokens_per_s", "tokens/s", f"tokens of {phase} steps", _per_second("tokens"), "measured"),
+        ("flops_per_s", "FLOP/s", f"model FLOPs of {phase} steps", _per_second("flops"), "derived"),
+        ("bytes_per_s", "bytes/s", f"model bytes of {phase} steps", _per_second("bytes"), "derived"),
+    ]
+    return [
+        Metric(
+            info=_info(f"{phase}_{name}", unit, text, _ALL, provenance),
+            source="phase",
+            phases=(phase,),
+            formula=formula,
+        )
+        for name, unit, text, formula, provenance in rows
+    ]
+
+
+def _gauges() -> list[Metric]:
+    rows: list[tuple[str, str, str, str]] = [
+        ("kv_usage", "kv_usage", "fraction", "KV blocks held / KV blocks"),
+        ("queued_prefill_tokens", "queued_prefill_tokens", "tokens", "uncached prompt tokens waiting or in chunks"),
+        ("num_running", "num_running", "sequences", "sequences in decode"),
+        ("num_waiting", "num_waiting", "requests", "requests that wait on a worker"),
+        ("gpm_tensor_active", "tensor_active", "fraction", "tensor cores active, as NVML's GPM says; mean over GPUs"),
+        ("gpm_dram_active", "dram_active", "fraction", "device memory active, as NVML's GPM says; mean over GPUs"),
+        ("power_w", "power_w", "W", "power of the GPUs, as NVML says; sum"),
+    ]
+    return [
+        Metric(info=_info(name, unit, text, _ALL), source="state", formula=_gauge(gauge))
+        for name, gauge, unit, text in rows
+    ]
+
+
+def _latencies() -> list[Metric]:
+    rows: list[tuple[str, str, tuple[float, ...], str, tuple[str, ...]]] = [
+        ("ttft", "ttft", (0.5, 0.99), "time to first token, from arrival at the gateway", _FLEET_RULE),
+        ("itl", "itl", (0.5, 0.99), "one gap between tokens, at the gateway; many per request", _FLEET_RULE),
+        ("tpot", "tpot", (0.5, 0.99), "(e2e - TTFT) / (tokens - 1), one per request", _FLEET_RULE),
+        ("e2e", "e2e", (0.5, 0.99), "whole request, of those that were served", _FLEET_RULE),
+        ("handoff", "worker_handoff", (0.5, 0.99), "KV from a prefill worker to a decode worker", _POOLS),
+        ("queue", "worker_queue", (0.99,), "waiting on a worker before the first step", _POOLS),
+    ]
+    return [
+        Metric(
+            info=_info(f"{name}_p{round(q * 100)}_s", "s", f"{text}; {round(q * 100)}th percentile", groups),
+            source="latency",
+            kind=kind,
+            formula=_quantile(q),
+        )
+        for name, kind, quantiles, text, groups in rows
+        for q in quantiles
+    ]
+
+
+def _traffic() -> list[Metric]:
+    rows: list[tuple[str, str, str, Callable[[Bucket], Value], tuple[str, ...]]] = [
+        ("offered_rps", "requests/s", "arrivals that were ours to serve", _rate("offered"), _FLEET_RULE),
+        ("goodput_rps", "requests/s", "arrivals that met every bound", _rate("good"), _FLEET_RULE),
+        ("attainment", "fraction", "good / ended and not cancelled by the client", _attainment, _FLEET_RULE),
+        ("error_rps", "requests/s", "arrivals that ended with an error or a time-out", _rate("errors"), _FLEET_RULE),
+        ("rejected_rps", "requests/s", "arrivals answered with 429", _rate("rejected"), _FLEET_RULE),
+        ("route_rps", "requests/s", "arrivals per routing rule", _rate("offered"), ("rule", "fleet")),
+        ("in_flight", "requests", "requests that gateways hold", _held("in_flight", "num_samples"), _FLEET),
+        (
+            "oldest_waiting_s",
+            "s",
+            "age of the oldest request without a first token",
+            _held("oldest_waiting_s", "num_waiting_samples"),
+            _FLEET,
+        ),
+    ]
+    return [
+        Metric(info=_info(name, unit, text, groups), source="traffic", formula=formula)
+        for name, unit, text, formula, groups in rows
+    ]
+
+
+_BLENDED: Final = Metric(
+    info=_info(
+        "blended_busy",
+        "fraction",
+        "share of the workers' time in which any step ran: the one number of other dashboards, which hides both phases",
+        _ALL,
+    ),
+    source="phase",
+    phases=(Phase.PREFILL, Phase.DECODE),
+    formula=lambda bucket: Value(_per_capacity("busy_s", "worker_s")(bucket).value),
+)
+_WORKERS: Final = Metric(
+    info=_info("num_workers", "workers", "living workers, by the role they have", _POOLS),
+    source="state",
+    formula=_num_workers,
+    needs_fleet=True,
+)
+
+METRICS_BY_NAME: Final[Mapping[str, Metric]] = {
+    metric.info.name: metric
+    for metric in (
+        *_utilizations(Phase.PREFILL),
+        *_utilizations(Phase.DECODE),
+        _BLENDED,
+        *_gauges(),
+        _WORKERS,
+        *_traffic(),
+        *_latencies(),
+    )
+}
+#: The catalogue as the API shows it.
+METRICS: Final[Mapping[str, MetricInfo]] = {name: metric.info for name, metric in METRICS_BY_NAME.items()}

@@ -1,0 +1,389 @@
+"""The plane of one fleet: each tick, and at once after a command, observe, decide, act, write.
+
+All effects meet here, in `tick`; what it calls to decide is pure. Level-triggered: it compares the whole of desired
+with what it sees, so a crash at any point is repaired by the next tick. Not decided here: anything about a worker, a
+command or a number; those are `control.reconcile`, `control.progress`, `control.accounting` and the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+
+from pydantic import TypeAdapter
+
+from control.accounting import Accountant, UtilizationView
+from control.desk import Desk, refusal_error
+from control.errors import FleetError, HistoryError
+from control.events import Events
+from control.facts import FleetFacts
+from control.fleets.base import Fleet, Observation
+from control.gateway_hub import GatewayHub
+from control.history.store import History, RequestQuery
+from control.intake import Intake
+from control.notices import notices_of
+from control.orders import Orders
+from control.progress import TablesSeen, progress_of
+from control.reconcile import Ordered, holds, reconcile
+from control.recorder import Recorder
+from control.self_driving import SelfDriving
+from control.settings import Settings
+from control.snapshot import FleetIdentity, build_snapshot, fleet_facts, newest_readings
+from control.tables import Tables
+from control.traffic_stats import TrafficStats
+from control.types import (
+    Command,
+    CommandRequest,
+    Desired,
+    FleetSnapshot,
+    Preview,
+    Principal,
+    RequestRecord,
+    WhatIfRouting,
+)
+from control.verbs import RefusedPlan, changed_policy
+from control.what_if import what_if
+from engine.readings import MeterReading
+
+_log = logging.getLogger("phaseline.plane")
+_snapshot_json = TypeAdapter(FleetSnapshot)
+#: Ticks are at least this far apart, however often a fleet says that something changed.
+LEAST_GAP_S = 0.01
+#: A little each time: no order waits long for the history.
+PRUNE_EVERY_S = 60.0
+START_AGAIN_S = 2.0
+#: `close` waits this long for the tick that is under way.
+CLOSE_TICK_S = 5.0
+#: The newest of the window; more would hold the reader for seconds.
+WHAT_IF_RECORDS = 20_000
+
+
+class Plane:
+    """One fleet under control. `start`, then `run` until `close`; the API calls the rest on the same event loop."""
+
+    def __init__(
+        self,
+        *,
+        fleet: Fleet,
+        history: History,
+        settings: Settings,
+        desk: Desk,
+        fence: int,
+        accountant: Accountant,
+        version: str = "",
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.fleet = fleet
+        self.history = history
+        self.settings = settings
+        self.desk = desk
+        self.recorder: Recorder = desk.recorder
+        self.events: Events = desk.events
+        self._fence = fence
+        self._accountant = accountant
+        self._now = now
+        self._traffic = TrafficStats(settings.effective_slo)
+        self.hub = GatewayHub(
+            durable_seq=self._durable_seq,
+            on_records=self._on_records,
+            on_beat=self._traffic.beat,
+            on_gone=self._traffic.drop_gateway,
+        )
+        self._status = self._traffic.status(now())
+        self._expected_output = self._traffic.expected_output_tokens()
+        self._tables = Tables(fence)
+        self._intake = Intake()
+        self._identity = FleetIdentity(
+            fleet_id=fleet.fleet_id,
+            model_id=fleet.model_id,
+            kind=fleet.kind,
+            simulated=fleet.simulated,
+            capabilities=tuple(sorted(fleet.capabilities)),
+            started_unix_s=now(),
+            version=version,
+        )
+        self._wake = asyncio.Event()
+        self._running = asyncio.Lock()
+        self._closing = False
+        self._tick_problem = ""
+        self._num_ticks = 0
+        self._pruned_unix_s = now()
+        self._observation: Observation | None = None
+        self._readings: Mapping[str, MeterReading] = {}
+        self._utilization: UtilizationView | None = None
+        self._ordered: Mapping[str, Ordered] = {}
+        self._orders = Orders(fleet.apply, self.wake)
+        self._snapshot: FleetSnapshot | None = None
+        self._snapshot_bytes = b""
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Start or adopt the fleet, then tick until `close`."""
+        async with self._running:
+            while not self._closing and not await self._started():
+                await self._pause(START_AGAIN_S)
+            while not self._closing:
+                started_s = time.monotonic()
+                try:
+                    await self.tick()
+                except Exception as error:  # the one broad except: a failed tick is told, and the next one repairs it
+                    _log.exception("tick %d failed", self._num_ticks)
+                    self._tick_problem = f"{type(error).__name__}: {error}"
+                    self.events.publish("tick_failed", fleet_id=self.fleet.fleet_id, problem=self._tick_problem)
+                ended_s = time.monotonic()
+                await self._pause(max(0.0, started_s + self.settings.tick_s - ended_s))
+                await asyncio.sleep(max(0.0, ended_s + LEAST_GAP_S - time.monotonic()))
+
+    async def _pause(self, longest_s: float) -> None:
+        """Until somebody calls `wake`, or until `longest_s` is over."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(longest_s):
+                await self._wake.wait()
+        self._wake.clear()
+
+    async def _started(self) -> bool:
+        """The fleet is there. A serving system that cannot be reached yet is told on the screen and tried again."""
+        try:
+            await self.fleet.start(self.wake)
+        except FleetError as error:
+            _log.warning("the fleet cannot be started: %s", error.detail)
+            self._tick_problem = error.detail
+            self._publish(self._now())
+            return False
+        return True
+
+    async def close(self) -> None:
+        """Let go of fleet and gateways, and write what waits. Workers go on."""
+        self._closing = True
+        self.wake()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TICK_S), self._running:
+                pass  # the tick that was under way has ended
+        self.events.close()
+        await self._orders.close()
+        await self.hub.close()
+        await self.fleet.close()
+        await self.recorder.close()
+
+    def wake(self) -> None:
+        """Tick at once. Call it on the plane's event loop."""
+        self._wake.set()
+
+    # --- the tick ---------------------------------------------------------------------------------------------------
+
+    async def tick(self) -> None:
+        """Observe, decide, act, write. Nothing in it waits for a worker's answer or for the history.
+
+        Orders act on what is recorded: `desired` changes only when its command is durable (`Desk.submit`).
+        Safe to be cut off anywhere: the next one compares everything again.
+        """
+        now = self._now()
+        self._num_ticks += 1
+
+        observation = await self.fleet.observe(now)
+        ingested, seen = self._see(observation, now), self._now()
+
+        fleet = self._facts()
+        decided = reconcile(self.desired, fleet, self._ordered, self._fence, now, busy=self._orders.busy)
+        self._ordered = decided.ordered
+        self._orders.give(decided.steps)
+        self._table()
+
+        limit, since = self.settings.drain_limit_s, self._identity.started_unix_s
+        look = partial(
+            progress_of, fleet=fleet, outcomes=self._orders.outcomes, tables=self._tables_seen(), limit_s=limit
+        )
+        for each in [look(c, now_unix_s=seen, since_unix_s=since) for c in self.desk.unfinished.values()]:
+            self.desk.apply(each)
+
+        self._record_samples(ingested, now)
+        self._tick_problem = ""
+        self._publish(now)
+        self.recorder.kick()
+
+    async def settled(self) -> None:
+        """Wait until the orders under way are answered and what waits is written, or cannot be."""
+        await self._orders.settled()
+        await self.recorder.flush()
+
+    def _see(self, observation: Observation, now: float) -> object:
+        """Take one observation in: newest readings, utilization, and what a self-driving fleet has served."""
+        self._observation = observation
+        self._readings = newest_readings(observation, self._readings, now)
+        ingested = self._accountant.ingest(observation)
+        self._utilization = self._accountant.utilization(now)
+        if isinstance(self.fleet, SelfDriving):
+            self._take_self_driven(self.fleet)
+        self._status = self._traffic.status(now)
+        self._expected_output = self._traffic.expected_output_tokens()
+        return ingested
+
+    def _facts(self) -> FleetFacts:
+        observation = self._observation
+        return fleet_facts(
+            self._readings,
+            observation.lives if observation else (),
+            can=frozenset(each.value for each in self.fleet.capabilities),
+            tpot_s=self._status.tpot_p50_s,
+            expected_output_tokens=self._expected_output,
+            utilization=self._utilization,
+        )
+
+    def _table(self) -> None:
+        """Push a new routing table when something in it has changed."""
+        table = self._tables.update(self.fleet, self.fleet.routes(), self.desired, self._expected_output)
+        if table is not None:
+            self.hub.push(table)
+            if isinstance(self.fleet, SelfDriving):
+                self.fleet.set_table(table)
+
+    def _record_samples(self, ingested: object, now: float) -> None:
+        """Queue this tick's rows; gateways may forget their records once those are durable."""
+        rows = self._intake.take()
+
+        def durable() -> None:
+            for spool, seq in self._intake.committed(rows).items():
+                self.hub.acknowledge(spool, seq)
+
+        self.recorder.later(
+            *(self.history.write_tick, ingested, self._accountant.snapshot(), rows, self._status),
+            then=durable,
+            dropped=partial(self._intake.restore, rows),
+        )
+        if now - self._pruned_unix_s > PRUNE_EVERY_S:
+            self._pruned_unix_s = now
+            self.recorder.later(self.history.prune, now)
+
+    def _publish(self, now: float) -> None:
+        """The snapshot of this tick, serialised once for all who ask."""
+        facts = self._facts()
+        for worker_id in [w for w in self._orders.outcomes if holds(self.desired, facts.workers.get(w), w)]:
+            del self._orders.outcomes[worker_id]
+        snapshot = build_snapshot(
+            self._identity,
+            desired=self.desired,
+            observation=self._observation,
+            readings=self._readings,
+            utilization=self._utilization,
+            traffic=self._status,
+            now_unix_s=self._now(),
+            tick=self._num_ticks,
+            notices=self._notices(),
+            active_command_ids=tuple(sorted(self.desk.unfinished)),
+        )
+        self._snapshot = snapshot
+        self._snapshot_bytes = _snapshot_json.dump_json(snapshot)
+        self.events.publish(
+            "tick",
+            fleet_id=snapshot.fleet_id,
+            tick=snapshot.tick,
+            at_unix_s=snapshot.at_unix_s,
+            health=snapshot.health,
+            health_text=snapshot.health_text,
+            desired_version=snapshot.desired.version,
+            active_command_ids=list(snapshot.active_command_ids),
+        )
+
+    def _notices(self) -> tuple[str, ...]:
+        local = self.settings.profile == "local"
+        return notices_of(
+            self._readings,
+            self.desired.policy,
+            self.settings.initial_policy if local else None,
+            sample_share=self._status.sample_share,
+            history_problem=self.recorder.problem,
+            num_writes_waiting=self.recorder.num_waiting,
+            num_writes_dropped=self.recorder.num_dropped,
+            tick_problem=self._tick_problem,
+            observation_problems=self._observation.problems if self._observation else (),
+        )
+
+    # --- gateways ---------------------------------------------------------------------------------------------------
+
+    async def _durable_seq(self, spool: str) -> int:
+        """Up to where a gateway's records are in the history. Unknown is 0: the history takes each only once."""
+        try:
+            seq = await self.recorder.look_up(self.history.last_seq, spool)
+        except HistoryError as error:
+            _log.warning("cannot read the last record of gateway %s: %s", spool, error.detail)
+            seq = 0
+        self._intake.open(spool, seq)
+        return seq
+
+    def _on_records(self, spool: str, first_seq: int, records: list[RequestRecord]) -> None:
+        for record in self._intake.add(spool, first_seq, records):
+            self._traffic.add(record)
+
+    def _take_self_driven(self, fleet: SelfDriving) -> None:
+        """A fleet with its own arrivals hands over what a gateway would have sent."""
+        for gateway_id, first_seq, records in fleet.take_records():
+            self._on_records(f"{gateway_id}@{self._identity.started_unix_s:.3f}", first_seq, records)
+        for gateway_id, beat in fleet.beats().items():
+            self._traffic.beat(gateway_id, beat)
+
+    def _tables_seen(self) -> TablesSeen:
+        """How many gateways hold the newest table; a self-driving fleet's own count like any."""
+        seen = self.hub.tables_seen()
+        if not isinstance(self.fleet, SelfDriving):
+            return seen
+        newest = self._tables.current.version if self._tables.current else 0
+        own = [beat.table_version >= newest for beat in self.fleet.beats().values()]
+        return TablesSeen(num_gateways=seen.num_gateways + len(own), num_current=seen.num_current + sum(own))
+
+    # --- what the API asks ------------------------------------------------------------------------------------------
+
+    @property
+    def desired(self) -> Desired:
+        return self.desk.desired
+
+    @property
+    def observed(self) -> bool:
+        return self._observation is not None
+
+    def snapshot_json(self) -> bytes:
+        """The last snapshot; with its true age and the reason when ticks have stopped coming."""
+        snapshot, now = self._snapshot, self._now()
+        if snapshot is None:
+            self._publish(now)
+        elif self._tick_problem or now - snapshot.at_unix_s > 2 * self.settings.tick_s:
+            late = replace(snapshot, stale_s=now - snapshot.at_unix_s, notices=self._notices())
+            return _snapshot_json.dump_json(late)
+        return self._snapshot_bytes
+
+    async def preview(self, request: CommandRequest) -> Preview:
+        return await self.desk.preview(request, self._facts())
+
+    async def submit(self, request: CommandRequest, principal: Principal) -> Command:
+        """Record a command; the tick that follows at once carries it out."""
+        command = await self.desk.submit(request, principal, self._facts(), self._now())
+        for step in command.steps:
+            if step.worker_id:
+                self._orders.forget(step.worker_id)
+        self.wake()
+        return command
+
+    async def command(self, command_id: int) -> Command:
+        return await self.desk.command(command_id)
+
+    async def commands(self, limit: int, before_id: int | None) -> list[Command]:
+        return await self.desk.commands(limit, before_id)
+
+    async def what_if(self, changes: Mapping[str, float | int], window_s: float) -> WhatIfRouting:
+        """Raises CommandRefused on a key or value that the policy does not take."""
+        try:
+            policy = changed_policy(self.desired.policy, changes)
+        except RefusedPlan as refused:
+            raise refusal_error(refused.refusal) from refused
+        now = self._now()
+        query = RequestQuery(
+            fleet_id=self.fleet.fleet_id, since_unix_s=now - window_s, until_unix_s=now, limit=WHAT_IF_RECORDS
+        )
+        records = await self.recorder.read(self.history.requests, query)
+        since = records[-1].arrival_unix_s if len(records) == WHAT_IF_RECORDS else now - window_s
+        return what_if(records, policy, self.desired, self._expected_output, since, now)

@@ -1,0 +1,125 @@
+"""Desired beside observed: which orders to give now, and why. Pure.
+
+Decided here: the orders per worker, and none while an equal wish is under way. Level-triggered: it always compares the
+whole of desired with what is seen, so a crash at any point is repaired by the next tick. Not decided here: who should
+have which role (`control.verbs`), and when a command has ended (`control.progress`).
+
+A worker takes two independent wishes, its role and whether it is closed (`engine.duty`); it never goes back to
+"unassigned", so a spare is a worker that is drained in the role it last had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from control.changes import role_of
+from control.facts import FleetFacts, WorkerFacts, natural
+from control.fleets.base import FleetStep
+from control.types import Desired, Role, WorkerState
+
+#: A wish that shows no effect is ordered again after this long; orders are idempotent.
+REPEAT_S = 5.0
+SILENT = frozenset({WorkerState.STARTING, WorkerState.FAILED, WorkerState.STOPPED})
+CLOSED = frozenset({WorkerState.DRAINING, WorkerState.DRAINED})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ordered:
+    """What one life of a worker was last told to become, and when."""
+
+    epoch: int
+    role: Role
+    closed: bool
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reconciled:
+    """What to order now (in order, per worker), and what to remember until the next look."""
+
+    steps: tuple[FleetStep, ...] = ()
+    ordered: Mapping[str, Ordered] = field(default_factory=dict)
+
+
+def reconcile(
+    desired: Desired,
+    fleet: FleetFacts,
+    ordered: Mapping[str, Ordered],
+    fence: int,
+    now_s: float,
+    busy: Collection[str] = (),
+) -> Reconciled:
+    """Orders that lead from what is seen to what is desired. Workers that are away get theirs when they are back.
+
+    `busy`: workers that are being given orders now; they are looked at again when those have ended.
+    """
+    steps: list[FleetStep] = []
+    under_way: dict[str, Ordered] = {}
+    for worker_id in sorted(fleet.workers, key=natural):
+        facts = fleet.workers[worker_id]
+        if worker_id in busy:
+            if worker_id in ordered:
+                under_way[worker_id] = ordered[worker_id]
+            continue
+        if not facts.alive or facts.state in SILENT or holds(desired, facts, worker_id):
+            continue
+        role = role_of(desired, worker_id)
+        wish = Ordered(epoch=facts.epoch, role=role, closed=is_closed(desired, worker_id), at_s=now_s)
+        before = ordered.get(worker_id)
+        if before is not None and _under_way(before, wish, facts):
+            under_way[worker_id] = before
+            continue
+        under_way[worker_id] = wish
+        reason = f"desired version {desired.version}: {worker_id} is {words_of(desired, worker_id)}"
+        steps += [
+            FleetStep(verb=verb, worker_id=worker_id, role=role, fence=fence, reason=reason)
+            for verb in wanted_verbs(facts, role, wish.closed)
+        ]
+    return Reconciled(steps=tuple(steps), ordered=under_way)
+
+
+def wanted_verbs(facts: WorkerFacts, role: Role, closed: bool) -> tuple[str, ...]:
+    """The orders that make both wishes hold. A flip to the role it has takes back a flip that still drains."""
+    verbs = []
+    if role != Role.UNASSIGNED:
+        if facts.role == Role.UNASSIGNED:
+            verbs.append("place")
+        elif facts.role != role or facts.state == WorkerState.DRAINING:
+            verbs.append("flip")
+    if closed and facts.state != WorkerState.DRAINED:
+        verbs.append("drain")
+    if not closed and facts.state in CLOSED:
+        verbs.append("undrain")
+    return tuple(verbs)
+
+
+def holds(desired: Desired, facts: WorkerFacts | None, worker_id: str) -> bool:
+    """This worker is seen as desired."""
+    if facts is None or not facts.usable or facts.state == WorkerState.STARTING:
+        return False
+    role = role_of(desired, worker_id)
+    if role == Role.UNASSIGNED:
+        return facts.role == Role.UNASSIGNED or facts.state == WorkerState.DRAINED
+    wanted = WorkerState.DRAINED if is_closed(desired, worker_id) else WorkerState.READY
+    return facts.role == role and facts.state == wanted
+
+
+def is_closed(desired: Desired, worker_id: str) -> bool:
+    """It shall admit nothing: drained, or a spare."""
+    return worker_id in desired.drained or role_of(desired, worker_id) == Role.UNASSIGNED
+
+
+def words_of(desired: Desired, worker_id: str) -> str:
+    """ "prefill, ready", "decode, drained", "spare"."""
+    role = role_of(desired, worker_id)
+    if role == Role.UNASSIGNED:
+        return "spare"
+    return f"{role}, drained" if worker_id in desired.drained else f"{role}, ready"
+
+
+def _under_way(before: Ordered, wish: Ordered, facts: WorkerFacts) -> bool:
+    """The same wish was ordered of this life of the worker, and it drains for it, or has had no time to answer yet."""
+    if (before.epoch, before.role, before.closed) != (wish.epoch, wish.role, wish.closed):
+        return False
+    return facts.state == WorkerState.DRAINING or wish.at_s - before.at_s < REPEAT_S

@@ -1,0 +1,190 @@
+"""Every setting: default, unit and help beside the field. The one module that reads the environment and config file.
+
+Order: command line (passed in), then environment `PHASELINE_*`, then `phaseline.toml` in the working folder (or the
+file named by PHASELINE_CONFIG), then the defaults here. An unknown key is an error that names it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from control.errors import SettingsError
+from control.types import RoutingPolicy, Slo
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Settings(BaseSettings):
+    """Effective configuration of every process that `phaseline up` starts."""
+
+    model_config = SettingsConfigDict(env_prefix="PHASELINE_", extra="forbid", frozen=True, env_ignore_empty=True)
+
+    profile: Literal["local", "production"] = Field(
+        "local", description="`local` lowers the split thresholds for a few CPU workers."
+    )
+    run_dir: Path = Field(
+        Path("data/run"), description="Run-time state: secrets, history, logs, models, sockets. Git-ignored."
+    )
+    shm_dir: Path | None = Field(
+        None, description="Shared memory for meters and KV pools; default /dev/shm/phaseline-<hash of run_dir>."
+    )
+
+    fleet_id: str = Field(
+        "local", pattern=r"^[a-z0-9][a-z0-9-]{0,31}$", description="Name of the fleet in every row and record."
+    )
+    fleet_kind: Literal["ray", "sim"] = Field(
+        "ray", description="`ray`: Ray-managed workers. `sim`: SimFleet, always marked simulated."
+    )
+    num_workers: int = Field(4, ge=1, le=4096, description="Workers in the fleet.")
+    num_prefill: int = Field(
+        1, ge=0, le=4096, description="First prefill pool size, used when there is no desired state yet."
+    )
+    num_mixed: int = Field(0, ge=0, le=4096, description="First mixed pool size; the rest are decode workers.")
+    worker_kind: Literal["auto", "cpu", "cuda", "paced"] = Field(
+        "auto", description="`auto`: CUDA where there is a GPU, else CPU."
+    )
+    model: str = Field(
+        "smollm2-135m-instruct",
+        description="A Hugging Face folder, or `smollm2-135m-instruct` (converted once, cached).",
+    )
+    exact: bool | None = Field(
+        None, description="Exact mode: bitwise equal output under any split. Default: on for CPU, off for CUDA."
+    )
+    kv_bytes_per_worker: int = Field(512 * 2**20, ge=2**20, description="Bytes of KV pool per worker.")
+    block_tokens: int = Field(16, ge=1, le=512, description="Tokens per KV block.")
+    max_batch: int = Field(16, ge=1, le=4096, description="Largest decode batch of one worker.")
+    prefill_chunk_tokens: int = Field(128, ge=1, le=65536, description="Largest prefill chunk of one step.")
+    max_queue_per_worker: int = Field(64, ge=1, le=100_000, description="Requests one worker queues before it refuses.")
+    lease_s: Seconds = Field(30.0, description="How long a prefill worker keeps unacknowledged KV.")
+    worker_nice: int = Field(10, ge=0, le=19, description="Scheduling niceness of a CPU worker.")
+
+    paced_device: str = Field("h100-sxm-80gb", description="Device of paced workers, from data/devices.toml.")
+    paced_model: str = Field("llama-3.1-70b-fp8", description="Model of paced workers, from data/models.toml.")
+    paced_workers_per_process: int = Field(16, ge=1, le=1024, description="Paced workers that share one process.")
+
+    ray_address: str = Field(
+        "", description="Join this Ray cluster; empty: start a head on loopback. RAY_ADDRESS is honoured too."
+    )
+    ray_port: Port = Field(6399, description="Port of the head's GCS, on loopback.")
+    ray_object_store_bytes: int = Field(
+        80 * 2**20, ge=78643200, description="Ray object store; KV never goes through it."
+    )
+
+    host: str = Field(
+        "127.0.0.1", pattern=r"^(127\.\d+\.\d+\.\d+|localhost|::1)$", description="Listening address; loopback only."
+    )
+    gateway_port: Port = Field(8000, description="OpenAI-compatible API.")
+    api_port: Port = Field(8080, description="Control API.")
+    console_port: Port = Field(8501, description="Console.")
+
+    database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite at <run_dir>/history.db.")
+    tick_s: Seconds = Field(1.0, description="Period of the plane's tick.")
+    observe_timeout_s: Seconds = Field(
+        0.8, description="A node that has not answered by then is missing from that tick."
+    )
+    retention_raw_s: Seconds = Field(86_400.0, description="How long 1 s points are kept.")
+    retention_rollup_s: Seconds = Field(30 * 86_400.0, description="How long 10 s and coarser points are kept.")
+    retention_requests_s: Seconds = Field(7 * 86_400.0, description="How long request records are kept.")
+    drain_limit_s: Seconds = Field(120.0, description="`down` waits this long for running requests.")
+
+    default_max_tokens: int = Field(128, ge=1, description="max_tokens of a request that names none.")
+    max_body_bytes: int = Field(4 * 2**20, ge=1024, description="Largest request body at the gateway.")
+    max_in_flight: int = Field(256, ge=1, description="Requests one gateway holds before it answers 429.")
+    first_token_timeout_s: Seconds = Field(
+        300.0, description="A request without a first token by then ends with an error."
+    )
+    token_gap_timeout_s: Seconds = Field(
+        120.0, description="A request whose worker gives no token for so long is continued on another one."
+    )
+    step_overdue_s: Seconds = Field(
+        120.0, description="A CPU or CUDA worker whose step runs for longer hangs: its process is started anew."
+    )
+
+    routing: RoutingPolicy | None = Field(
+        None, description="First routing policy, used when there is no desired state yet."
+    )
+    slo: Slo | None = Field(None, description="Bounds per request that make it good; default by profile.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        path = Path(os.environ.get("PHASELINE_CONFIG", "phaseline.toml"))
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=path)
+
+    @property
+    def effective_shm_dir(self) -> Path:
+        """Where meters and KV pools of this run folder lie. The fleet makes it, 0700, before a worker starts."""
+        if self.shm_dir is not None:
+            return self.shm_dir
+        digest = hashlib.sha256(str(self.run_dir.resolve()).encode()).hexdigest()[:12]
+        return Path("/dev/shm") / f"phaseline-{digest}"
+
+    @property
+    def model_dir(self) -> Path:
+        """The Hugging Face folder of `model`: named by the setting, or made in the run folder before workers start."""
+        named = Path(self.model)
+        return named if named.is_dir() else self.run_dir / "models" / self.model
+
+    @property
+    def model_id(self) -> str:
+        """The served model's name, one spelling everywhere."""
+        return self.paced_model if self.worker_kind == "paced" else Path(self.model).name
+
+    @property
+    def worker_ids(self) -> tuple[str, ...]:
+        """Names of this fleet's workers."""
+        return worker_ids(self.num_workers)
+
+    @property
+    def initial_policy(self) -> RoutingPolicy:
+        """The local profile splits with a handful of CPU workers and short prompts; not production values."""
+        if self.routing is not None:
+            return self.routing
+        if self.profile == "local":
+            return RoutingPolicy(min_fleet_devices=2, min_remote_prefill_tokens=16, max_local_output_tokens=8)
+        return RoutingPolicy()
+
+    @property
+    def effective_slo(self) -> Slo:
+        if self.slo is not None:
+            return self.slo
+        if self.profile == "local" and self.worker_kind != "paced":
+            return Slo(ttft_base_s=3.0, ttft_per_token_s=0.02, tpot_s=0.5, max_gap_s=2.0)
+        return Slo()
+
+
+def worker_ids(num_workers: int) -> tuple[str, ...]:
+    """`w0 w1 ..`, not padded: a name must not change when the fleet grows."""
+    return tuple(f"w{index}" for index in range(num_workers))
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the settings. Raises SettingsError, one line, naming the key, the value and the bound."""
+    known = {f"PHASELINE_{name.upper()}" for name in Settings.model_fields} | {"PHASELINE_CONFIG"}
+    unknown = sorted(name for name in os.environ if name.startswith("PHASELINE_") and name not in known)
+    if unknown:
+        raise SettingsError(f"unknown setting {unknown[0]} in the environment")
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"]) or "settings"
+        if first["type"] == "extra_forbidden":
+            raise SettingsError(f"unknown setting {name}") from error
+        raise SettingsError(f"setting {name}: {first['msg']} (got {first.get('input')!r})") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"the configuration file is not valid TOML: {error}") from error

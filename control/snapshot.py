@@ -1,0 +1,310 @@
+"""What a screen shows of a fleet at one instant: desired beside observed, how full beside how hard. Pure.
+
+Decided here: how readings, lives and desired state become one list of workers, what a pool's load and headroom are.
+Not decided here: health in words (`control.health`), utilization (`control.accounting`), traffic
+(`control.traffic_stats`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from control.accounting import UtilizationView
+from control.changes import role_of
+from control.facts import POOLS, FleetFacts, WorkerFacts, natural
+from control.fleets.base import Observation, WorkerLife
+from control.health import Health, health_of
+from control.overdue import overdue_step_s
+from control.types import (
+    Capability,
+    Desired,
+    FleetSnapshot,
+    Phase,
+    PhaseUtilization,
+    PoolStatus,
+    Role,
+    RouteRule,
+    TrafficStatus,
+    WorkerState,
+    WorkerStatus,
+)
+from engine.readings import DeviceReading, MeterReading
+from engine.types import Load
+
+#: A worker that one observation misses is shown as it was for this long: a node may be late once.
+KEEP_S = 5.0
+#: Where a pool counts as full: share of time in prefill, share of KV blocks in decode.
+FULL_PREFILL_BUSY = 0.85
+FULL_DECODE_KV = 0.9
+#: Below this share nothing can be extrapolated.
+LEAST_SHARE = 0.02
+LEAST_ATTAINMENT = 0.95
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetIdentity:
+    """What does not change while a plane runs."""
+
+    fleet_id: str
+    model_id: str
+    kind: str
+    simulated: bool
+    capabilities: tuple[Capability, ...]
+    started_unix_s: float
+    version: str = ""
+
+
+def build_snapshot(
+    identity: FleetIdentity,
+    *,
+    desired: Desired,
+    observation: Observation | None,
+    readings: Mapping[str, MeterReading],
+    utilization: UtilizationView | None,
+    traffic: TrafficStatus,
+    now_unix_s: float,
+    tick: int,
+    notices: tuple[str, ...] = (),
+    active_command_ids: tuple[int, ...] = (),
+) -> FleetSnapshot:
+    """The whole screen. `readings` are the newest per worker (`newest_readings`)."""
+    lives = {each.worker_id: each for each in observation.lives} if observation else {}
+    devices = {each.uuid: each for each in observation.devices if each.uuid} if observation else {}
+    ids = sorted(desired.roles.keys() | readings.keys() | lives.keys(), key=natural)
+    at = observation.at_unix_s if observation else now_unix_s
+    workers = tuple(
+        worker_status(identity, w, desired, readings.get(w), lives.get(w), devices, utilization, at) for w in ids
+    )
+    pools = tuple(pool_status(role, desired, workers, utilization, traffic) for role in POOLS)
+    health = health_of(workers, pools, traffic, observation) if observation else STARTING
+    return FleetSnapshot(
+        fleet_id=identity.fleet_id,
+        model_id=identity.model_id,
+        kind=identity.kind,
+        simulated=identity.simulated or any(each.simulated for each in workers),
+        capabilities=identity.capabilities,
+        at_unix_s=at,
+        started_unix_s=identity.started_unix_s,
+        tick=tick,
+        stale_s=max(0.0, now_unix_s - at),
+        health=health.level,
+        health_text=health.text,
+        desired=desired,
+        workers=workers,
+        pools=pools,
+        prefill=utilization.fleet.get(Phase.PREFILL) if utilization else None,
+        decode=utilization.fleet.get(Phase.DECODE) if utilization else None,
+        traffic=traffic,
+        notices=notices,
+        active_command_ids=active_command_ids,
+    )
+
+
+STARTING = Health(level="starting", text="Waiting for the first look at the fleet")
+
+
+def newest_readings(
+    observation: Observation, before: Mapping[str, MeterReading], now_unix_s: float
+) -> dict[str, MeterReading]:
+    """The newest reading per worker. One that is missing now is kept for KEEP_S, unless its slot is known empty."""
+    empty = {each.worker_id for each in observation.lives if each.problem}
+    kept = {w: r for w, r in before.items() if now_unix_s - r.at_unix_s < KEEP_S and w not in empty}
+    return kept | {reading.worker_id: reading for reading in observation.readings}
+
+
+def fleet_facts(
+    readings: Mapping[str, MeterReading],
+    lives: tuple[WorkerLife, ...],
+    *,
+    can: frozenset[str],
+    tpot_s: float | None,
+    expected_output_tokens: int,
+    utilization: UtilizationView | None,
+) -> FleetFacts:
+    """The same readings as planning and reconcile want them."""
+    workers = {
+        w: WorkerFacts(
+            worker_id=w,
+            epoch=reading.epoch,
+            role=reading.role,
+            state=reading.state,
+            alive=reading.alive,
+            num_running=reading.load.num_running,
+            num_waiting=reading.load.num_waiting,
+            num_leased=reading.load.num_leased,
+            queued_prefill_tokens=reading.load.queued_prefill_tokens,
+            problem=reading.reason,
+        )
+        for w, reading in readings.items()
+    }
+    return FleetFacts(
+        workers=workers,
+        gone={each.worker_id: each.problem for each in lives if each.problem and each.worker_id not in workers},
+        can=can,
+        tpot_s=tpot_s,
+        expected_output_tokens=expected_output_tokens,
+        prefill_tokens_per_s=_worker_rate(utilization),
+    )
+
+
+def worker_status(
+    identity: FleetIdentity,
+    worker_id: str,
+    desired: Desired,
+    reading: MeterReading | None,
+    life: WorkerLife | None,
+    devices: Mapping[str, DeviceReading],
+    utilization: UtilizationView | None,
+    at_unix_s: float,
+) -> WorkerStatus:
+    """One row, as of `at_unix_s`. A slot without a reading says why: it failed, or it has not been seen yet."""
+    load = reading.load if reading else Load()
+    device = devices.get(reading.device.uuid) if reading and reading.device.uuid else None
+    phases = utilization.workers.get(worker_id, {}) if utilization else {}
+    state, reason = _state(reading, life)
+    return WorkerStatus(
+        worker_id=worker_id,
+        epoch=reading.epoch if reading else 0,
+        fleet_id=identity.fleet_id,
+        model_id=reading.model_id if reading else identity.model_id,
+        simulated=reading.simulated if reading else identity.simulated,
+        role=reading.role if reading else Role.UNASSIGNED,
+        desired_role=role_of(desired, worker_id),
+        state=state,
+        reason=reason,
+        role_since_unix_s=reading.role_since_unix_s if reading else at_unix_s,
+        started_unix_s=reading.started_unix_s if reading else at_unix_s,
+        num_restarts=life.num_restarts if life else 0,
+        last_restart_reason=life.last_restart_reason if life else "",
+        pid=reading.pid if reading else 0,
+        hostname=reading.hostname if reading else "",
+        device=reading.device.name if reading else "",
+        address=reading.address if reading else "",
+        version=identity.version if reading else "",
+        weight=desired.weights.get(worker_id, 1.0),
+        drained=worker_id in desired.drained,
+        alive=reading.alive if reading else False,
+        heartbeat_age_s=(reading.heartbeat_age_s + max(0.0, at_unix_s - reading.at_unix_s)) if reading else 0.0,
+        step_running_s=reading.step_running_s if reading else None,
+        kv_usage=load.kv_usage if load.kv_blocks_total else None,
+        kv_blocks_total=load.kv_blocks_total,
+        kv_blocks_held=load.kv_blocks_held,
+        kv_blocks_reserved=load.kv_blocks_reserved,
+        queued_prefill_tokens=load.queued_prefill_tokens,
+        num_waiting=load.num_waiting,
+        num_running=load.num_running,
+        num_leased=load.num_leased,
+        prefill=phases.get(Phase.PREFILL),
+        decode=phases.get(Phase.DECODE),
+        measured_tensor_active=device.tensor_active if device else None,
+        measured_dram_active=device.dram_active if device else None,
+        step_overdue=reading is not None and overdue_step_s(reading) is not None,
+    )
+
+
+def pool_status(
+    role: Role,
+    desired: Desired,
+    workers: tuple[WorkerStatus, ...],
+    utilization: UtilizationView | None,
+    traffic: TrafficStatus,
+) -> PoolStatus:
+    """One pool, by the role that its workers are seen in; what is desired of it stands beside that."""
+    members = [each for each in workers if each.role == role and not _is_spare(each)]
+    wanted = [each for each in workers if each.desired_role == role]
+    ready = [each for each in members if each.state == WorkerState.READY and each.alive]
+    phases = utilization.roles.get(role, {}) if utilization else {}
+    prefill, decode = phases.get(Phase.PREFILL), phases.get(Phase.DECODE)
+    load = prefill_load_s(members, prefill) if role == Role.PREFILL else kv_load(members)
+    return PoolStatus(
+        role=role,
+        num_desired=len(wanted),
+        num_ready=len(ready),
+        num_other=len({each.worker_id for each in (*members, *wanted)} - {each.worker_id for each in ready}),
+        prefill=prefill,
+        decode=decode,
+        load=load,
+        load_unit="s" if role == Role.PREFILL else "fraction",
+        headroom_rps=headroom_rps(role, load, prefill, traffic) if ready else None,
+    )
+
+
+def prefill_load_s(members: list[WorkerStatus], prefill: PhaseUtilization | None) -> float | None:
+    """Seconds of queued uncached tokens: queued / (tokens per second of prefill, while prefill runs).
+
+    That rate is tokens_per_s / busy of the pool. Nothing queued is 0 s; something queued at an unknown rate is None.
+    """
+    if not members:
+        return None
+    queued = sum(each.queued_prefill_tokens for each in members)
+    if queued == 0:
+        return 0.0
+    rate = _busy_rate(prefill)
+    return queued / rate if rate else None
+
+
+def kv_load(members: list[WorkerStatus]) -> float | None:
+    """(held + reserved) / total blocks of the pool."""
+    total = sum(each.kv_blocks_total for each in members)
+    if not total:
+        return None
+    return min(1.0, sum(each.kv_blocks_held + each.kv_blocks_reserved for each in members) / total)
+
+
+def headroom_rps(
+    role: Role, load: float | None, prefill: PhaseUtilization | None, traffic: TrafficStatus
+) -> float | None:
+    """Extra requests per second until the pool is full, if traffic keeps its shape (derived, linear).
+
+    headroom = rate x (full - share) / share, at least 0, where for a prefill pool share is the time in prefill, full
+    0.85 and rate the split requests; for a decode or mixed pool share is KV held and reserved, full 0.9 and rate all
+    requests. While attainment is under 0.95 the SLO is broken already: 0. None without traffic, or when share is too
+    small to extrapolate from.
+    """
+    rate = _split_rps(traffic) if role == Role.PREFILL else traffic.offered_rps
+    share = (prefill.busy if prefill else None) if role == Role.PREFILL else load
+    full = FULL_PREFILL_BUSY if role == Role.PREFILL else FULL_DECODE_KV
+    if not rate or share is None or share < LEAST_SHARE:
+        return None
+    if traffic.attainment is not None and traffic.attainment < LEAST_ATTAINMENT:
+        return 0.0
+    return max(0.0, rate * (full - share) / share)
+
+
+def _is_spare(worker: WorkerStatus) -> bool:
+    """A spare keeps the role it last had, drained."""
+    return worker.desired_role == Role.UNASSIGNED and worker.state == WorkerState.DRAINED
+
+
+def _split_rps(traffic: TrafficStatus) -> float | None:
+    """Offered requests per second that went through a prefill worker."""
+    total = sum(traffic.by_rule.values())
+    if traffic.offered_rps is None or not total:
+        return None
+    return traffic.offered_rps * traffic.by_rule.get(RouteRule.REMOTE, 0) / total
+
+
+def _busy_rate(phase: PhaseUtilization | None) -> float | None:
+    if phase is None or not phase.tokens_per_s or not phase.busy:
+        return None
+    return phase.tokens_per_s / phase.busy
+
+
+def _worker_rate(utilization: UtilizationView | None) -> float | None:
+    """Prompt tokens per second that one worker computes while it prefills; None when none did."""
+    seen = [each.get(Phase.PREFILL) for each in utilization.workers.values()] if utilization else []
+    busy = sum(each.busy or 0.0 for each in seen if each)
+    tokens_per_s = sum(each.tokens_per_s or 0.0 for each in seen if each)
+    return tokens_per_s / busy if tokens_per_s and busy else None
+
+
+def _state(reading: MeterReading | None, life: WorkerLife | None) -> tuple[WorkerState, str]:
+    problem = life.problem if life else ""
+    if reading is None:
+        return (WorkerState.FAILED, problem) if problem else (WorkerState.STARTING, "not seen yet")
+    if not reading.alive and reading.state not in (WorkerState.FAILED, WorkerState.STOPPED):
+        return WorkerState.FAILED, problem or reading.reason or f"its process {reading.pid} has ended"
+    overdue_s = overdue_step_s(reading)
+    overdue = f"step running for {overdue_s:.0f} s" if overdue_s is not None else ""
+    return reading.state, "; ".join(each for each in (reading.reason, overdue) if each)

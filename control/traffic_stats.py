@@ -1,0 +1,257 @@
+"""What the gateways see now: rates, percentiles and attainment over the last minute, indexed by arrival.
+
+Decided here: what is good, what counts against attainment, and where each rate comes from.
+- offered: arrivals that the gateways' beats counted in the window; without two beats, the records that arrived in it.
+- attainment: good / (ended and not cancelled by the client + overdue now). A request that waits for its first token
+  past its bound is bad now, not when it ends; beats say how long the oldest has waited: at least one per gateway.
+- goodput: offered x attainment: those still in flight inside their bounds are expected to do as the others did. A plain
+  count of good arrivals would read low by the share that has not ended yet.
+- token rates: by completion, since a request's tokens are known when it ends.
+Percentiles come from merged histograms. Records are summed per second of arrival as they come in, so that asking is
+cheap however much traffic there is. Not decided here: what is kept (`control.history`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from math import floor
+from statistics import median
+from typing import Final
+
+from control.gateway.link import Beat
+from control.types import SAMPLE_TRAFFIC_KEY, RequestRecord, Slo, TrafficStatus
+from engine.histogram import bucket_of, quantile
+
+KEEP_S: Final = 300.0
+FRESH_BEAT_S: Final = 5.0
+DEFAULT_OUTPUT_TOKENS: Final = 128
+REJECTED: Final = 429
+CLIENT_CLOSED: Final = 499
+#: Prompt lengths in tokens: attainment per class, so that shedding long prompts cannot flatter the whole.
+LENGTH_CLASSES: Final = ((512, "under 512"), (2048, "512-2047"), (8192, "2048-8191"))
+LONGEST_CLASS: Final = "8192 and over"
+_KINDS: Final = ("ttft", "itl", "tpot", "e2e")
+
+
+def is_cancelled(record: RequestRecord) -> bool:
+    """The client went away: neither good nor bad."""
+    return record.status == CLIENT_CLOSED or record.finish_reason == "cancelled"
+
+
+def is_rejected(record: RequestRecord) -> bool:
+    return record.status == REJECTED
+
+
+def is_error(record: RequestRecord) -> bool:
+    """Failed on our side: 5xx and time-outs. A refused bad request (other 4xx) is the client's own."""
+    return record.status >= 500 or record.status == 408 or (record.finish_reason == "error" and record.status == 200)
+
+
+def is_offered(record: RequestRecord) -> bool:
+    """Whether we had to serve it: a bad request (4xx, but 408, 429 and client cancels) was never ours to serve."""
+    return not 400 <= record.status < 500 or record.status in (408, REJECTED, CLIENT_CLOSED)
+
+
+def is_good(record: RequestRecord, slo: Slo) -> bool | None:
+    """Whether all bounds held. None when it does not count: the client cancelled, or it was not ours to serve."""
+    if is_cancelled(record) or not is_offered(record):
+        return None
+    if record.status != 200 or record.finish_reason == "error" or record.ttft_s is None:
+        return False
+    bound_s = slo.ttft_base_s + slo.ttft_per_token_s * (record.prompt_tokens - record.cached_tokens)
+    if record.ttft_s > bound_s:
+        return False
+    return _within(record.tpot_s, slo.tpot_s) and _within(record.max_gap_s, slo.max_gap_s)
+
+
+def _within(value_s: float | None, bound_s: float) -> bool:
+    return value_s is None or value_s <= bound_s
+
+
+def length_class(prompt_tokens: int) -> str:
+    return next((name for below, name in LENGTH_CLASSES if prompt_tokens < below), LONGEST_CLASS)
+
+
+def slo_text(slo: Slo) -> str:
+    """The bounds in words."""
+    return (
+        f"TTFT <= {slo.ttft_base_s:g} s + {slo.ttft_per_token_s * 1000:g} ms per uncached prompt token, "
+        f"TPOT <= {slo.tpot_s * 1000:g} ms, largest gap <= {slo.max_gap_s:g} s"
+    )
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Records of one second of arrival, or of several such seconds."""
+
+    offered: int = 0
+    sample: int = 0  # of the offered: sample traffic
+    decided: int = 0
+    good: int = 0
+    errors: int = 0
+    rejected: int = 0
+    longest_uncached: int = 0
+    by_rule: Counter[str] = field(default_factory=Counter)
+    good_by_length: Counter[str] = field(default_factory=Counter)
+    decided_by_length: Counter[str] = field(default_factory=Counter)
+    latencies: dict[str, Counter[int]] = field(default_factory=lambda: {kind: Counter() for kind in _KINDS})
+
+    def add(self, record: RequestRecord, slo: Slo) -> None:
+        verdict = is_good(record, slo)
+        self.offered += is_offered(record)
+        self.sample += is_offered(record) and record.api_key_id == SAMPLE_TRAFFIC_KEY
+        self.errors += is_error(record)
+        self.rejected += is_rejected(record)
+        self.longest_uncached = max(self.longest_uncached, record.prompt_tokens - record.cached_tokens)
+        if record.rule:
+            self.by_rule[record.rule] += 1
+        if verdict is not None:
+            self.decided += 1
+            self.good += verdict
+            self.decided_by_length[length_class(record.prompt_tokens)] += 1
+            self.good_by_length[length_class(record.prompt_tokens)] += verdict
+        self.latencies["itl"].update(record.itl_buckets)
+        for kind, value_s in (("ttft", record.ttft_s), ("tpot", record.tpot_s), ("e2e", _served_s(record))):
+            if value_s is not None:
+                self.latencies[kind][bucket_of(value_s)] += 1
+
+    def merge(self, other: _Sums) -> None:
+        self.offered += other.offered
+        self.sample += other.sample
+        self.decided += other.decided
+        self.good += other.good
+        self.errors += other.errors
+        self.rejected += other.rejected
+        self.longest_uncached = max(self.longest_uncached, other.longest_uncached)
+        self.by_rule.update(other.by_rule)
+        self.good_by_length.update(other.good_by_length)
+        self.decided_by_length.update(other.decided_by_length)
+        for kind, counts in other.latencies.items():
+            self.latencies[kind].update(counts)
+
+
+class TrafficStats:
+    """Records and beats of the last minutes. `now` is always an argument."""
+
+    def __init__(self, slo: Slo) -> None:
+        self.slo = slo
+        self._seconds: dict[int, _Sums] = {}  # by arrival
+        self._tokens: dict[int, list[int]] = {}  # prompt and output tokens, by the second in which a request ended
+        self._beats: dict[str, deque[Beat]] = {}
+        self._lengths: deque[int] = deque(maxlen=500)  # output tokens of the newest requests that ended well
+        self._num_changes = 0
+        self._last: tuple[tuple[int, int, float], TrafficStatus] | None = None
+
+    def add(self, record: RequestRecord) -> None:
+        """One request has ended. Records come in any order."""
+        self._num_changes += 1
+        self._seconds.setdefault(floor(record.arrival_unix_s), _Sums()).add(record, self.slo)
+        if record.e2e_s is not None:
+            tokens = self._tokens.setdefault(floor(record.arrival_unix_s + record.e2e_s), [0, 0])
+            tokens[0] += record.prompt_tokens
+            tokens[1] += record.output_tokens
+        if record.finish_reason in ("stop", "length"):
+            self._lengths.append(record.output_tokens)
+
+    def beat(self, gateway_id: str, beat: Beat) -> None:
+        """What one gateway holds now. Its counts only grow; smaller ones mean that it started again."""
+        self._num_changes += 1
+        beats = self._beats.setdefault(gateway_id, deque(maxlen=int(KEEP_S)))
+        if beats and beat.num_arrived < beats[-1].num_arrived:
+            beats.clear()
+        if not beats or beat.at_unix_s > beats[-1].at_unix_s:
+            beats.append(beat)
+
+    def drop_gateway(self, gateway_id: str) -> None:
+        """Its connection is gone: what it holds now is unknown."""
+        self._num_changes += 1
+        self._beats.pop(gateway_id, None)
+
+    def expected_output_tokens(self) -> int:
+        """Median output of the recent requests that ended well."""
+        return int(median(self._lengths)) if self._lengths else DEFAULT_OUTPUT_TOKENS
+
+    def status(self, now_unix_s: float, window_s: float = 60.0) -> TrafficStatus:
+        """The last `window_s` seconds, the running one included. What nobody reported is None."""
+        key = (self._num_changes, floor(now_unix_s), window_s)
+        if self._last is None or self._last[0] != key:
+            self._forget(now_unix_s)
+            self._last = (key, self._status(now_unix_s, window_s))
+        return self._last[1]
+
+    def _status(self, now_unix_s: float, window_s: float) -> TrafficStatus:
+        seconds = range(floor(now_unix_s - window_s) + 1, floor(now_unix_s) + 1)
+        sums = _Sums()
+        for second in seconds:
+            if second in self._seconds:
+                sums.merge(self._seconds[second])
+        prompt_tokens, output_tokens = (sum(self._tokens.get(each, (0, 0))[i] for each in seconds) for i in (0, 1))
+        fresh = {name: beats for name, beats in self._beats.items() if now_unix_s - beats[-1].at_unix_s <= FRESH_BEAT_S}
+        waits = [waited for beats in fresh.values() if (waited := _waited_s(beats[-1], now_unix_s)) is not None]
+        bound_s = self.slo.ttft_base_s + self.slo.ttft_per_token_s * sums.longest_uncached
+        decided = sums.decided + sum(1 for waited in waits if waited > bound_s)
+        attainment = sums.good / decided if decided else None
+        known = bool(fresh) or sums.offered > 0
+        offered_rps = _offered_rps(sums, fresh, now_unix_s, window_s)
+        return TrafficStatus(
+            window_s=window_s,
+            num_gateways=len(fresh),
+            offered_rps=offered_rps,
+            goodput_rps=_goodput_rps(offered_rps, attainment),
+            attainment=attainment,
+            sample_share=sums.sample / sums.offered if sums.offered else None,
+            attainment_by_length={
+                name: sums.good_by_length[name] / count for name, count in sorted(sums.decided_by_length.items())
+            },
+            error_rps=sums.errors / window_s if known else None,
+            rejected_rps=sums.rejected / window_s if known else None,
+            num_in_flight=sum(beats[-1].num_in_flight for beats in fresh.values()),
+            oldest_waiting_s=max(waits, default=None),
+            ttft_p50_s=quantile(sums.latencies["ttft"], 0.5),
+            ttft_p99_s=quantile(sums.latencies["ttft"], 0.99),
+            itl_p50_s=quantile(sums.latencies["itl"], 0.5),
+            itl_p99_s=quantile(sums.latencies["itl"], 0.99),
+            tpot_p50_s=quantile(sums.latencies["tpot"], 0.5),
+            e2e_p50_s=quantile(sums.latencies["e2e"], 0.5),
+            prompt_tokens_per_s=prompt_tokens / window_s if known else None,
+            output_tokens_per_s=output_tokens / window_s if known else None,
+            by_rule=dict(sums.by_rule),
+            slo_text=slo_text(self.slo),
+        )
+
+    def _forget(self, now_unix_s: float) -> None:
+        oldest = floor(now_unix_s - KEEP_S)
+        for table in (self._seconds, self._tokens):
+            for second in [each for each in table if each < oldest]:
+                del table[second]
+
+
+def _offered_rps(sums: _Sums, fresh: dict[str, deque[Beat]], now_unix_s: float, window_s: float) -> float | None:
+    """Arrivals per second by the gateways' own count; 0 only when a gateway says so."""
+    rates = []
+    for beats in fresh.values():
+        inside = [beat for beat in beats if beat.at_unix_s >= now_unix_s - window_s]
+        if len(inside) >= 2:
+            elapsed_s = inside[-1].at_unix_s - inside[0].at_unix_s
+            rates.append((inside[-1].num_arrived - inside[0].num_arrived) / elapsed_s)
+    if rates:
+        return sum(rates)
+    return sums.offered / window_s if sums.offered else None
+
+
+def _goodput_rps(offered_rps: float | None, attainment: float | None) -> float | None:
+    if offered_rps is None or attainment is None:
+        return 0.0 if offered_rps == 0 else None
+    return offered_rps * attainment
+
+
+def _waited_s(beat: Beat, now_unix_s: float) -> float | None:
+    """How long the oldest request without a first token has waited by now."""
+    if beat.oldest_waiting_s is None:
+        return None
+    return beat.oldest_waiting_s + max(0.0, now_unix_s - beat.at_unix_s)
+
+
+def _served_s(record: RequestRecord) -> float | None:
+    return record.e2e_s if record.status == 200 else None

@@ -1,0 +1,525 @@
+"""The values that cross control's borders: the console, the CLI, the API and the pure policies share them.
+
+Frozen dataclasses, validated where they come in from outside (pydantic `TypeAdapter`, which FastAPI and
+`control.client` use). Units are in the names; fractions are 0..1; None is "unknown" and never zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from engine.types import Phase, Role, WorkerState
+
+__all__ = ["Phase", "Role", "WorkerState"]
+
+#: API key and key id of the sample traffic that `phaseline up --traffic` sends: the one id that is shown as it is.
+SAMPLE_TRAFFIC_KEY = "sample-traffic"
+
+Provenance = Literal["measured", "derived", "assumed", "simulated"]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0.0, le=100.0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=100_000, strict=True)]
+Number = Annotated[int, Field(ge=0, le=2**53, strict=True)]  # of a command or a version
+Words = Annotated[str, Field(max_length=500, pattern=r"^[^\x00]*$")]  # typed by a person; PostgreSQL keeps no NUL
+
+
+class Capability(StrEnum):
+    """What a fleet adapter can do; console, CLI and API offer only that."""
+
+    OBSERVE = "observe"
+    ROUTE = "route"
+    RESIZE = "resize"
+    FLIP = "flip"
+    DRAIN = "drain"
+    MIGRATE = "migrate"
+
+
+# --- routing ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingPolicy:
+    """Live settings of `control.routing.route`. Each field's metadata carries unit and help for forms and docs."""
+
+    min_fleet_devices: Annotated[int, Field(ge=0, le=100_000)] = field(
+        default=12, metadata={"unit": "devices", "help": "Smaller fleets serve every request on one worker."}
+    )
+    local_cache_ratio: Fraction = field(
+        default=0.8,
+        metadata={"unit": "fraction", "help": "With this share of the prompt's KV on a decode worker, stay there."},
+    )
+    min_remote_prefill_tokens: Annotated[int, Field(ge=0, le=10_000_000)] = field(
+        default=512, metadata={"unit": "tokens", "help": "Uncached prompts shorter than this may stay local."}
+    )
+    max_local_output_tokens: Annotated[int, Field(ge=0, le=10_000_000)] = field(
+        default=256, metadata={"unit": "tokens", "help": "Short prompts stay local only below this expected output."}
+    )
+    remote_share: Fraction = field(
+        default=1.0, metadata={"unit": "fraction", "help": "Canary share of eligible requests that is split."}
+    )
+
+
+class RouteRule(StrEnum):
+    """Which rule of DESIGN section 6 decided. The order here is the order in which they are walked."""
+
+    CANNOT_FIT = "cannot_fit"
+    NO_CAPACITY = "no_capacity"
+    EMPTY_POOL = "empty_pool"
+    SMALL_FLEET = "small_fleet"
+    CACHED_LOCAL = "cached_local"
+    SHORT_LOCAL = "short_local"
+    CONTROL_ARM = "control_arm"
+    REMOTE = "remote"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerRoute:
+    """One row of the routing table."""
+
+    worker_id: str
+    epoch: int
+    address: str
+    role: Role
+    state: WorkerState
+    weight: float = 1.0
+    simulated: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingTable:
+    """What every gateway holds: full, versioned, kept on disk. A gateway takes a table only if it is newer."""
+
+    version: int
+    fleet_id: str
+    model_id: str
+    fence: int
+    num_devices: int
+    policy: RoutingPolicy
+    workers: tuple[WorkerRoute, ...]
+    expected_output_tokens: int = 128  # recent median
+
+
+# --- desired state and commands -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desired:
+    """What we want. Changed only through a recorded command; `version` counts those changes.
+
+    Roles are explicit per worker, so that a preview names exactly the workers that will flip; pool sizes are derived.
+    """
+
+    version: int
+    roles: dict[str, Role]
+    drained: frozenset[str] = frozenset()
+    weights: dict[str, float] = field(default_factory=dict)  # missing means 1.0
+    policy: RoutingPolicy = RoutingPolicy()
+
+    def pool_size(self, role: Role) -> int:
+        return sum(1 for each in self.roles.values() if each == role)
+
+
+class Verb(StrEnum):
+    RESIZE = "resize"
+    FLIP = "flip"
+    DRAIN = "drain"
+    UNDRAIN = "undrain"
+    SET_ROUTING = "set_routing"
+    UNDO = "undo"
+
+
+class CommandState(StrEnum):
+    """accepted -> running -> done | failed | superseded; the table is in `control.commands`."""
+
+    ACCEPTED = "accepted"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    SUPERSEDED = "superseded"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Action:
+    """What an operator asks for. Which fields a verb takes: resize(prefill, decode, mixed), flip(worker_id, role),
+    drain/undrain(worker_id), set_routing(policy and/or weights: only the keys to change), undo(command_id)."""
+
+    verb: Verb
+    prefill: Count | None = None
+    decode: Count | None = None
+    mixed: Count | None = None
+    worker_id: str | None = None
+    role: Role | None = None
+    policy: dict[str, float | int] | None = None
+    weights: dict[str, Weight] | None = None
+    command_id: Number | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandRequest:
+    """One action with its who-needs-to-know. `base_version` None skips the stale check (CLI one-shots only)."""
+
+    action: Action
+    why: Words = ""
+    idempotency_key: Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")] = ""
+    base_version: Number | None = None
+    confirmation: Annotated[str, Field(max_length=200)] = ""  # the pool's name, where the preview asks for it
+    fleet_id: str | None = None  # None: the only fleet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedStep:
+    """One order the tick will give: the same value in a preview and in the journal."""
+
+    verb: str  # place | flip | drain | undrain | route
+    worker_id: str | None
+    role: Role | None
+    from_role: Role | None
+    text: str  # "flip w3 decode -> prefill (2 running sequences finish first)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preview:
+    """What a command would do, before it does it."""
+
+    base_version: int
+    steps: tuple[PlannedStep, ...]
+    pools_before: dict[str, int]
+    pools_after: dict[str, int]
+    warnings: tuple[str, ...] = ()
+    needs_confirmation: str = ""  # the word to type; "" when none is needed
+    refused: str = ""  # why the command would be refused; "" when it would be accepted
+    expected_s: float | None = None  # longest drain, assumed from the running work; None when unknown
+    effect: str = ""
+    effect_provenance: Provenance = "assumed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandStep:
+    """One line of a command's journal."""
+
+    at_unix_s: float
+    text: str
+    worker_id: str | None = None
+    state: Literal["planned", "running", "done", "failed"] = "done"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """One operator action, recorded before it takes effect."""
+
+    command_id: int
+    fleet_id: str
+    action: Action
+    state: CommandState
+    who: str
+    why: str
+    idempotency_key: str
+    base_version: int
+    version_after: int
+    created_unix_s: float
+    updated_unix_s: float
+    steps: tuple[CommandStep, ...] = ()
+    result: str = ""  # how it ended, in words
+    desired_before: Desired | None = None
+    desired_after: Desired | None = None
+    undo_of: int | None = None
+    undone_by: int | None = None
+    can_undo: bool = False
+
+
+# --- what is --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseUtilization:
+    """Utilization of one phase over the last whole seconds. `basis` names the peak: datasheet, calibrated, assumed."""
+
+    wall_compute: float | None
+    wall_bandwidth: float | None
+    in_phase_compute: float | None
+    in_phase_bandwidth: float | None
+    busy: float | None  # share of the time in which this phase ran: neither compute nor bandwidth
+    tokens_per_s: float | None
+    basis: str = "unknown"
+    provenance: Provenance = "derived"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStatus:
+    """One worker as it was seen at `at_unix_s`."""
+
+    worker_id: str
+    epoch: int
+    fleet_id: str
+    model_id: str
+    simulated: bool
+    role: Role
+    desired_role: Role
+    state: WorkerState
+    reason: str  # why it is not ready; "" when it is
+    role_since_unix_s: float
+    started_unix_s: float
+    num_restarts: int
+    last_restart_reason: str
+    pid: int
+    hostname: str
+    device: str
+    address: str
+    version: str
+    weight: float
+    drained: bool
+    alive: bool
+    heartbeat_age_s: float
+    step_running_s: float | None
+    kv_usage: float | None
+    kv_blocks_total: int
+    kv_blocks_held: int
+    kv_blocks_reserved: int
+    queued_prefill_tokens: int
+    num_waiting: int
+    num_running: int
+    num_leased: int
+    prefill: PhaseUtilization | None
+    decode: PhaseUtilization | None
+    measured_tensor_active: float | None = None  # GPM, 0..1, where the device answers
+    measured_dram_active: float | None = None
+    step_overdue: bool = False  # its running step takes far longer than steps usually do
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolStatus:
+    """One pool: desired beside observed, how full beside how hard."""
+
+    role: Role
+    num_desired: int
+    num_ready: int
+    num_other: int  # starting, draining, failed
+    prefill: PhaseUtilization | None
+    decode: PhaseUtilization | None
+    load: float | None  # prefill: seconds of queued uncached tokens; decode: (held + reserved) / total blocks
+    load_unit: str
+    headroom_rps: float | None
+    headroom_provenance: Provenance = "derived"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrafficStatus:
+    """What the gateways saw over `window_s`, indexed by arrival. Percentiles from merged histograms."""
+
+    window_s: float
+    num_gateways: int
+    offered_rps: float | None
+    goodput_rps: float | None
+    attainment: float | None
+    error_rps: float | None
+    rejected_rps: float | None
+    num_in_flight: int
+    oldest_waiting_s: float | None
+    ttft_p50_s: float | None
+    ttft_p99_s: float | None
+    itl_p50_s: float | None
+    itl_p99_s: float | None
+    tpot_p50_s: float | None
+    e2e_p50_s: float | None
+    prompt_tokens_per_s: float | None
+    output_tokens_per_s: float | None
+    by_rule: dict[str, int]
+    slo_text: str = ""
+    sample_share: float | None = None  # of the offered requests, those of `phaseline up --traffic`
+    attainment_by_length: dict[str, float] = field(default_factory=dict)  # class of prompt length -> attainment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetSnapshot:
+    """All that a screen needs to say "are we fine?" at one instant."""
+
+    fleet_id: str
+    model_id: str
+    kind: str  # ray | sim
+    simulated: bool
+    capabilities: tuple[Capability, ...]
+    at_unix_s: float
+    started_unix_s: float
+    tick: int
+    stale_s: float  # age of the observation behind this snapshot
+    health: Literal["ok", "attention", "broken", "starting"]
+    health_text: str
+    desired: Desired
+    workers: tuple[WorkerStatus, ...]
+    pools: tuple[PoolStatus, ...]
+    prefill: PhaseUtilization | None  # by phase, over the whole fleet
+    decode: PhaseUtilization | None
+    traffic: TrafficStatus
+    notices: tuple[str, ...] = ()  # banners: "thresholds of the local profile: not production values"
+    active_command_ids: tuple[int, ...] = ()
+
+
+# --- history --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeriesPoint:
+    """One bucket [t, t + step). `value` None is a gap."""
+
+    t_unix_s: float
+    value: float | None
+    min: float | None = None
+    max: float | None = None
+    count: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """One line: its group's label and its points, in time order, gaps included as None."""
+
+    label: str
+    points: tuple[SeriesPoint, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeriesResult:
+    """Answer to a series query. `metric`'s unit, help and provenance come from the catalogue `control.metrics`."""
+
+    fleet_id: str
+    metric: str
+    unit: str
+    provenance: Provenance
+    step_s: int
+    since_unix_s: float
+    until_unix_s: float
+    by: str
+    series: tuple[Series, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricInfo:
+    name: str
+    unit: str
+    help: str
+    provenance: Provenance
+    groups: tuple[str, ...]  # allowed values of `by`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoleInterval:
+    """A worker held `role` over [start, end); end None: still."""
+
+    worker_id: str
+    epoch: int
+    role: Role
+    state: WorkerState
+    start_unix_s: float
+    end_unix_s: float | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestRecord:
+    """One request's life, written by the gateway that served it. Times relative to arrival, in seconds."""
+
+    request_id: str
+    fleet_id: str
+    model_id: str
+    gateway_id: str
+    api_key_id: str
+    simulated: bool
+    arrival_unix_s: float
+    attempt: int
+    priority: int
+    stream: bool
+    endpoint: str
+    rule: str
+    reason: str
+    prefill_worker: str
+    decode_worker: str
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    max_tokens: int
+    status: int  # HTTP status
+    finish_reason: str
+    error: str
+    queue_s: float | None
+    prefill_s: float | None
+    handoff_s: float | None
+    ttft_s: float | None
+    tpot_s: float | None
+    max_gap_s: float | None
+    e2e_s: float | None
+    good: bool | None  # None: client cancelled
+    num_reroutes: int = 0
+    itl_buckets: dict[int, int] = field(default_factory=dict)  # engine.histogram bucket -> count
+    traceparent: str = ""
+    decode_cached_tokens: int | None = None  # of the prompt, most that one worker that can decode held when routed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slo:
+    """Good: TTFT <= base + per_token x uncached prompt tokens, TPOT <= tpot_s, largest gap <= max_gap_s."""
+
+    ttft_base_s: float = 1.0
+    ttft_per_token_s: float = 0.0005
+    tpot_s: float = 0.1
+    max_gap_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Principal:
+    """Who is asking. role: viewer looks, operator acts, service is one of our own processes."""
+
+    name: str
+    role: Literal["viewer", "operator", "service"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """RFC 9457 problem body of the control API."""
+
+    title: str
+    status: int
+    detail: str
+    type: str = "about:blank"
+    field: str | None = None
+    value: Any = None
+    bound: str | None = None
+    retry_helps: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerInfo:
+    """Version and effective configuration (secrets masked)."""
+
+    version: str
+    started_unix_s: float
+    profile: str
+    fleets: tuple[str, ...]
+    settings: dict[str, Any]
+    principal: Principal | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """What a one-time login code is exchanged for: a bearer token with an end."""
+
+    token: str
+    principal: Principal
+    expires_unix_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WhatIfRouting:
+    """Requests per rule: `before` as they were decided, `after` under another policy (derived from their records)."""
+
+    before: dict[str, int]
+    after: dict[str, int]
+    num_requests: int
+    num_changed: int
+    since_unix_s: float
+    until_unix_s: float
+    provenance: Provenance = "derived"
+    note: str = ""

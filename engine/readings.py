@@ -1,0 +1,108 @@
+"""What a meter says when it is read: cumulative counters, the step ring since a cursor, histograms, load.
+
+Written by the worker (`engine.meter`), read by anybody on the same host, carried to the plane by a node agent.
+All counters are monotonic within one (worker_id, epoch). Times in a reading are Unix seconds of the worker's host.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from engine.types import Load, Phase, Role, WorkerState
+
+#: Latency kinds that a worker measures. Gateways measure ttft, itl, tpot and e2e again, from the client's side.
+LATENCY_KINDS: tuple[str, ...] = ("queue", "prefill", "handoff", "ttft", "itl", "tpot", "e2e")
+
+
+class DeviceInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One device and its two peaks. FLOP/s dense and decimal. None means unknown, which is not zero."""
+
+    name: str  # key in data/devices.toml, or the name the driver gives
+    kind: str  # cpu | cuda | paced
+    index: int = 0
+    uuid: str = ""
+    host_id: str = ""
+    memory_bytes: int | None = None
+    peak_flops: float | None = None  # datasheet, for `dtype`
+    peak_bytes_per_s: float | None = None
+    ceiling_flops: float | None = None  # measured on this device, all cores together
+    ceiling_bytes_per_s: float | None = None
+    thread_flops: float | None = None  # CPU only: what one thread reaches; its in-phase time is thread seconds
+    thread_bytes_per_s: float | None = None
+    dtype: str = "float32"
+    peak_source: str = "unknown"  # datasheet | calibrated | assumed | unknown
+    num_shared_by: int = 1  # workers that share this device (a CPU host)
+
+
+class DeviceReading(msgspec.Struct, frozen=True, kw_only=True):
+    """A second, measured source. None where the device does not answer."""
+
+    uuid: str
+    at_unix_s: float
+    tensor_active: float | None = None  # GPM, 0..1
+    dram_active: float | None = None  # GPM, 0..1
+    sm_active: float | None = None
+    gpu_utilization: float | None = None  # "some kernel ran": the blended number
+    memory_used_bytes: int | None = None
+    power_w: float | None = None
+    note: str = ""
+
+
+class PhaseCounters(msgspec.Struct, kw_only=True):
+    """Work done in one (role, phase) since the epoch began.
+
+    `busy_s` is wall time of the forwards, `cpu_s` thread CPU seconds of them (in-phase time on a CPU device).
+    """
+
+    busy_s: float = 0.0
+    cpu_s: float = 0.0
+    flops: float = 0.0
+    bytes: float = 0.0
+    tokens: float = 0.0
+    steps: float = 0.0
+
+
+class StepRecord(msgspec.Struct, frozen=True, array_like=True):
+    """One timed forward, over [start_unix_s, end_unix_s)."""
+
+    start_unix_s: float
+    end_unix_s: float
+    role: Role
+    phase: Phase
+    tokens: int
+    context_tokens: int  # sum over the batch of each sequence's context length
+    batch: int  # sequences in the forward
+    flops: float
+    bytes: float
+    cpu_s: float
+
+
+class MeterReading(msgspec.Struct, kw_only=True):
+    """One worker, as its meter page says."""
+
+    worker_id: str
+    epoch: int
+    pid: int
+    host_id: str
+    hostname: str
+    address: str
+    model_id: str
+    simulated: bool
+    device: DeviceInfo
+    role: Role
+    state: WorkerState
+    fence: int
+    reason: str
+    max_context: int
+    started_unix_s: float
+    role_since_unix_s: float
+    at_unix_s: float
+    heartbeat_age_s: float
+    step_running_s: float | None  # seconds since the running step began; None when idle
+    alive: bool  # the process exists (pid and start time match)
+    load: Load
+    counters: dict[str, PhaseCounters]  # key "role/phase"
+    steps: list[StepRecord]  # since the reader's cursor, oldest first
+    next_cursor: int  # pass it to the next read
+    num_steps_lost: int  # overwritten before they were read; the counters still have them
+    histograms: dict[str, dict[int, int]]  # latency kind -> bucket index -> cumulative count (engine.histogram)

@@ -1,0 +1,610 @@
+"""A plane in memory with the signature of `control.client.PhaselineClient`: deterministic, driven by its clock.
+
+It decides nothing: scenes, courses and commands are just enough to see what the console makes of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from control.errors import CommandRefused, ControlError, NotAllowed, NotFound, PlaneUnreachable, StaleVersion
+from control.types import (
+    Action,
+    Capability,
+    Command,
+    CommandRequest,
+    CommandState,
+    CommandStep,
+    Desired,
+    FleetSnapshot,
+    MetricInfo,
+    PhaseUtilization,
+    PlannedStep,
+    PoolStatus,
+    Preview,
+    Principal,
+    RequestRecord,
+    Role,
+    RoleInterval,
+    RoutingPolicy,
+    Series,
+    SeriesPoint,
+    SeriesResult,
+    Session,
+    TrafficStatus,
+    Verb,
+    WhatIfRouting,
+    WorkerState,
+    WorkerStatus,
+)
+
+STEP_S = 0.7  # how long each step of a command takes
+PEOPLE = {"operator-token": "operator", "viewer-token": "viewer"}
+FRACTIONS = ("compute", "bandwidth", "busy", "usage", "attainment", "active")
+GROUPS = ("fleet", "role", "worker")
+
+
+def metric_names() -> list[str]:
+    phases = [
+        f"{p}_{r}_{b}" for p in ("prefill", "decode") for r in ("compute", "bandwidth") for b in ("wall", "in_phase")
+    ]
+    rest = (
+        "blended_busy num_workers goodput_rps offered_rps ttft_p50_s ttft_p99_s itl_p50_s itl_p99_s kv_usage "
+        "attainment queued_prefill_tokens num_running in_flight decode_tokens_per_s route_rps decode_bytes_per_s"
+    )
+    return [*phases, *rest.split()]
+
+
+def unit_of(metric: str) -> str:
+    if any(part in metric for part in FRACTIONS) and not metric.endswith("_s"):
+        return "fraction"
+    for ending, unit in (("_bytes_per_s", "bytes/s"), ("_tokens_per_s", "tokens/s"), ("_rps", "rps"), ("_s", "s")):
+        if metric.endswith(ending):
+            return unit
+    return "tokens" if "tokens" in metric else "count"
+
+
+class FakePlane:
+    """State of one fleet. `scene`: ok | empty | starting | broken | silent (answers nothing)."""
+
+    def __init__(
+        self,
+        now: Callable[[], float],
+        *,
+        scene: str = "ok",
+        num_workers: int = 4,
+        prefill: int = 1,
+        simulated: bool = False,
+    ) -> None:
+        self.now = now
+        self.scene = scene
+        self.simulated = simulated or num_workers > 4
+        self.started = now() - 5400.0
+        roles = {f"w{i}": Role.PREFILL if i < prefill else Role.DECODE for i in range(num_workers)}
+        policy = RoutingPolicy(min_fleet_devices=2, min_remote_prefill_tokens=16, max_local_output_tokens=8)
+        self.desired = Desired(version=7, roles={} if scene == "empty" else roles, policy=policy)
+        self.past: list[tuple[float, Desired]] = [(self.started, self.desired)]
+        self.commands_: list[Command] = []
+
+    # --- one principal's view ------------------------------------------------------------
+
+    def connect(self, token: str) -> FakeClient:
+        return FakeClient(self, token)
+
+    # --- series ------------------------------------------------------------
+
+    def desired_at(self, at_s: float) -> Desired:
+        return next((desired for since, desired in reversed(self.past) if since <= at_s), self.past[0][1])
+
+    def value(self, metric: str, label: str, at_s: float) -> float | None:
+        """A smooth, deterministic course; a gap of 20 s every ten minutes shows what a gap looks like."""
+        if at_s < self.started or (340.0 < at_s % 600.0 < 352.0 and "prefill" in metric):
+            return None
+        wave = math.sin(at_s / 97.0) * 0.5 + math.sin(at_s / 13.0) * 0.3 + math.sin(at_s * 1.7) * 0.2
+        desired = self.desired_at(at_s)
+        num_prefill = max(1, desired.pool_size(Role.PREFILL))
+        share = num_prefill / max(1, len(desired.roles))
+        if metric == "num_workers":
+            return float(desired.pool_size(Role(label)) if label else len(desired.roles))
+        if metric.startswith("prefill_compute"):
+            level = min(0.95, 0.17 / share)
+            return _bounded(level + 0.07 * wave if metric.endswith("wall") else 0.88 + 0.05 * wave)
+        if metric.startswith("decode_bandwidth"):
+            level = min(0.9, 0.5 * 0.75 / max(0.05, 1 - share))
+            return _bounded(level + 0.05 * wave if metric.endswith("wall") else 0.72 + 0.04 * wave)
+        if unit_of(metric) == "fraction":
+            return _bounded(0.4 + 0.2 * wave)
+        scale = {
+            "s": 0.4 if "ttft" in metric else 0.03,
+            "rps": 3.2,
+            "tokens/s": 240.0,
+            "bytes/s": 2.1e9,
+            "tokens": 400.0,
+        }
+        return scale.get(unit_of(metric), 6.0) * (1.0 + 0.3 * wave)
+
+    def labels(self, metric: str, by: str) -> list[str]:
+        if by == "role":
+            if metric == "num_workers":
+                return [role for role in ("prefill", "decode", "mixed") if self.desired.pool_size(Role(role))]
+            return ["prefill", "decode"]
+        if by == "worker":
+            return list(self.desired.roles)
+        return ["remote", "short_local", "cached_local"] if by == "rule" else [""]
+
+    # --- commands ------------------------------------------------------------
+
+    def advance(self) -> None:
+        """Move running commands on, as far as the clock has come."""
+        for index, command in enumerate(self.commands_):
+            if command.state not in (CommandState.ACCEPTED, CommandState.RUNNING):
+                continue
+            done = int((self.now() - command.created_unix_s) / STEP_S)
+            planned = [step for step in command.steps if step.state != "done"]
+            total = len(command.steps)
+            steps = tuple(
+                replace(step, state="done" if i < done else "running" if i == done else "planned")
+                for i, step in enumerate(command.steps)
+            )
+            ended = done >= total or not planned
+            self.commands_[index] = replace(
+                command,
+                steps=steps,
+                state=CommandState.DONE if ended else CommandState.RUNNING,
+                updated_unix_s=min(self.now(), command.created_unix_s + STEP_S * total),
+                result="done: the pools are as desired" if ended else "",
+                can_undo=ended and command.action.verb != Verb.UNDO,
+            )
+
+    def after(self, action: Action) -> Desired:
+        roles, policy = dict(self.desired.roles), self.desired.policy
+        weights, drained = dict(self.desired.weights), self.desired.drained
+        if action.verb == Verb.RESIZE:
+            sizes = [
+                (Role.PREFILL, action.prefill or 0),
+                (Role.DECODE, action.decode or 0),
+                (Role.MIXED, action.mixed or 0),
+            ]
+            wanted = [role for role, size in sizes for _ in range(size)]
+            if len(wanted) > len(roles):
+                raise CommandRefused(f"the fleet has {len(roles)} workers", field="decode", value=action.decode)
+            wanted += [Role.UNASSIGNED] * (len(roles) - len(wanted))
+            roles = dict(zip(roles, wanted, strict=True))
+        elif action.verb == Verb.FLIP:
+            roles[str(action.worker_id)] = action.role or Role.MIXED
+        elif action.verb == Verb.DRAIN:
+            drained = drained | {str(action.worker_id)}
+        elif action.verb == Verb.UNDRAIN:
+            drained = drained - {str(action.worker_id)}
+        elif action.verb == Verb.SET_ROUTING:
+            policy = replace(policy, **(action.policy or {}))
+            weights.update(action.weights or {})
+        elif action.verb == Verb.UNDO:
+            target = next(each for each in self.commands_ if each.command_id == action.command_id)
+            before = target.desired_before
+            assert before is not None
+            return replace(before, version=self.desired.version + 1)
+        version = self.desired.version + 1
+        return Desired(version=version, roles=roles, drained=drained, weights=weights, policy=policy)
+
+    def planned(self, after: Desired) -> tuple[PlannedStep, ...]:
+        flips = [
+            PlannedStep(
+                verb="flip",
+                worker_id=each,
+                role=role,
+                from_role=self.desired.roles[each],
+                text=f"flip {each} {self.desired.roles[each]} → {role} (2 running sequences finish first)",
+            )
+            for each, role in after.roles.items()
+            if role != self.desired.roles[each]
+        ]
+        routed = PlannedStep(
+            verb="route", worker_id=None, role=None, from_role=None, text="push the routing table to 1 gateway"
+        )
+        return (*flips, routed)
+
+    def submit_as(self, who: str, request: CommandRequest) -> Command:
+        if request.base_version is not None and request.base_version != self.desired.version:
+            raise StaleVersion(
+                f"the desired state is at version {self.desired.version}, the form at {request.base_version}"
+            )
+        after, now = self.after(request.action), self.now()
+        steps = tuple(
+            CommandStep(at_unix_s=now + STEP_S * index, text=step.text, worker_id=step.worker_id, state="planned")
+            for index, step in enumerate(self.planned(after))
+        )
+        command = Command(
+            command_id=len(self.commands_) + 1,
+            fleet_id="local",
+            action=request.action,
+            state=CommandState.ACCEPTED,
+            who=who,
+            why=request.why,
+            idempotency_key=request.idempotency_key,
+            base_version=self.desired.version,
+            version_after=after.version,
+            created_unix_s=now,
+            updated_unix_s=now,
+            steps=steps,
+            desired_before=self.desired,
+            desired_after=after,
+            undo_of=request.action.command_id if request.action.verb == Verb.UNDO else None,
+        )
+        if command.undo_of is not None:
+            self.commands_ = [
+                replace(each, undone_by=command.command_id, can_undo=False)
+                if each.command_id == command.undo_of
+                else each
+                for each in self.commands_
+            ]
+        self.commands_.append(command)
+        self.desired = after
+        self.past.append((now, after))
+        return command
+
+    # --- what is ------------------------------------------------------------
+
+    def phase(self, name: str) -> PhaseUtilization:
+        now = self.now()
+        read = {
+            f"{b}_{r}": self.value(f"{name}_{r}_{b}", "", now)
+            for b in ("wall", "in_phase")
+            for r in ("compute", "bandwidth")
+        }
+        return PhaseUtilization(
+            wall_compute=read["wall_compute"],
+            wall_bandwidth=read["wall_bandwidth"],
+            in_phase_compute=read["in_phase_compute"],
+            in_phase_bandwidth=read["in_phase_bandwidth"],
+            busy=0.6,
+            tokens_per_s=240.0,
+            basis="datasheet" if self.simulated else "calibrated",
+            provenance="simulated" if self.simulated else "derived",
+        )
+
+    def worker(self, index: int, worker_id: str, role: Role) -> WorkerStatus:
+        starting = self.scene == "starting" and index > 0
+        failed = self.scene == "broken" and index == 1
+        state = WorkerState.STARTING if starting else WorkerState.FAILED if failed else WorkerState.READY
+        held = 300 + 37 * index % 400
+        return WorkerStatus(
+            worker_id=worker_id,
+            epoch=2 if failed else 1,
+            fleet_id="local",
+            model_id="smollm2-135m-instruct",
+            simulated=self.simulated,
+            role=role,
+            desired_role=role,
+            state=state,
+            reason="loading weights" if starting else "process exited with code 137" if failed else "",
+            role_since_unix_s=self.started,
+            started_unix_s=self.started,
+            num_restarts=1 if failed else 0,
+            last_restart_reason="killed by signal 9" if failed else "",
+            pid=4000 + index,
+            hostname="node-1",
+            device="h100-sxm-80gb" if self.simulated else "cpu",
+            address=f"127.0.0.1:{18600 + index}",
+            version="0.1.0",
+            weight=self.desired.weights.get(worker_id, 1.0),
+            drained=worker_id in self.desired.drained,
+            alive=not failed,
+            heartbeat_age_s=0.3,
+            step_running_s=0.04,
+            kv_usage=None if starting else held / 1024,
+            kv_blocks_total=1024,
+            kv_blocks_held=held,
+            kv_blocks_reserved=60,
+            queued_prefill_tokens=180 if role == Role.PREFILL else 0,
+            num_waiting=index % 2,
+            num_running=0 if role == Role.PREFILL else 3,
+            num_leased=0,
+            prefill=None if starting else self.phase("prefill") if role != Role.DECODE else None,
+            decode=None if starting else self.phase("decode") if role != Role.PREFILL else None,
+        )
+
+    def pool(self, role: Role, workers: tuple[WorkerStatus, ...]) -> PoolStatus:
+        own = [each for each in workers if each.role == role]
+        ready = sum(1 for each in own if each.state == WorkerState.READY)
+        return PoolStatus(
+            role=role,
+            num_desired=self.desired.pool_size(role),
+            num_ready=ready,
+            num_other=len(own) - ready,
+            prefill=self.phase("prefill") if own and role != Role.DECODE else None,
+            decode=self.phase("decode") if own and role != Role.PREFILL else None,
+            load=(0.42 if role == Role.PREFILL else 0.61) if own else None,
+            load_unit="s" if role == Role.PREFILL else "fraction",
+            headroom_rps=1.8 if own else None,
+        )
+
+    def snapshot(self) -> FleetSnapshot:
+        self.advance()
+        now, empty = self.now(), self.scene in ("empty", "starting")
+        workers = tuple(self.worker(i, each, role) for i, (each, role) in enumerate(self.desired.roles.items()))
+        health = {"ok": "ok", "empty": "starting", "starting": "starting", "broken": "broken"}[self.scene]
+        text = {
+            "ok": "both pools are ready; decode has room for 1.80 req/s more",
+            "empty": "no worker has started yet",
+            "starting": f"1 of {len(workers)} workers is ready, the others load weights",
+            "broken": "worker w1 has failed: process exited with code 137; the decode pool is one short",
+        }[self.scene]
+        return FleetSnapshot(
+            fleet_id="local",
+            model_id="llama-3.1-70b-fp8" if self.simulated else "smollm2-135m-instruct",
+            kind="sim" if self.simulated else "ray",
+            simulated=self.simulated,
+            capabilities=tuple(Capability),
+            at_unix_s=now,
+            started_unix_s=self.started,
+            tick=int(now - self.started),
+            stale_s=0.2,
+            health=health,
+            health_text=text,
+            desired=self.desired,
+            workers=workers,
+            pools=tuple(self.pool(role, workers) for role in (Role.PREFILL, Role.DECODE, Role.MIXED))
+            if workers
+            else (),
+            prefill=None if empty else self.phase("prefill"),
+            decode=None if empty else self.phase("decode"),
+            traffic=self.traffic(empty),
+            notices=() if self.simulated else ("Routing thresholds of the local profile: not production values.",),
+            active_command_ids=tuple(
+                each.command_id
+                for each in self.commands_
+                if each.state in (CommandState.ACCEPTED, CommandState.RUNNING)
+            ),
+        )
+
+    def traffic(self, empty: bool) -> TrafficStatus:
+        now = self.now()
+        read = {name: None if empty else self.value(name, "", now) for name in metric_names()}
+        return TrafficStatus(
+            window_s=60.0,
+            num_gateways=0 if empty else 1,
+            offered_rps=read["offered_rps"],
+            goodput_rps=read["goodput_rps"],
+            attainment=None if empty else 0.982,
+            error_rps=None if empty else 0.0,
+            rejected_rps=None if empty else 0.0,
+            num_in_flight=0 if empty else 7,
+            oldest_waiting_s=None if empty else 0.21,
+            ttft_p50_s=read["ttft_p50_s"],
+            ttft_p99_s=read["ttft_p99_s"],
+            itl_p50_s=read["itl_p50_s"],
+            itl_p99_s=read["itl_p99_s"],
+            tpot_p50_s=read["itl_p50_s"],
+            e2e_p50_s=None if empty else 3.4,
+            prompt_tokens_per_s=None if empty else 900.0,
+            output_tokens_per_s=read["decode_tokens_per_s"],
+            by_rule={} if empty else {"remote": 160, "short_local": 14},
+            slo_text="Good: TTFT ≤ 3 s + 20 ms per uncached token, TPOT ≤ 500 ms, gap ≤ 2 s.",
+        )
+
+    def record(self, index: int) -> RequestRecord:
+        late, failed = index % 17 == 3, index % 41 == 7
+        ttft = 0.3 + 0.02 * (index % 9) + (3.4 if late else 0.0)
+        return RequestRecord(
+            request_id=f"req-{9000 - index:05d}",
+            fleet_id="local",
+            model_id="smollm2-135m-instruct",
+            gateway_id="gw-1",
+            api_key_id="demo",
+            simulated=self.simulated,
+            arrival_unix_s=self.now() - 4.0 * index,
+            attempt=1,
+            priority=0,
+            stream=True,
+            endpoint="chat",
+            rule="remote" if index % 6 else "short_local",
+            reason="412 uncached tokens, least queued prefill worker",
+            prefill_worker="w0",
+            decode_worker=f"w{1 + index % 3}",
+            prompt_tokens=412 + 13 * (index % 20),
+            cached_tokens=64,
+            output_tokens=90,
+            max_tokens=128,
+            status=503 if failed else 200,
+            finish_reason="error" if failed else "stop",
+            error="decode worker w2 went away" if failed else "",
+            queue_s=0.04 + (3.3 if late else 0.0),
+            prefill_s=0.22,
+            handoff_s=0.012,
+            ttft_s=None if failed else ttft,
+            tpot_s=0.031,
+            max_gap_s=0.12,
+            e2e_s=None if failed else ttft + 2.8,
+            good=not late and not failed,
+        )
+
+
+def _bounded(value: float) -> float:
+    return min(1.0, max(0.0, value))
+
+
+class FakeClient:
+    """One principal's connection to a FakePlane."""
+
+    def __init__(self, plane: FakePlane, token: str) -> None:
+        self.plane, self.token = plane, token
+
+    def _answer(self) -> FakePlane:
+        if self.plane.scene == "silent":
+            raise PlaneUnreachable("the plane at http://127.0.0.1:18600 does not answer: connection refused")
+        if self.token not in PEOPLE:
+            raise NotAllowed("unknown token")
+        return self.plane
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def login(self, one_time_code: str) -> Session:
+        if one_time_code != "good-code":
+            raise NotAllowed("the code is unknown, used or too old")
+        who = Principal(name="operator", role="operator")
+        return Session(token="operator-token", principal=who, expires_unix_s=self.plane.now() + 3600)
+
+    def whoami(self) -> Principal:
+        self._answer()
+        role = PEOPLE[self.token]
+        return Principal(name=role, role=role)  # type: ignore[arg-type]
+
+    def snapshot(self, fleet_id: str | None = None) -> FleetSnapshot:
+        return self._answer().snapshot()
+
+    def preview(self, request: CommandRequest) -> Preview:
+        plane = self._answer()
+        self._operator()
+        after = plane.after(request.action)
+        sizes = {role: desired.pool_size(Role(role)) for desired in (after,) for role in ("prefill", "decode", "mixed")}
+        before = {role: plane.desired.pool_size(Role(role)) for role in sizes}
+        lone = "decode" if before["decode"] >= 2 * max(1, sizes["decode"]) else ""
+        return Preview(
+            base_version=plane.desired.version,
+            steps=plane.planned(after),
+            pools_before=before,
+            pools_after=sizes,
+            warnings=("decode loses half of its workers",) if lone else (),
+            needs_confirmation=lone,
+            refused="" if sizes["decode"] or sizes["mixed"] else "decode has work: it cannot be resized to nothing",
+            expected_s=2.4,
+            effect="prefill queue halves; decode KV rises to 74%",
+            effect_provenance="assumed",
+        )
+
+    def submit(self, request: CommandRequest) -> Command:
+        self._operator()
+        return self._answer().submit_as(PEOPLE[self.token], request)
+
+    def _operator(self) -> None:
+        if PEOPLE.get(self.token) != "operator":
+            raise NotAllowed("a viewer may look, not act")
+
+    def command(self, command_id: int) -> Command:
+        return next(each for each in self.commands() if each.command_id == command_id)
+
+    def commands(self, limit: int = 50, before_id: int | None = None) -> list[Command]:
+        plane = self._answer()
+        plane.advance()
+        newest = [each for each in reversed(plane.commands_) if before_id is None or each.command_id < before_id]
+        return newest[:limit]
+
+    def what_if_routing(
+        self, policy: dict[str, float | int], *, window_s: float = 3600.0, fleet_id: str | None = None
+    ) -> WhatIfRouting:
+        now = self._answer().now()
+        return WhatIfRouting(
+            before={"remote": 800, "short_local": 90},
+            after={"remote": 600, "short_local": 90, "control_arm": 200},
+            num_requests=890,
+            num_changed=200,
+            since_unix_s=now - window_s,
+            until_unix_s=now,
+        )
+
+    def metrics(self) -> list[MetricInfo]:
+        self._answer()
+        return [
+            MetricInfo(
+                name=name,
+                unit=unit_of(name),
+                help=name.replace("_", " ").capitalize(),
+                provenance="derived",
+                groups=("fleet", "rule") if name == "route_rps" else ("role",) if name == "num_workers" else GROUPS,
+            )
+            for name in metric_names()
+        ]
+
+    def series(
+        self,
+        metric: str,
+        since_unix_s: float,
+        until_unix_s: float | None = None,
+        step_s: int | None = None,
+        by: str = "fleet",
+        fleet_id: str | None = None,
+    ) -> SeriesResult:
+        plane = self._answer()
+        if metric not in metric_names():
+            raise NotFound(f"no metric {metric}")
+        until, step = until_unix_s or plane.now(), step_s or 10
+        first, last = int(since_unix_s // step) * step, int(until // step) * step
+        found = []
+        for number, label in enumerate(plane.labels(metric, by)):
+            points = []
+            for at in range(first, last, step):
+                value = None if plane.scene in ("empty", "starting") else plane.value(metric, label, at + 31.0 * number)
+                spread = 0.0 if value is None or step == 1 else 0.06 * value
+                low, high = (None, None) if value is None else (value - spread, value + spread)
+                points.append(SeriesPoint(t_unix_s=float(at), value=value, min=low, max=high, count=step))
+            found.append(Series(label=label, points=tuple(points)))
+        return SeriesResult(
+            fleet_id="local",
+            metric=metric,
+            unit=unit_of(metric),
+            provenance="simulated" if plane.simulated else "derived",
+            step_s=step,
+            since_unix_s=since_unix_s,
+            until_unix_s=until,
+            by=by,
+            series=tuple(found),
+        )
+
+    def requests(
+        self,
+        limit: int = 100,
+        since_unix_s: float | None = None,
+        order: str = "recent",
+        *,
+        rule: str | None = None,
+        worker_id: str | None = None,
+        good: bool | None = None,
+    ) -> list[RequestRecord]:
+        plane = self._answer()
+        if plane.scene in ("empty", "starting"):
+            return []
+        found = [plane.record(index) for index in range(120)]
+        found = [each for each in found if (rule in (None, each.rule)) and (good is None or each.good == good)]
+        found = [each for each in found if since_unix_s is None or each.arrival_unix_s >= since_unix_s]
+        if order == "slowest":
+            found.sort(key=lambda each: each.e2e_s or 0.0, reverse=True)
+        return found[:limit]
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        self._answer()
+        return iter(())
+
+    def request(self, request_id: str) -> RequestRecord:
+        for record in self.requests(limit=500):
+            if record.request_id == request_id:
+                return record
+        raise NotFound(f"no request {request_id}")
+
+    def roles(
+        self, since_unix_s: float, until_unix_s: float | None = None, fleet_id: str | None = None
+    ) -> list[RoleInterval]:
+        plane = self._answer()
+        found = []
+        for worker_id in plane.desired.roles:
+            for index, (start, desired) in enumerate(plane.past):
+                end = plane.past[index + 1][0] if index + 1 < len(plane.past) else None
+                found.append(
+                    RoleInterval(
+                        worker_id=worker_id,
+                        epoch=1,
+                        role=desired.roles[worker_id],
+                        state=WorkerState.READY,
+                        start_unix_s=start,
+                        end_unix_s=end,
+                        reason="first placement" if index == 0 else f"command {index}",
+                    )
+                )
+        return found
+
+
+__all__ = ["ControlError", "FakeClient", "FakePlane"]

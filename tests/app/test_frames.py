@@ -1,0 +1,109 @@
+"""Series to frames: gaps, bands, axes, bars."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from app import frames
+from control.types import Action, CommandRequest, RequestRecord, SeriesPoint, Verb
+from tests.app.builders import NOW, plane_and_hub, points, result, rows
+
+
+def test_a_gap_stays_a_gap() -> None:
+    drawn = rows(frames.lines([("a", points(10, [1.0, None, 3.0]))]))
+    assert [(row["t"], row["value"]) for row in drawn] == [(10_000.0, 1.0), (11_000.0, None), (12_000.0, 3.0)]
+
+
+def test_a_point_without_a_band_is_its_own_band() -> None:
+    (row,) = rows(frames.lines([("a", [SeriesPoint(t_unix_s=1.0, value=0.5)])]))
+    assert (row["lo"], row["hi"], row["line"]) == (0.5, 0.5, "a")
+
+
+def test_downsampling_keeps_the_least_and_the_largest() -> None:
+    found = frames.downsampled(points(0, [1.0, 5.0, None, 2.0, 9.0, 4.0]), 2)
+    assert [(p.t_unix_s, p.value, p.min, p.max) for p in found] == [(0.0, 3.0, 1.0, 5.0), (3.0, 5.0, 2.0, 9.0)]
+
+
+def test_downsampling_a_gap_gives_a_gap() -> None:
+    assert [p.value for p in frames.downsampled(points(0, [None, None, 1.0, 1.0]), 2)] == [None, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("largest", "top"), [(None, 0.05), (0.03, 0.05), (0.06, 0.1), (0.3, 0.3), (0.6, 0.75), (0.92, 1.0), (1.2, 1.2)]
+)
+def test_a_fraction_axis_ends_at_the_first_round_value_that_holds_it(largest: float | None, top: float) -> None:
+    assert frames.top_of([largest]) == top
+
+
+@pytest.mark.parametrize(("range_s", "step"), [(900, 1), (3600, 10), (21_600, 60), (86_400, 600), (2_592_000, 3600)])
+def test_the_step_keeps_a_line_within_the_pixels(range_s: float, step: int) -> None:
+    assert frames.step_for(range_s) == step
+
+
+def test_an_earlier_window_is_moved_onto_the_chosen_one() -> None:
+    (row,) = rows(frames.lines([("a", points(10, [1.0]))], shift_s=90.0))
+    assert row["t"] == 100_000.0
+
+
+def test_only_commands_inside_the_window_are_marked() -> None:
+    plane, hub, _ = plane_and_hub()
+    plane.submit_as("alex", CommandRequest(action=Action(verb=Verb.RESIZE, prefill=2, decode=2)))
+    commands = hub.connect("viewer-token").commands()
+    assert [row["label"] for row in rows(frames.command_marks(commands, NOW - 10, NOW + 10))] == ["resize 2:2"]
+    assert rows(frames.command_marks(commands, NOW + 1, NOW + 10)) == []
+
+
+def test_the_newest_value_is_not_an_old_one() -> None:
+    assert frames.newest(points(0, [1.0, None])) == 1.0
+    assert frames.newest(points(0, [1.0, *[None] * 10])) is None
+
+
+def record() -> RequestRecord:
+    plane, _, _ = plane_and_hub()
+    return replace(plane.record(1), queue_s=0.1, prefill_s=0.2, handoff_s=0.05, e2e_s=1.0, ttft_s=0.3)
+
+
+def test_the_stages_of_a_request_follow_one_another() -> None:
+    names = [(name, round(start, 3), round(end, 3)) for name, start, end in frames.stages(record())]
+    assert names == [("queued", 0.0, 0.1), ("prefill", 0.1, 0.3), ("handoff", 0.3, 0.35), ("decode", 0.35, 1.0)]
+
+
+def test_time_that_the_record_cannot_attribute_is_said_to_be_so() -> None:
+    bare = replace(record(), queue_s=None, prefill_s=None, handoff_s=None)
+    assert frames.stages(bare) == [("not attributed", 0.0, 1.0)]
+    assert frames.stages(replace(bare, e2e_s=None)) == []
+
+
+def test_the_busiest_groups_are_kept_in_order() -> None:
+    many = result({name: points(0, [level]) for name, level in (("a", 1.0), ("b", 3.0), ("c", 2.0))})
+    kept, left_out = frames.busiest(many, 2)
+    assert [each.label for each in kept] == ["b", "c"]
+    assert left_out == 1
+
+
+def test_the_axes_are_pinned_by_two_invisible_points() -> None:
+    assert rows(frames.span(1.0, 2.0, 0.5)) == [{"t": 1000.0, "value": 0.0}, {"t": 2000.0, "value": 0.5}]
+
+
+def test_a_count_is_carried_over_a_late_tick_and_no_further() -> None:
+    found = frames.carried(points(0, [4.0, None, None, None]), limit_s=2.0)
+    assert [point.value for point in found] == [4.0, 4.0, 4.0, None]
+
+
+def test_a_sparkline_leaves_the_unfinished_bucket_out() -> None:
+    assert frames.course(points(0, [1.0, 2.0, 0.1])) == (1.0, 2.0)
+
+
+def test_labels_of_commands_close_together_take_rows_of_their_own() -> None:
+    assert frames.label_levels([0.0, 5.0, 12.0, 99.0], width=10.0, edge=90.0) == [0, 1, 0, 0]
+    assert frames.label_levels([85.0, 99.0], width=10.0, edge=90.0) == [0, 1]
+
+
+def test_a_young_fleet_does_not_leave_its_chart_empty_before_it() -> None:
+    young = [("a", points(900, [None, 1.0]))]
+    assert frames.begin(young, 100.0, 1000.0, least_s=60.0) == 901.0
+    assert frames.begin(young, 100.0, 1000.0, least_s=120.0) == 880.0
+    assert frames.begin([("a", points(110, [1.0]))], 100.0, 1000.0, least_s=60.0) == 100.0
+    assert frames.begin([("a", [])], 100.0, 1000.0, least_s=60.0) == 940.0

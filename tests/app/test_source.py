@@ -1,0 +1,126 @@
+"""The shared reader: one snapshot a tick for everybody, live series read at their young end, staleness."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from app.source import Hub, merged
+from control.types import Action, CommandRequest, SeriesResult, Verb
+from tests.app.builders import NOW, plane_and_hub, points, result
+from tests.app.fake_plane import FakeClient, FakePlane
+
+
+class CountingClient(FakeClient):
+    def __init__(self, plane: FakePlane, token: str, calls: Counter[str], since: list[float]) -> None:
+        super().__init__(plane, token)
+        self.calls, self.since = calls, since
+
+    def snapshot(self, fleet_id: str | None = None):  # type: ignore[no-untyped-def]
+        self.calls["snapshot"] += 1
+        return super().snapshot(fleet_id)
+
+    def series(self, metric: str, since_unix_s: float, *rest: object, **more: object) -> SeriesResult:
+        self.calls[metric] += 1
+        self.since.append(since_unix_s)
+        return super().series(metric, since_unix_s, *rest, **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def counted() -> tuple[Hub, Counter[str], list[float]]:
+    plane, hub, _ = plane_and_hub()
+    calls: Counter[str] = Counter()
+    since: list[float] = []
+    hub.connect = lambda token: CountingClient(plane, token, calls, since)
+    hub.admit("viewer-token")
+    return hub, calls, since
+
+
+def test_many_looks_in_one_tick_are_one_question(counted: tuple[Hub, Counter[str], list[float]]) -> None:
+    hub, calls, _ = counted
+    hub.refresh()
+    for _ in range(10):
+        assert hub.look().snapshot is not None
+        assert hub.live("goodput_rps", "fleet", 900, 10).result is not None
+    assert calls == {"snapshot": 1, "goodput_rps": 1}
+
+
+def test_a_live_series_is_read_again_only_at_its_young_end(counted: tuple[Hub, Counter[str], list[float]]) -> None:
+    hub, _, since = counted
+    clock = hub.now
+    hub.live("goodput_rps", "fleet", 900, 1)
+    clock.at += 1  # type: ignore[attr-defined]
+    hub.live("goodput_rps", "fleet", 900, 1)
+    hub.refresh()
+    assert since[0] == NOW - 900
+    assert since[1] > NOW - 20
+    found = hub.live("goodput_rps", "fleet", 900, 1).result
+    assert found is not None
+    times = [point.t_unix_s for point in found.series[0].points]
+    assert times == sorted(set(times))
+    assert len(times) >= 900
+
+
+def test_a_series_that_nobody_asks_for_is_forgotten(counted: tuple[Hub, Counter[str], list[float]]) -> None:
+    hub, calls, _ = counted
+    hub.live("goodput_rps", "fleet", 900, 10)
+    hub.now.at += 60  # type: ignore[attr-defined]
+    hub.refresh()
+    hub.refresh()
+    assert calls["goodput_rps"] == 1
+
+
+def test_a_silent_plane_keeps_the_last_state_and_becomes_stale() -> None:
+    plane, hub, clock = plane_and_hub()
+    hub.admit("viewer-token")
+    hub.refresh()
+    plane.scene = "silent"
+    clock.at += 12
+    hub.refresh()
+    look = hub.look()
+    assert look.snapshot is not None
+    assert look.is_stale(clock())
+    assert look.age_s(clock()) == 12
+    plane.scene = "ok"
+    hub.refresh()
+    assert not hub.look().is_stale(clock())
+
+
+def test_a_token_that_is_no_longer_honoured_stops_being_used_for_reading() -> None:
+    _, hub, _ = plane_and_hub()
+    hub.admit("viewer-token")
+    hub.admit("revoked-token")
+    hub.refresh()
+    hub.refresh()
+    assert hub.look().snapshot is not None
+
+
+def test_a_submitted_command_is_known_before_the_next_reading() -> None:
+    plane, hub, _ = plane_and_hub()
+    hub.admit("operator-token")
+    hub.refresh()
+    command = plane.submit_as("alex", CommandRequest(action=Action(verb=Verb.DRAIN, worker_id="w1")))
+    hub.learn(command)
+    assert hub.commands()[0].command_id == command.command_id
+
+
+def test_a_range_of_the_past_is_shared_until_its_time_is_over() -> None:
+    _, hub, clock = plane_and_hub()
+    hub.admit("viewer-token")
+    asked = []
+    for _ in range(3):
+        hub.cached("key", 60.0, lambda client: asked.append(client))
+    clock.at += 61
+    hub.cached("key", 60.0, lambda client: asked.append(client))
+    assert len(asked) == 2
+
+
+def test_merging_replaces_the_overlap_and_drops_what_left_the_window() -> None:
+    old = result({"a": points(0, [1.0, 1.0, 1.0]), "gone": points(0, [7.0])})
+    fresh = result({"a": points(2, [2.0, 2.0]), "new": points(3, [9.0])})
+    found = merged(old, fresh, since_unix_s=1.0)
+    assert {each.label: [point.value for point in each.points] for each in found.series} == {
+        "a": [1.0, 2.0, 2.0],
+        "new": [9.0],
+    }

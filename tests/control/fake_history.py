@@ -1,0 +1,80 @@
+"""The plane's history in memory, with a switch that makes it fail. For tests of what happens around the history."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from control.errors import HistoryError
+from control.types import Command, CommandState, CommandStep, Desired, RequestRecord
+
+
+@dataclass(slots=True)
+class FakeHistory:
+    """What `control.plane` and `control.desk` call of `control.history`."""
+
+    rows: dict[int, Command] = field(default_factory=dict)
+    fence: int = 0
+    records: dict[tuple[str, int], RequestRecord] = field(default_factory=dict)
+    num_ticks: int = 0
+    broken: str = ""
+
+    def _check(self) -> None:
+        if self.broken:
+            raise HistoryError(self.broken)
+
+    def load_desired(self, fleet_id: str) -> Desired | None:
+        return self.rows[max(self.rows)].desired_after if self.rows else None
+
+    def load_cursors(self, fleet_id: str) -> dict[str, Any]:
+        return {}
+
+    def next_fence(self, fleet_id: str) -> int:
+        self._check()
+        self.fence += 1
+        return self.fence
+
+    def record_command(self, draft: Command) -> Command:
+        self._check()
+        number = len(self.rows) + 1
+        self.rows[number] = replace(draft, command_id=number)
+        if draft.undo_of:
+            self.rows[draft.undo_of] = replace(self.rows[draft.undo_of], undone_by=number)
+        return self.rows[number]
+
+    def find_by_idempotency(self, key: str, who: str) -> Command | None:
+        return next((c for c in self.rows.values() if (c.idempotency_key, c.who) == (key, who)), None)
+
+    def update_command(self, command_id: int, state: CommandState, step: CommandStep | None, result: str = "") -> None:
+        self._check()
+        before = self.rows[command_id]
+        steps = (*before.steps, step) if step else before.steps
+        self.rows[command_id] = replace(before, state=state, steps=steps, result=result)
+
+    def command(self, command_id: int) -> Command | None:
+        return self.rows.get(command_id)
+
+    def commands(self, fleet_id: str, limit: int, before_id: int | None = None) -> list[Command]:
+        found = [c for n, c in sorted(self.rows.items(), reverse=True) if before_id is None or n < before_id]
+        return found[:limit]
+
+    def unfinished_commands(self, fleet_id: str) -> list[Command]:
+        return [c for c in self.rows.values() if c.state in (CommandState.ACCEPTED, CommandState.RUNNING)]
+
+    def write_tick(self, ingested: object, cursors: object, records: list[Any], status: object) -> None:
+        self._check()
+        self.num_ticks += 1
+        for spool, seq, record in records:
+            self.records.setdefault((spool, seq), record)
+
+    def last_seq(self, spool: str) -> int:
+        return max((seq for name, seq in self.records if name == spool), default=0)
+
+    def prune(self, now_unix_s: float) -> None:
+        self._check()
+
+    def requests(self, query: object) -> list[RequestRecord]:
+        return list(self.records.values())
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,103 @@
+"""The catalogue: every name is there, formulas are ratios of sums, and what is not known is a gap."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from control.metrics import METRICS, METRICS_BY_NAME, Bucket, Value
+from engine.histogram import of_values
+
+PROMISED = """
+prefill_compute_wall prefill_compute_in_phase prefill_bandwidth_wall prefill_bandwidth_in_phase
+decode_compute_wall decode_compute_in_phase decode_bandwidth_wall decode_bandwidth_in_phase prefill_busy
+decode_busy blended_busy prefill_tokens_per_s decode_tokens_per_s prefill_flops_per_s decode_bytes_per_s
+kv_usage queued_prefill_tokens num_running num_waiting num_workers in_flight oldest_waiting_s offered_rps
+goodput_rps attainment error_rps rejected_rps route_rps ttft_p50_s ttft_p99_s itl_p50_s itl_p99_s tpot_p50_s
+tpot_p99_s e2e_p50_s e2e_p99_s handoff_p50_s handoff_p99_s queue_p99_s gpm_tensor_active gpm_dram_active
+power_w
+"""
+
+COVER = {"num_cover_s": 10.0, "worker_s": 20.0, "flops_peak": 10_000.0, "bytes_peak": 1_000.0}
+
+
+def value(name: str, **bucket: Any) -> Value:
+    return METRICS_BY_NAME[name].formula(Bucket(**{"length_s": 10.0, "cover_s": 10.0} | bucket))
+
+
+@pytest.mark.parametrize("name", PROMISED.split())
+def test_every_promised_metric_is_in_the_catalogue(name: str) -> None:
+    info = METRICS[name]
+    assert info.name == name
+    assert info.unit
+    assert info.help
+    assert set(info.groups) <= {"fleet", "role", "worker", "rule"}
+
+
+def test_wall_utilization_is_work_over_peak_times_all_known_time() -> None:
+    work = {"num_s": 10.0, "flops": 4_000.0, "min_flops": 100.0, "max_flops": 900.0}
+    assert value("prefill_compute_wall", work=work, cover=COVER) == Value(0.4, 0.1, 0.9)
+
+
+def test_seconds_without_work_are_the_low_end_of_the_band() -> None:
+    work = {"num_s": 4.0, "flops": 4_000.0, "min_flops": 900.0, "max_flops": 1_000.0}
+    assert value("prefill_compute_wall", work=work, cover=COVER) == Value(0.4, 0.0, 1.0)
+
+
+def test_a_known_bucket_without_work_is_zero_and_an_unknown_one_a_gap() -> None:
+    assert value("prefill_compute_wall", cover=COVER) == Value(0.0, 0.0, 0.0)
+    assert value("prefill_compute_wall", cover_s=0.0) == Value(None)
+    assert value("decode_tokens_per_s", cover_s=0.0) == Value(None)
+
+
+def test_a_part_without_a_known_peak_makes_the_whole_unknown() -> None:
+    assert value("prefill_compute_wall", cover=COVER | {"no_flops_peak_s": 1.0}) == Value(None)
+    assert value("decode_compute_in_phase", work={"flops": 1.0, "flops_room": 2.0, "flops_unknown_s": 1.0}) == Value(
+        None
+    )
+
+
+def test_in_phase_is_a_gap_while_the_phase_does_not_run() -> None:
+    assert value("decode_bandwidth_in_phase", cover=COVER) == Value(None)
+    work = {"bytes": 30.0, "bytes_room": 60.0, "min_bandwidth_in_phase": 0.4, "max_bandwidth_in_phase": 0.7}
+    assert value("decode_bandwidth_in_phase", work=work, cover=COVER) == Value(0.5, 0.4, 0.7)
+
+
+def test_wall_is_in_phase_times_busy_on_a_device_of_ones_own() -> None:
+    work = {"num_s": 10.0, "flops": 3_000.0, "busy_s": 5.0, "flops_room": 5_000.0}
+    cover = COVER | {"worker_s": 10.0}
+    wall, in_phase = value("prefill_compute_wall", work=work, cover=cover), value("prefill_compute_in_phase", work=work)
+    busy = value("prefill_busy", work=work, cover=cover)
+    assert wall.value == pytest.approx((in_phase.value or 0) * (busy.value or 0))
+
+
+def test_rates_are_per_known_second() -> None:
+    assert value("decode_tokens_per_s", cover_s=4.0, work={"tokens": 20.0}).value == 5.0
+    assert value("offered_rps", length_s=5.0, traffic={"offered": 20.0}).value == 4.0
+    assert value("offered_rps", traffic={}) == Value(None)
+
+
+def test_a_role_that_nobody_has_counts_zero_workers() -> None:
+    fleet = {"num_load": 10.0}
+    assert value("num_workers", fleet_cover=fleet) == Value(0.0, 0.0, 0.0)
+    own = {"num_load": 5.0, "sum_num_workers": 10.0, "min_num_workers": 2.0, "max_num_workers": 2.0}
+    assert value("num_workers", fleet_cover=fleet, cover=own) == Value(1.0, 0.0, 2.0)
+    assert value("num_workers") == Value(None)
+
+
+def test_gauges_are_means_of_their_samples() -> None:
+    cover = {"num_kv": 4.0, "sum_kv_usage": 2.0, "min_kv_usage": 0.1, "max_kv_usage": 0.9}
+    assert value("kv_usage", cover=cover) == Value(0.5, 0.1, 0.9)
+    assert value("gpm_tensor_active", cover=cover) == Value(None)
+
+
+def test_attainment_of_nothing_is_unknown() -> None:
+    assert value("attainment", traffic={"offered": 2.0, "decided": 0.0}) == Value(None)
+    assert value("attainment", traffic={"decided": 4.0, "good": 3.0}) == Value(0.75)
+
+
+def test_percentiles_come_from_the_histogram() -> None:
+    found = value("ttft_p99_s", latencies=of_values([0.1] * 98 + [5.0] * 2)).value
+    assert found == pytest.approx(5.0, rel=0.01)
+    assert value("ttft_p99_s") == Value(None)

@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from control.accounting import UtilizationView
+from control.fleets.base import Observation, WorkerLife
+from control.notices import LOCAL_PROFILE, notices_of
+from control.snapshot import FleetIdentity, build_snapshot, fleet_facts, newest_readings
+from control.types import Capability, Desired, FleetSnapshot, Phase, PoolStatus, Role, RoutingPolicy, WorkerState
+from engine.readings import DeviceInfo, MeterReading, PhaseCounters
+from engine.types import Load
+from tests.control.builders import NOW, desired, phase, reading, traffic
+
+IDENTITY = FleetIdentity(
+    fleet_id="test",
+    model_id="tiny",
+    kind="fake",
+    simulated=True,
+    capabilities=(Capability.FLIP,),
+    started_unix_s=NOW - 10,
+)
+SERVING = traffic(offered_rps=4.0, attainment=1.0, by_rule={"remote": 3, "short_local": 1})
+
+
+def readings_of(state: Desired, **changes: dict[str, Any]) -> dict[str, MeterReading]:
+    return {w: reading(w, role, **changes.get(w, {})) for w, role in state.roles.items()}
+
+
+def snapshot(
+    state: Desired | None = None,
+    readings: dict[str, MeterReading] | None = None,
+    lives: tuple[WorkerLife, ...] = (),
+    **changes: Any,
+) -> FleetSnapshot:
+    state = state or desired(1, 3)
+    readings = readings_of(state) if readings is None else readings
+    observation = Observation(at_unix_s=NOW, readings=tuple(readings.values()), lives=lives)
+    values: dict[str, Any] = {
+        "desired": state,
+        "observation": observation,
+        "readings": readings,
+        "utilization": None,
+        "traffic": SERVING,
+        "now_unix_s": NOW + 0.5,
+        "tick": 3,
+    }
+    return build_snapshot(IDENTITY, **{**values, **changes})
+
+
+def pool(snap: FleetSnapshot, role: Role) -> PoolStatus:
+    return next(each for each in snap.pools if each.role == role)
+
+
+def test_a_fleet_that_is_as_desired_is_ok() -> None:
+    snap = snapshot()
+    assert (snap.health, snap.health_text) == ("ok", "All 4 workers are ready, 100% of requests are good")
+    assert [(p.role, p.num_desired, p.num_ready, p.num_other) for p in snap.pools] == [
+        (Role.PREFILL, 1, 1, 0),
+        (Role.DECODE, 3, 3, 0),
+        (Role.MIXED, 0, 0, 0),
+    ]
+    assert snap.stale_s == 0.5
+
+
+def test_before_the_first_look_everything_is_starting_and_nothing_is_zero() -> None:
+    snap = snapshot(readings={}, observation=None)
+    assert snap.health == "starting"
+    assert {w.state for w in snap.workers} == {WorkerState.STARTING}
+    assert all(w.kv_usage is None and w.prefill is None for w in snap.workers)
+    assert all(p.load is None for p in snap.pools)
+
+
+def test_a_slot_without_a_worker_says_why() -> None:
+    state = desired(1, 3)
+    readings = readings_of(state)
+    del readings["w3"]
+    snap = snapshot(state, readings, (WorkerLife(worker_id="w3", problem="out of memory", num_restarts=2),))
+    gone = snap.workers[3]
+    assert (gone.state, gone.reason, gone.num_restarts) == (WorkerState.FAILED, "out of memory", 2)
+    assert (snap.health, snap.health_text) == ("attention", "w3 is failed: out of memory")
+
+
+def test_a_process_that_ended_reads_as_failed() -> None:
+    state = desired(1, 3)
+    snap = snapshot(state, readings_of(state, w2={"alive": False}))
+    assert snap.workers[2].state == WorkerState.FAILED
+    assert snap.workers[2].reason == "its process 100 has ended"
+
+
+def test_one_worker_that_starts_is_counted() -> None:
+    state = desired(1, 3)
+    snap = snapshot(state, readings_of(state, w1={"state": WorkerState.STARTING}))
+    assert snap.health_text == "1 of 4 workers is starting"
+
+
+def test_a_step_far_beyond_the_usual_shows_in_health_and_on_its_worker() -> None:
+    state = desired(1, 3)
+
+    def after(running_s: float, usual_s: float) -> FleetSnapshot:
+        counters = {"decode/decode": PhaseCounters(busy_s=10 * usual_s, steps=10)}
+        return snapshot(state, readings_of(state, w1={"step_running_s": running_s, "counters": counters}))
+
+    stuck = after(14.2, 0.05)
+    assert (stuck.health, stuck.health_text) == ("attention", "w1: step running for 14 s")
+    assert (stuck.workers[1].state, stuck.workers[1].reason) == (WorkerState.READY, "step running for 14 s")
+    assert after(9.0, 0.05).health == "ok"
+    assert after(14.2, 2.0).health == "ok"
+    assert after(41.0, 2.0).health_text == "w1: step running for 41 s"
+
+
+def test_no_worker_that_can_decode_is_broken() -> None:
+    state = desired(1, 1)
+    snap = snapshot(state, readings_of(state, w1={"state": WorkerState.FAILED, "reason": "bad weights"}))
+    assert (snap.health, snap.health_text) == ("broken", "No worker can decode: w1: bad weights")
+
+
+def test_a_full_decode_pool_is_named_as_the_bottleneck() -> None:
+    state = desired(1, 1)
+    full = Load(kv_blocks_total=100, kv_blocks_held=90, kv_blocks_reserved=6, num_waiting=14)
+    snap = snapshot(state, readings_of(state, w1={"load": full}))
+    assert (snap.health, snap.health_text) == ("attention", "Decode is the bottleneck: KV 96%, 14 waiting")
+    assert pool(snap, Role.DECODE).load == pytest.approx(0.96)
+
+
+def test_prefill_load_is_queued_tokens_over_the_rate_while_it_runs() -> None:
+    state = desired(1, 3)
+    view = UtilizationView(
+        start_unix_s=0,
+        end_unix_s=5,
+        roles={Role.PREFILL: {Phase.PREFILL: phase(tokens_per_s=500.0, busy=0.5)}},
+    )
+    queued = readings_of(state, w0={"load": Load(queued_prefill_tokens=3000)})
+    prefill = pool(snapshot(state, queued, utilization=view), Role.PREFILL)
+    assert (prefill.load, prefill.load_unit) == (pytest.approx(3.0), "s")
+    assert prefill.headroom_rps == pytest.approx(3.0 * (0.85 - 0.5) / 0.5)
+
+
+def test_queued_tokens_at_an_unknown_rate_are_an_unknown_load() -> None:
+    state = desired(1, 3)
+    queued = readings_of(state, w0={"load": Load(queued_prefill_tokens=3000)})
+    assert pool(snapshot(state, queued), Role.PREFILL).load is None
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        (traffic(offered_rps=4.0, attainment=1.0), 4.0 * (0.9 - 0.3) / 0.3),
+        (traffic(offered_rps=4.0, attainment=0.5), 0.0),
+        (traffic(offered_rps=None), None),
+        (traffic(offered_rps=0.0), None),
+    ],
+)
+def test_decode_headroom_is_linear_in_kv_zero_when_the_slo_is_broken_and_none_without_traffic(
+    seen: Any, expected: float | None
+) -> None:
+    state = desired(1, 1)
+    readings = readings_of(state, w1={"load": Load(kv_blocks_total=100, kv_blocks_held=20, kv_blocks_reserved=10)})
+    headroom = pool(snapshot(state, readings, traffic=seen), Role.DECODE).headroom_rps
+    assert headroom == (None if expected is None else pytest.approx(expected))
+
+
+@pytest.mark.parametrize(
+    ("seen", "level", "text"),
+    [
+        (traffic(), "ok", "No traffic. All 4 workers are ready"),
+        (traffic(num_gateways=0), "attention", "No gateway is connected: no traffic can be seen"),
+        (traffic(offered_rps=2.0, attainment=0.5), "attention", "50% of requests are good; the aim is 95%"),
+        (traffic(offered_rps=2.0, error_rps=0.25), "attention", "0.25 requests per second end with an error"),
+    ],
+)
+def test_health_says_what_the_traffic_says(seen: Any, level: str, text: str) -> None:
+    snap = snapshot(traffic=seen)
+    assert (snap.health, snap.health_text) == (level, text)
+
+
+def test_a_spare_belongs_to_no_pool() -> None:
+    state = desired(1, 2, spare=1)
+    readings = readings_of(state) | {"w3": reading("w3", Role.DECODE, state=WorkerState.DRAINED)}
+    snap = snapshot(state, readings)
+    assert pool(snap, Role.DECODE).num_ready == 2
+    assert pool(snap, Role.DECODE).num_other == 0
+
+
+def test_a_reading_that_is_missing_once_is_kept_for_a_moment() -> None:
+    before = {"w0": reading("w0", at_unix_s=NOW), "w1": reading("w1", at_unix_s=NOW)}
+    lives = (WorkerLife(worker_id="w1", problem="killed"),)
+    late = Observation(at_unix_s=NOW + 1, readings=(), lives=lives)
+    assert newest_readings(late, before, NOW + 1).keys() == {"w0"}
+    assert newest_readings(late, before, NOW + 10) == {}
+
+
+def test_facts_name_the_slots_that_are_empty() -> None:
+    fleet = fleet_facts(
+        {"w0": reading("w0")},
+        (WorkerLife(worker_id="w0"), WorkerLife(worker_id="w1", problem="killed")),
+        can=frozenset({"flip"}),
+        tpot_s=None,
+        expected_output_tokens=10,
+        utilization=None,
+    )
+    assert fleet.gone == {"w1": "killed"}
+    assert fleet.workers["w0"].role == Role.DECODE
+
+
+def test_the_rate_of_one_worker_does_not_grow_with_the_fleet() -> None:
+    """Of 4 workers two prefill half of the time, 300 tokens a second each: 600 tokens per second of prefill."""
+    busy = {Phase.PREFILL: phase(busy=0.5, tokens_per_s=300.0)}
+    idle = {Phase.PREFILL: phase(busy=0.0, tokens_per_s=0.0)}
+    view = UtilizationView(
+        start_unix_s=0,
+        end_unix_s=5,
+        fleet={Phase.PREFILL: phase(busy=0.25, tokens_per_s=600.0)},
+        workers={"w0": busy, "w1": busy, "w2": idle, "w3": idle},
+    )
+    values: dict[str, Any] = {"can": frozenset[str](), "tpot_s": None, "expected_output_tokens": 128}
+    assert fleet_facts({}, (), utilization=view, **values).prefill_tokens_per_s == 600.0
+    nothing = UtilizationView(start_unix_s=0, end_unix_s=5, workers={"w2": idle})
+    assert fleet_facts({}, (), utilization=nothing, **values).prefill_tokens_per_s is None
+
+
+def test_notices_say_what_numbers_need_to_be_read_right() -> None:
+    local = RoutingPolicy(min_fleet_devices=2)
+    unknown = reading("w1", simulated=False, device=DeviceInfo(name="strange", kind="cuda"))
+    found = notices_of(
+        {"w0": reading("w0"), "w1": unknown},
+        local,
+        local,
+        sample_share=0.25,
+        history_problem="disk full",
+        num_writes_waiting=3,
+    )
+    assert found[0].startswith("The history cannot be written: disk full")
+    assert LOCAL_PROFILE in found
+    assert any(each.startswith("25% of the last minute's requests are sample traffic") for each in found)
+    assert any("Simulated workers (paced-h100)" in each for each in found)
+    assert any("No peak is known for strange" in each for each in found)
+    assert notices_of({}, RoutingPolicy(), None) == ()

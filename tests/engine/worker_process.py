@@ -1,0 +1,102 @@
+"""Worker hosts in processes of their own, and the configs of tests."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection as Pipe
+from pathlib import Path
+from typing import Any
+
+from worker_client import TOKEN
+
+from engine.worker import WorkerConfig, WorkerHost
+
+
+def paced_config(shm_dir: Path, worker_id: str = "w-0", **changes: Any) -> WorkerConfig:
+    """A modelled 70B on an H100, at a hundred times its speed."""
+    values: dict[str, Any] = {
+        "worker_id": worker_id,
+        "epoch": 1,
+        "kind": "paced",
+        "shm_dir": str(shm_dir),
+        "fleet_token": TOKEN,
+        "model_id": "llama-70b",
+        "paced_device": "h100-sxm-80gb",
+        "paced_model": "llama-3.1-70b-fp8",
+        "kv_bytes": 4 * 2**30,
+        "prefill_chunk_tokens": 512,
+        "speed": 100.0,
+    }
+    return WorkerConfig(**{**values, **changes})
+
+
+def real_config(shm_dir: Path, model_dir: Path | str, worker_id: str = "w-0", **changes: Any) -> WorkerConfig:
+    """The tiny model on the CPU, exact."""
+    values: dict[str, Any] = {
+        "worker_id": worker_id,
+        "epoch": 1,
+        "kind": "cpu",
+        "shm_dir": str(shm_dir),
+        "fleet_token": TOKEN,
+        "model_id": "tiny",
+        "model_dir": str(model_dir),
+        "kv_bytes": 4 * 2**20,
+        "prefill_chunk_tokens": 32,
+    }
+    return WorkerConfig(**{**values, **changes})
+
+
+def _run(configs: Sequence[WorkerConfig], pipe: Pipe) -> None:
+    host = WorkerHost(configs)
+    pipe.send(host.start())
+    with contextlib.suppress(EOFError):
+        pipe.recv()  # until the test lets go of its end
+    pipe.send(host.stop())
+
+
+class WorkerProcess:
+    """One host process; ends with the test, by its own id."""
+
+    def __init__(self, *configs: WorkerConfig) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, child = context.Pipe()
+        self.process = context.Process(target=_run, args=(configs, child), daemon=True)
+        self.process.start()
+        child.close()
+        self.addresses: list[str] = self._pipe.recv()
+
+    def pause(self) -> None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, signal.SIGCONT)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+
+    def stop(self) -> bool:
+        """Clean end; True when the host had ended within its bound."""
+        if not self.process.is_alive():
+            return False
+        self.resume()
+        self._pipe.send(None)
+        stopped: bool = self._pipe.recv()
+        self.process.join()
+        return stopped
+
+
+@contextlib.contextmanager
+def running(*configs: WorkerConfig) -> Iterator[WorkerProcess]:
+    worker = WorkerProcess(*configs)
+    try:
+        yield worker
+    finally:
+        if worker.process.is_alive():
+            worker.kill()

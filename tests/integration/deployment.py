@@ -1,0 +1,106 @@
+"""A deployment under test: its own run folder and ports, driven by the command line as a person would."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from control.deployment import DeploymentState, read_state
+from control.processes import ProcessId, end_processes, send_signal, tree_of
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMIT_S = 240.0
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody uses now."""
+    held = [socket.socket() for _ in range(count)]
+    try:
+        for each in held:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in held]
+    finally:
+        for each in held:
+            each.close()
+
+
+class Deployment:
+    """`must` runs a command and expects code 0; `run` returns whatever came."""
+
+    def __init__(self, run_dir: Path, **settings: str) -> None:
+        names = ("GATEWAY", "API", "CONSOLE", "RAY")
+        self.run_dir = run_dir
+        self.ports = dict(zip(names, free_ports(len(names)), strict=True))
+        known = {name: value for name, value in os.environ.items() if not name.startswith(("PHASELINE_", "RAY_"))}
+        self.environment = {
+            **known,
+            "PHASELINE_RUN_DIR": str(run_dir),
+            "PHASELINE_DRAIN_LIMIT_S": "10",
+            **{f"PHASELINE_{name}_PORT": str(port) for name, port in self.ports.items()},
+            **settings,
+        }
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "control.cli.main", *arguments],
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            check=False,
+        )
+
+    def must(self, *arguments: str) -> str:
+        done = self.run(*arguments)
+        assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}{self.log_tails()}"
+        return done.stdout
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self.must(*arguments, "--json"))
+
+    @property
+    def state(self) -> DeploymentState:
+        state = read_state(self.run_dir)
+        assert state is not None
+        return state
+
+    def root(self, name: str) -> ProcessId:
+        root = self.state.components[name].root
+        assert root is not None
+        return root
+
+    def processes(self) -> list[ProcessId]:
+        """Every living process of this deployment, the supervisor's too."""
+        state = read_state(self.run_dir)
+        if state is None:
+            return []
+        recorded = [one for each in state.components.values() for one in each.processes]
+        below = [one for each in state.components.values() if each.root for one in tree_of(each.root)]
+        return [each for each in {state.supervisor, *recorded, *below} if each.is_alive]
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        deadline_s = time.monotonic() + LIMIT_S
+        while not condition():
+            assert time.monotonic() < deadline_s, f"{what} did not come{self.log_tails()}"
+            time.sleep(0.1)
+
+    def log_tails(self) -> str:
+        tails = [f"\n--- {path.name}\n{path.read_text()[-1500:]}" for path in (self.run_dir / "logs").glob("*.log")]
+        return "".join(tails)
+
+    def end(self) -> None:
+        """`down`; then, should something be left, end exactly what the state file names."""
+        self.run("down")
+        left = self.processes()
+        end_processes(left, 5.0)
+        for each in left:
+            send_signal(each, signal.SIGKILL)

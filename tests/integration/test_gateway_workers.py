@@ -1,0 +1,211 @@
+"""A real gateway in front of real workers with a tiny model: any split, flip or death gives the undisturbed answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import httpx
+import pytest
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "engine"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "control" / "gateway"))
+
+from gateway_builders import serving, until
+from worker_client import LIMIT_S, TOKEN, WorkerClient
+from worker_process import WorkerProcess, paced_config, real_config, running
+
+from control.gateway.admission import Admission
+from control.gateway.app import Gateway, GatewayLimits
+from control.gateway.app import running as tasks_of
+from control.gateway.fleet import Fleet
+from control.gateway.records import Origin, RecordLog
+from control.types import RoutingPolicy, RoutingTable, Slo, WorkerRoute
+from engine.convert import make_tiny_model
+from engine.errors import ConnectionLost
+from engine.text import ModelText, SeededText, Text
+from engine.types import Role, WorkerState
+from engine.wire import Hello
+
+pytestmark = pytest.mark.integration
+
+SPLIT = RoutingPolicy(min_fleet_devices=0, min_remote_prefill_tokens=0, max_local_output_tokens=0)
+LOCAL = RoutingPolicy(min_fleet_devices=100)
+NAMES = ("w-0", "w-1", "w-2")
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny", seed=1)
+
+
+class Front:
+    """A gateway over HTTP, its workers' order channels, and the table it holds."""
+
+    def __init__(self, gateway: Gateway, url: str, model: str, addresses: Sequence[str]) -> None:
+        self.gateway = gateway
+        self.model = model
+        self.addresses = addresses
+        self.client = httpx.AsyncClient(base_url=url, timeout=LIMIT_S)
+        self.orders: list[WorkerClient] = []
+        self._version = 0
+
+    def take(self, policy: RoutingPolicy) -> None:
+        self._version += 1
+        rows = tuple(
+            WorkerRoute(worker_id=name, epoch=1, address=address, role=Role.UNASSIGNED, state=WorkerState.UNASSIGNED)
+            for name, address in zip(NAMES, self.addresses, strict=False)
+        )
+        table = RoutingTable(
+            version=self._version,
+            fleet_id="t",
+            model_id=self.model,
+            fence=1,
+            num_devices=3,
+            policy=policy,
+            workers=rows,
+        )
+        assert self.gateway.fleet.take_table(table)
+
+    async def place(self, *roles: Role) -> None:
+        for address, role in zip(self.addresses, roles, strict=True):
+            self.orders.append(await open_when_loaded(address))
+            await self.orders[-1].place(role)
+        await until(lambda: all(link.is_ready for link in self.gateway.fleet.links.values()), LIMIT_S)
+
+    async def ask(self, number: int, *, temperature: float = 0.0, max_tokens: int = 24, stream: bool = False) -> str:
+        prompt = [3 + (number * 7 + at * at) % 200 for at in range(20 + 17 * number)]
+        body = {
+            "model": self.model,
+            "prompt": prompt,
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "seed": number,
+            "ignore_eos": True,
+            "stream": stream,
+        }
+        response = await self.client.post("/v1/completions", json=body)
+        assert response.status_code == 200, response.text
+        if stream:
+            assert response.text.endswith("data: [DONE]\n\n"), response.text[-300:]
+            return response.text
+        return str(response.json()["choices"][0]["text"])
+
+
+async def open_when_loaded(address: str) -> WorkerClient:
+    async with asyncio.timeout(LIMIT_S):
+        while True:
+            try:
+                return await WorkerClient.open(address, peer_kind="plane")
+            except ConnectionLost:
+                await asyncio.sleep(0.02)
+
+
+@contextlib.asynccontextmanager
+async def front(text: Text, model: str, processes: Sequence[WorkerProcess]) -> AsyncIterator[Front]:
+    gateway = Gateway(
+        fleet=Fleet(Hello("gw", "gateway", TOKEN)),
+        admission=Admission(64),
+        records=RecordLog(),
+        origin=Origin(gateway_id="gw", fleet_id="t", slo=Slo()),
+        limits=GatewayLimits(
+            default_max_tokens=16, max_body_bytes=10**6, first_token_timeout_s=LIMIT_S, token_gap_timeout_s=LIMIT_S
+        ),
+    )
+    gateway.text = text
+    addresses = [address for process in processes for address in process.addresses]
+    async with tasks_of(gateway), serving(gateway) as url:
+        place = Front(gateway, url, model, addresses)
+        place.take(SPLIT)
+        try:
+            yield place
+        finally:
+            await place.client.aclose()
+            for client in place.orders:
+                client.close()
+
+
+@pytest.fixture
+async def trio(tmp_path: Path, model_dir: Path) -> AsyncIterator[tuple[Front, list[WorkerProcess]]]:
+    """Three real workers, each in its own process, none with a role."""
+    with contextlib.ExitStack() as stack:
+        shm = tmp_path / "shm"
+        processes = [stack.enter_context(running(real_config(shm, model_dir, name))) for name in NAMES]
+        async with front(ModelText(model_dir), "tiny", processes) as place:
+            yield place, processes
+
+
+def rules(place: Front) -> set[str]:
+    return {record.rule for record in place.gateway.records.batch_from(0)[1]}
+
+
+async def test_split_and_local_requests_get_equal_answers_greedy_and_sampled(
+    trio: tuple[Front, list[WorkerProcess]],
+) -> None:
+    place, _ = trio
+    await place.place(Role.PREFILL, Role.DECODE, Role.DECODE)
+    cases = [(number, temperature) for number in range(5) for temperature in (0.0, 0.9)]
+    split = await asyncio.gather(*[place.ask(number, temperature=heat) for number, heat in cases])
+    assert rules(place) == {"remote"}
+    place.take(LOCAL)
+    local = [await place.ask(number, temperature=heat) for number, heat in cases]
+    assert rules(place) >= {"remote", "small_fleet"} or "cached_local" in rules(place)
+    assert split == local
+    record = place.gateway.records.batch_from(0)[1][0]
+    assert record.handoff_s is not None
+    assert record.prefill_s is not None
+    assert record.simulated is False
+
+
+async def test_flips_under_load_lose_no_request_and_change_no_answer(trio: tuple[Front, list[WorkerProcess]]) -> None:
+    place, _ = trio
+    await place.place(Role.PREFILL, Role.DECODE, Role.DECODE)
+    undisturbed = [await place.ask(number) for number in range(4)]
+
+    async def traffic() -> list[str]:
+        return [await place.ask(number) for _ in range(3) for number in range(4)]
+
+    async def flips() -> list[str]:
+        for fence, role in enumerate([Role.PREFILL, Role.DECODE, Role.MIXED, Role.DECODE], start=2):
+            client = place.orders[1]
+            assert (await client.order("flip", role, fence=fence)).ok
+            while (await client.status(WorkerState.READY)).role is not role:
+                pass
+        return []
+
+    *answers, _ = await asyncio.gather(traffic(), traffic(), flips())
+    assert answers == [undisturbed * 3] * 2
+    assert {record.status for record in place.gateway.records.batch_from(0)[1]} == {200}
+
+
+async def test_a_worker_that_is_killed_under_load_costs_no_request_and_no_token(
+    trio: tuple[Front, list[WorkerProcess]],
+) -> None:
+    place, processes = trio
+    await place.place(Role.PREFILL, Role.DECODE, Role.DECODE)
+    undisturbed = [await place.ask(number, max_tokens=100) for number in range(4)]
+    asking = [asyncio.create_task(place.ask(number, max_tokens=100)) for number in range(4)]
+    link = place.gateway.fleet.links["w-1"]
+    await until(lambda: any(leg.tokens for leg in link.legs.values()), LIMIT_S)  # type: ignore[attr-defined]
+    processes[1].kill()
+    assert await asyncio.gather(*asking) == undisturbed
+    records = place.gateway.records.batch_from(0)[1]
+    assert {record.status for record in records} == {200}
+    assert sum(record.num_reroutes for record in records) >= 1
+
+
+async def test_paced_workers_serve_through_the_same_gateway_and_are_marked(tmp_path: Path) -> None:
+    configs = [paced_config(tmp_path, name) for name in NAMES]
+    with running(*configs) as process:
+        async with front(SeededText(128_256), "llama-70b", [process]) as place:
+            await place.place(Role.PREFILL, Role.DECODE, Role.DECODE)
+            split = await asyncio.gather(*[place.ask(number, max_tokens=64) for number in range(6)])
+            records = place.gateway.records.batch_from(0)[1]
+            streamed = await place.ask(1, max_tokens=64, stream=True)
+            assert streamed.count("data: ") >= 3
+            assert {(record.rule, record.simulated, record.status) for record in records} == {("remote", True, 200)}
+            place.take(LOCAL)
+            assert [await place.ask(number, max_tokens=64) for number in range(6)] == split
