@@ -32,12 +32,12 @@ def page(hub: Hub, snapshot: FleetSnapshot) -> None:
     left, right = st.columns([3, 2], gap="medium")
     with left:
         st.fragment(_moved, run_every=1.0)(hub)
-        if why_not:
-            st.html(cards.banner(why_not))
+        st.html(cards.banner(why_not) if why_not else "<span></span>")  # always one element: the controls keep their place
         _controls(hub, snapshot, form, why_not)
     with right:
         st.html(cards.heading_small("Commands"))
-        actions.undo_buttons(hub, why_not)
+        with st.container():  # however many buttons: what follows keeps its place
+            actions.undo_buttons(hub, why_not)
         st.fragment(actions.progress, run_every=1.0)(hub)
     st.fragment(utilization, run_every=1.0)(hub, ("wall", "phase", "15m", False), None)
     actions.show_pending(hub)
