@@ -32,7 +32,7 @@ def page(hub: Hub, snapshot: FleetSnapshot) -> None:
     left, right = st.columns([3, 2], gap="medium")
     with left:
         st.fragment(_moved, run_every=1.0)(hub)
-        st.html(cards.banner(why_not) if why_not else "<span></span>")  # always one element: the controls keep their place
+        st.html(cards.banner(why_not) if why_not else "<span></span>")  # always one element: no control changes place
         _controls(hub, snapshot, form, why_not)
     with right:
         st.html(cards.heading_small("Commands"))
