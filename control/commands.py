@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from control.changes import Changes, changes_between, role_of
 from control.facts import POOLS, FleetFacts, Refusal, natural
-from control.guards import needs_confirmation, safety_refusal, serving_warnings
+from control.guards import needs_confirmation, overfull_after, safety_refusal, serving_warnings
 from control.types import Action, Command, CommandState, Desired, PlannedStep, Role
 from control.verbs import RefusedPlan, desired_after
 
@@ -64,11 +64,14 @@ def plan_action(
     changes = changes_between(desired, after)
     if changes:
         after = replace(after, version=desired.version + 1)
+    overfull, overfull_why = overfull_after(desired, after, fleet)
+    warnings = _warnings(desired, after, fleet, changes)
+    typed = "" if action.command_id is not None else needs_confirmation(desired, after) or overfull
     return Planned(
         desired_after=after,
         steps=planned_steps(changes, desired, after, fleet),
-        warnings=_warnings(desired, after, fleet, changes),
-        needs_confirmation="" if action.command_id is not None else needs_confirmation(desired, after),
+        warnings=(overfull_why, *warnings) if overfull_why else warnings,
+        needs_confirmation=typed,
         refused=safety_refusal(desired, after, fleet),
         expected_s=_expected_s(changes, fleet),
         effect=_effect(desired, after, changes),

@@ -169,7 +169,8 @@ class Desk:
         word = planned.needs_confirmation
         if word and request.confirmation != word:
             raise CommandRefused(
-                f"this takes half or more of the {word} pool: type its name to confirm",
+                f"this takes half or more of the {word} pool, or more than its load leaves room for: "
+                "type its name to confirm",
                 field="confirmation",
                 value=request.confirmation,
                 bound=word,

@@ -58,6 +58,7 @@ class FleetFacts:
     tpot_s: float | None = None
     expected_output_tokens: int = 128
     prefill_tokens_per_s: float | None = None  # of one worker
+    pool_share: Mapping[Role, float] = field(default_factory=dict)  # in use, 0..1: time in prefill, KV elsewhere
 
     def work(self, worker_id: str) -> int:
         return self.workers[worker_id].num_work if worker_id in self.workers else 0

@@ -50,6 +50,32 @@ def needs_confirmation(before: Desired, after: Desired) -> str:
     return worst if share >= 0.5 else ""
 
 
+def overfull_after(before: Desired, after: Desired, fleet: FleetFacts) -> tuple[str, str]:
+    """The pool that what it does now would fill past its limit, as (name, why); ("", "") when there is none.
+
+    Derived and linear: share in use x workers before / workers after. Above 1 the queue, and so TTFT or the wait for
+    KV, grows without end: the SLO breaks. A pool that grows, or that goes to nothing, is not judged here.
+    """
+    for role in POOLS:
+        num_before, num_after = len(active(before, role, fleet)), len(active(after, role, fleet))
+        share = fleet.pool_share.get(role)
+        if share is None or not 0 < num_after < num_before:
+            continue
+        needed = share * num_before / num_after
+        if needed > 1.0:
+            used = "busy" if role == Role.PREFILL else "its KV in use"
+            was, now = _counted(num_before), _counted(num_after)
+            return role.value, (
+                f"{role} has {share:.0%} {used} on {was}: {now} would need {needed:.0%} (derived, linear), "
+                "so the SLO would break"
+            )
+    return "", ""
+
+
+def _counted(num_workers: int) -> str:
+    return f"{num_workers} worker{'s' if num_workers != 1 else ''}"
+
+
 def serving_warnings(before: Desired, after: Desired) -> tuple[str, ...]:
     """What still works, but not as one may expect."""
 

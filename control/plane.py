@@ -190,7 +190,8 @@ class Plane:
         ingested, seen = self._see(observation, now), self._now()
 
         fleet = self._facts()
-        decided = reconcile(self.desired, fleet, self._ordered, self._fence, now, busy=self._orders.busy)
+        busy, max_moves = self._orders.busy, self.settings.max_moves
+        decided = reconcile(self.desired, fleet, self._ordered, self._fence, now, busy, max_moves)
         self._ordered = decided.ordered
         self._orders.give(decided.steps)
         self._table()

@@ -22,6 +22,8 @@ from control.types import Desired, Role, WorkerState
 REPEAT_S = 5.0
 SILENT = frozenset({WorkerState.STARTING, WorkerState.FAILED, WorkerState.STOPPED})
 CLOSED = frozenset({WorkerState.DRAINING, WorkerState.DRAINED})
+#: Orders under which a worker stops serving what it serves.
+LEAVES = frozenset({"flip", "drain"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,13 +51,16 @@ def reconcile(
     fence: int,
     now_s: float,
     busy: Collection[str] = (),
+    max_moves: int | None = None,
 ) -> Reconciled:
     """Orders that lead from what is seen to what is desired. Workers that are away get theirs when they are back.
 
-    `busy`: workers that are being given orders now; they are looked at again when those have ended.
+    `busy`: workers that are being given orders now; they are looked at again when those have ended. `max_moves`: at
+    most so many workers leave what they serve (flip, drain) at a time; the others wait for their turn, in id order.
     """
     steps: list[FleetStep] = []
     under_way: dict[str, Ordered] = {}
+    moving = sum(1 for w, facts in fleet.workers.items() if _is_moving(desired, facts, ordered.get(w)))
     for worker_id in sorted(fleet.workers, key=natural):
         facts = fleet.workers[worker_id]
         if worker_id in busy:
@@ -70,12 +75,14 @@ def reconcile(
         if before is not None and _under_way(before, wish, facts):
             under_way[worker_id] = before
             continue
+        verbs = wanted_verbs(facts, role, wish.closed)
+        if LEAVES.intersection(verbs) and not _is_moving(desired, facts, before):
+            if max_moves is not None and moving >= max_moves:
+                continue
+            moving += 1
         under_way[worker_id] = wish
         reason = f"desired version {desired.version}: {worker_id} is {words_of(desired, worker_id)}"
-        steps += [
-            FleetStep(verb=verb, worker_id=worker_id, role=role, fence=fence, reason=reason)
-            for verb in wanted_verbs(facts, role, wish.closed)
-        ]
+        steps += [FleetStep(verb=verb, worker_id=worker_id, role=role, fence=fence, reason=reason) for verb in verbs]
     return Reconciled(steps=tuple(steps), ordered=under_way)
 
 
@@ -116,6 +123,16 @@ def words_of(desired: Desired, worker_id: str) -> str:
     if role == Role.UNASSIGNED:
         return "spare"
     return f"{role}, drained" if worker_id in desired.drained else f"{role}, ready"
+
+
+def _is_moving(desired: Desired, facts: WorkerFacts, ordered: Ordered | None) -> bool:
+    """It was told to leave what it serves and has not arrived. One that is dead or starts anew serves nothing."""
+    if ordered is None or not facts.usable or ordered.epoch != facts.epoch or holds(desired, facts, facts.worker_id):
+        return False
+    if facts.role == Role.UNASSIGNED:
+        return False
+    closing = ordered.closed and facts.state == WorkerState.READY
+    return facts.state == WorkerState.DRAINING or facts.role != ordered.role or closing
 
 
 def _under_way(before: Ordered, wish: Ordered, facts: WorkerFacts) -> bool:

@@ -95,6 +95,10 @@ class Settings(BaseSettings):
     retention_requests_s: Seconds = Field(7 * 86_400.0, description="How long request records are kept.")
     drain_limit_s: Seconds = Field(120.0, description="`down` waits this long for running requests.")
 
+    max_moves: int = Field(
+        8, ge=1, le=4096, description="Workers that leave what they serve (flip, drain) at the same time, at most."
+    )
+
     default_max_tokens: int = Field(128, ge=1, description="max_tokens of a request that names none.")
     max_body_bytes: int = Field(4 * 2**20, ge=1024, description="Largest request body at the gateway.")
     max_in_flight: int = Field(256, ge=1, description="Requests one gateway holds before it answers 429.")

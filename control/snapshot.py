@@ -145,7 +145,22 @@ def fleet_facts(
         tpot_s=tpot_s,
         expected_output_tokens=expected_output_tokens,
         prefill_tokens_per_s=_worker_rate(utilization),
+        pool_share=pool_shares(readings, utilization),
     )
+
+
+def pool_shares(readings: Mapping[str, MeterReading], utilization: UtilizationView | None) -> dict[Role, float]:
+    """How much of each pool is in use, 0..1: of prefill the share of time, else of KV blocks. Unknown is left out."""
+    shares: dict[Role, float] = {}
+    prefill = utilization.roles.get(Role.PREFILL, {}).get(Phase.PREFILL) if utilization else None
+    if prefill is not None and prefill.busy is not None:
+        shares[Role.PREFILL] = prefill.busy
+    for role in (Role.DECODE, Role.MIXED):
+        loads = [each.load for each in readings.values() if each.role == role and each.alive]
+        total = sum(each.kv_blocks_total for each in loads)
+        if total:
+            shares[role] = min(1.0, sum(each.kv_blocks_held + each.kv_blocks_reserved for each in loads) / total)
+    return shares
 
 
 def worker_status(

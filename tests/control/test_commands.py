@@ -12,6 +12,7 @@ from control.facts import FleetFacts
 from control.types import Action, CommandState, Desired, Role, Verb, WorkerState
 from tests.control.builders import command, desired, drain, facts, flip, resize, set_routing, worker
 
+D, P = Role.DECODE, Role.PREFILL
 BUSY = {"w0": 1, "w1": 3, "w2": 1, "w3": 2}
 
 
@@ -248,3 +249,23 @@ def test_a_failed_worker_does_not_count_as_able_to_decode() -> None:
     fleet = facts(state)
     broken = FleetFacts(workers={**fleet.workers, "w2": worker("w2", state=WorkerState.FAILED)})
     assert plan_action(drain("w1"), state, broken).refused is not None
+
+
+@pytest.mark.parametrize(
+    ("share", "word"), [({P: 0.5}, ""), ({P: 0.9}, "prefill"), ({D: 0.9}, ""), ({}, ""), ({P: 0.75}, "")]
+)
+def test_taking_more_of_a_pool_than_its_load_leaves_room_for_needs_its_name(
+    share: dict[Role, float], word: str
+) -> None:
+    """4 -> 3 prefill workers: a share of 0.75 just fits, 0.9 would need 120%. The pool that grows is not judged."""
+    planned = plan(resize(prefill=3, decode=5), desired(4, 4), pool_share=share)
+    assert planned.needs_confirmation == word
+    assert any("SLO would break" in each for each in planned.warnings) == bool(word)
+    if word:
+        assert "90% busy on 4 workers: 3 workers would need 120%" in planned.warnings[0]
+
+
+def test_draining_a_worker_whose_kv_has_no_room_elsewhere_needs_the_pools_name() -> None:
+    planned = plan(drain("w1"), desired(1, 4), pool_share={D: 0.8})
+    assert planned.needs_confirmation == "decode"
+    assert plan(drain("w1"), desired(1, 4), pool_share={D: 0.7}).needs_confirmation == ""

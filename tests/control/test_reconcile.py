@@ -93,3 +93,39 @@ def test_a_worker_that_is_not_there_does_not_hold() -> None:
     gone: WorkerFacts = replace(worker("w0", D), alive=False)
     assert not holds(one(D), gone, "w0")
     assert not holds(one(D), None, "w0")
+
+
+def test_only_so_many_workers_leave_what_they_serve_at_a_time_and_the_rest_follow() -> None:
+    """Every round obeys the limit, and in the end all have arrived: 6 moves, 2 at a time, are 3 rounds."""
+    wanted, fleet = desired(7, 1), facts(desired(1, 7))
+    ordered, rounds = {}, 0
+    while True:
+        decided = reconcile(wanted, fleet, ordered, 5, NOW + rounds, max_moves=2)
+        if not decided.steps:
+            break
+        ordered, rounds = decided.ordered, rounds + 1
+        flipped = [step.worker_id for step in decided.steps]
+        assert len(flipped) == 2
+        draining = {w: replace(fleet.workers[w], state=DRAINING) for w in flipped}
+        busy = FleetFacts(workers={**fleet.workers, **draining})
+        assert not reconcile(wanted, busy, ordered, 5, NOW + rounds, max_moves=2).steps
+        fleet = FleetFacts(workers={**fleet.workers, **{w: worker(w, P) for w in flipped}})
+    assert rounds == 3
+    assert all(holds(wanted, each, w) for w, each in fleet.workers.items())
+
+
+def test_a_drain_just_ordered_counts_as_a_move_and_one_that_is_taken_back_needs_no_turn() -> None:
+    closed = desired(1, 3, drained=frozenset({"w1", "w2"}))
+    first = reconcile(closed, facts(desired(1, 3)), {}, 5, NOW, max_moves=1)
+    assert [step.worker_id for step in first.steps] == ["w1"]
+    assert not reconcile(closed, facts(desired(1, 3)), first.ordered, 5, NOW + 1, max_moves=1).steps
+    before = facts(desired(1, 3)).workers
+    draining = FleetFacts(workers={**before, "w1": replace(before["w1"], state=DRAINING)})
+    back = reconcile(desired(1, 3), draining, first.ordered, 5, NOW + 1, max_moves=1)
+    assert [(step.worker_id, step.verb) for step in back.steps] == [("w1", "flip"), ("w1", "undrain")]
+
+
+def test_the_limit_does_not_hold_back_workers_that_serve_nothing_yet() -> None:
+    fleet = FleetFacts(workers={w: worker(w, U) for w in ("w0", "w1", "w2", "w3")})
+    decided = reconcile(desired(1, 3), fleet, {}, 5, NOW, max_moves=1)
+    assert [step.verb for step in decided.steps] == ["place"] * 4
