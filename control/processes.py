@@ -190,3 +190,13 @@ def last_line(log: Path) -> str:
     except OSError:
         return ""
     return next((line.strip()[-300:] for line in reversed(lines) if line.strip()), "")
+
+
+def stands_still(pid: int) -> bool:
+    """This process of this host is stopped (SIGSTOP, a debugger). False when it runs, or when that is not known."""
+    if pid <= 0:
+        return False
+    try:
+        return psutil.Process(pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+    except psutil.Error:
+        return False

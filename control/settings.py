@@ -111,6 +111,9 @@ class Settings(BaseSettings):
     step_overdue_s: Seconds = Field(
         120.0, description="A CPU or CUDA worker whose step runs for longer hangs: its process is started anew."
     )
+    stopped_limit_s: Seconds = Field(
+        15.0, description="A worker whose process stands stopped (SIGSTOP) for so long is started anew."
+    )
 
     routing: RoutingPolicy | None = Field(
         None, description="First routing policy, used when there is no desired state yet."

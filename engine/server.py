@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterable
@@ -202,7 +203,7 @@ class WorkerServer:
         me = self._identity
         return Welcome(
             me.worker_id, me.epoch, self._core.role, self._core.state, me.model_id, me.layout, me.max_context,
-            me.simulated, load,
+            me.simulated, load, pid=os.getpid(),
         )  # fmt: skip
 
     def _on_close(self, key: str, connection: Connection, reason: str) -> None:

@@ -53,6 +53,7 @@ class Welcome(Message, frozen=True):
     simulated: bool
     load: Load
     protocol: int = PROTOCOL
+    pid: int = 0  # of the worker's process on this host; 0: unknown
 
 
 class Goodbye(Message, frozen=True):

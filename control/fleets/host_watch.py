@@ -18,6 +18,7 @@ from control.fleets.base import WorkerLife
 from control.fleets.host_process import HostDescription
 from control.fleets.hosts import HostSpec
 from control.fleets.worker_link import WorkerLink
+from control.processes import stands_still
 from engine.readings import MeterReading
 from engine.types import WorkerState
 
@@ -54,6 +55,7 @@ class HostWatch:
         on_change: Callable[[], None],
         *,
         step_overdue_s: float = math.inf,
+        stopped_limit_s: float = math.inf,
     ) -> None:
         self.spec = spec
         self._host = host
@@ -66,6 +68,8 @@ class HostWatch:
         self._failed_since_s: float | None = None
         self._must_restart = asyncio.Event()
         self._step_overdue_s = step_overdue_s
+        self._stopped_limit_s = stopped_limit_s
+        self._stopped_since_s: float | None = None
         self._ended: tuple[int, float, str] | None = None  # a hung process: its epoch, when it was told to end, and why
         self._why: tuple[int, str] | None = None  # why the process of this epoch was started, where it was our doing
 
@@ -83,6 +87,7 @@ class HostWatch:
         self._note_delay(now_s)
         living = [each for each in readings if each.alive]
         self._note_hang(living, now_s)
+        self._note_stop(living, now_s)
         states = [each.state for each in living]
         if not states or any(state != WorkerState.FAILED for state in states):
             self._failed_since_s = None
@@ -102,12 +107,32 @@ class HostWatch:
         for each in living:
             if each.epoch < newest or each.step_running_s is None or each.step_running_s < self._step_overdue_s:
                 continue
-            if self._ended is not None and self._ended[0] == each.epoch and now_s - self._ended[1] < END_LIMIT_S:
+            if self._is_told(each, now_s):
                 continue
-            why = f"step overdue: {each.step_running_s:.0f} s"
-            log.error("worker %s, process %d: %s; it is started anew", each.worker_id, each.pid, why)
-            self._ended = (each.epoch, now_s, why)
-            self._restart()
+            self._end(each, f"step overdue: {each.step_running_s:.0f} s", now_s)
+
+    def _note_stop(self, living: Iterable[MeterReading], now_s: float) -> None:
+        """A stopped process holds its slot, also when it is idle and no step shows it."""
+        newest = 0 if self._described is None else self._described.epoch
+        stopped = next((each for each in living if each.epoch >= newest and stands_still(each.pid)), None)
+        if stopped is None:
+            self._stopped_since_s = None
+            return
+        if self._stopped_since_s is None:
+            self._stopped_since_s = now_s
+        stopped_s = now_s - self._stopped_since_s
+        if stopped_s >= self._stopped_limit_s and not self._is_told(stopped, now_s):
+            self._end(stopped, f"its process was stopped for {stopped_s:.0f} s", now_s)
+
+    def _is_told(self, reading: MeterReading, now_s: float) -> bool:
+        """This life was told to end just now."""
+        told = self._ended
+        return told is not None and told[0] == reading.epoch and now_s - told[1] < END_LIMIT_S
+
+    def _end(self, reading: MeterReading, why: str, now_s: float) -> None:
+        log.error("worker %s, process %d: %s; it is started anew", reading.worker_id, reading.pid, why)
+        self._ended = (reading.epoch, now_s, why)
+        self._restart()
 
     def _note_delay(self, now_s: float) -> None:
         """A process that Ray has no place for stays away without a word: say so after a while."""

@@ -78,7 +78,8 @@ class RayFleet:
         await asyncio.gather(*(host.recreate() for host in hosts), asyncio.to_thread(self._find_agents))
         for spec, host in zip(specs, hosts, strict=True):
             overdue_s = math.inf if kind == "paced" else self._settings.step_overdue_s
-            watch = HostWatch(spec, host, self._links, on_change, step_overdue_s=overdue_s)
+            stopped_s = self._settings.stopped_limit_s
+            watch = HostWatch(spec, host, self._links, on_change, step_overdue_s=overdue_s, stopped_limit_s=stopped_s)
             self._watches.append(watch)
             for worker_id in spec.worker_ids:
                 self._links[worker_id] = WorkerLink(

@@ -94,11 +94,13 @@ class Gateway:
         """End what waits for too long, and leave workers that hang or are silent. Runs until cancelled."""
         limits = self._limits
         while True:
+            asleep_s = time.monotonic()
             await asyncio.sleep(TIME_CHECK_S)
             now_s, now_unix_s = time.monotonic(), time.time()
             for relay in list(self.admission.in_flight.values()):
                 relay.check_time(now_s, now_unix_s, limits.first_token_timeout_s)
-            self.fleet.leave_dead(now_s, limits.token_gap_timeout_s)
+            if now_s - asleep_s < 2 * TIME_CHECK_S:  # else we were late ourselves: what workers said is not read yet
+                self.fleet.leave_dead(now_s, limits.token_gap_timeout_s)
 
     # --- what is only read -------------------------------------------------------------------------------------------
 

@@ -181,5 +181,5 @@ class Fleet:
     def leave_dead(self, now_s: float, token_gap_s: float) -> None:
         """Cut off workers that have not been heard of for too long; requests of those and of hung ones go elsewhere."""
         for link in list(self._tasks):  # retired ones too
-            link.abort_if_silent(now_s)
+            link.feel_pulse(now_s)
             link.leave_if_hung(now_s, token_gap_s)

@@ -18,6 +18,7 @@ from typing import Any
 import uvloop
 
 from engine.connection import Connection, bound_port, listen
+from engine.server import HEARTBEAT_S
 from engine.types import FinishReason, KvLayout, Load, Role, WorkerState, WorkKind
 from engine.wire import (
     CacheDelta,
@@ -86,22 +87,31 @@ class NullWorker:
         self._running: dict[tuple[str, int], Submit] = {}
         self._batch: dict[tuple[str, int], tuple[Connection, Submit, int]] = {}
         self._clock: asyncio.TimerHandle | None = None
+        self._heartbeat: asyncio.TimerHandle | None = None
         self._server: asyncio.Server | None = None
         self._step_id = 0
 
     async def start(self, port: int = 0) -> str:
         """Listen on loopback; returns the address."""
         self._server = await listen(HOST, port, self.config.token, self._on_peer)
+        self._beat()
         return f"{HOST}:{bound_port(self._server)}"
 
     async def close(self) -> None:
         """Stop listening and cut every connection, as a process that dies does."""
         if self._server is not None:
             self._server.close()
-        if self._clock is not None:
-            self._clock.cancel()
+        for timer in (self._clock, self._heartbeat):
+            if timer is not None:
+                timer.cancel()
         for connection in list(self._connections):
             connection.abort("the null worker ends")
+
+    def _beat(self) -> None:
+        """As a worker with nothing to say does."""
+        self._heartbeat = asyncio.get_running_loop().call_later(HEARTBEAT_S, self._beat)
+        for connection in self._connections:
+            self._send_step(connection, [], None)
 
     def set_state(self, state: WorkerState, role: Role | None = None) -> None:
         """Change state or role and tell everybody."""

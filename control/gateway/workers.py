@@ -17,6 +17,8 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from control.gateway.prefix_index import PrefixIndex
+from control.gateway.pulse import ASK_S, Pulse, pulse_of
+from control.processes import stands_still
 from control.routing import WorkerView
 from control.types import WorkerRoute
 from engine.connection import Connection, connect
@@ -30,8 +32,6 @@ FIRST_BACKOFF_S: Final = 0.05
 LAST_BACKOFF_S: Final = 2.0
 #: A load that arrives this long after a submission has surely counted it.
 REFLECTED_S: Final = 0.02
-#: A worker sends its load at least twice a second; one that is silent for so long is taken for dead.
-SILENT_S: Final = 20.0
 #: A worker that was lost is expected back, restarted, within this time.
 RETURN_S: Final = 10.0
 
@@ -66,6 +66,7 @@ class WorkerLink:
         self.heard_s = 0.0
         self.gave_s = 0.0  # when it last gave any request here a token
         self.lost_s: float | None = None
+        self.is_late = False  # silent for a moment: nothing new goes there
         self._prefixes = prefixes
         self._on_change = on_change
         self._connection: Connection | None = None
@@ -87,7 +88,8 @@ class WorkerLink:
 
     @property
     def is_ready(self) -> bool:
-        return self._connection is not None and self.state is WorkerState.READY and not self.is_retired
+        is_there = self._connection is not None and not self.is_late
+        return is_there and self.state is WorkerState.READY and not self.is_retired
 
     def was_there(self, now_s: float) -> bool:
         """Connected, or lost so lately that it may be on its way back."""
@@ -181,6 +183,7 @@ class WorkerLink:
         now_s = time.monotonic()
         self.load = load
         self.heard_s = now_s
+        self.is_late = False
         pending = self._pending
         while pending and pending[0][0] < now_s - REFLECTED_S:
             _, prefill_tokens, kv_tokens = pending.popleft()
@@ -248,9 +251,18 @@ class WorkerLink:
             log.warning("worker %s hangs: a request leaves it after %g s without a token", self.worker_id, token_gap_s)
             leg.on_lost(self, f"it has given no token for {token_gap_s:g} s")
 
-    def abort_if_silent(self, now_s: float) -> None:
-        if self._connection is not None and now_s - self.heard_s > SILENT_S:
-            self._connection.abort(f"silent for {SILENT_S:g} s")
+    def feel_pulse(self, now_s: float) -> None:
+        """Late: nothing new goes there until it is heard of. Gone: cut off, so that what it holds goes on elsewhere."""
+        connection, silent_s = self._connection, now_s - self.heard_s
+        if connection is None or silent_s < ASK_S:
+            return
+        stopped = stands_still(connection.welcome.pid)
+        pulse = pulse_of(silent_s, stopped)
+        if pulse is Pulse.GONE:
+            connection.abort(f"{'its process is stopped, ' if stopped else ''}silent for {silent_s:.1f} s")
+        elif pulse is Pulse.LATE and not self.is_late:
+            self.is_late = True
+            self._changed()
 
 
 _TO_LEG: Final[dict[type, Callable[[Leg, WorkerLink, Any], None]]] = {

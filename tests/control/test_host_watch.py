@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from control.errors import FleetError
 from control.fleets import host_watch
 from control.fleets.host_process import HostDescription
@@ -55,7 +57,7 @@ class FakeHost:
 async def watching(tmp_path: Path, host: FakeHost) -> AsyncIterator[HostWatch]:
     (spec,) = host_specs(load_settings(run_dir=tmp_path, num_workers=1, worker_kind="cpu"), "cpu", "token")
     links = {"w0": WorkerLink("w0", "token", on_change=lambda: None, on_lost=lambda *_: None)}
-    watch = HostWatch(spec, host, links, lambda: None, step_overdue_s=120.0)
+    watch = HostWatch(spec, host, links, lambda: None, step_overdue_s=120.0, stopped_limit_s=15.0)
     task = asyncio.create_task(watch.run())
     try:
         yield watch
@@ -115,3 +117,27 @@ async def test_a_late_reading_of_the_process_before_ends_nobody(tmp_path: Path) 
         await until(lambda: watch.life("w0").num_restarts == 3)
         watch.saw([reading(epoch=3, in_step_s=130.0)], 0.0)
         assert not watch._must_restart.is_set()
+
+
+async def test_a_stopped_process_is_started_anew_though_no_step_shows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = FakeHost()
+    stopped = True
+    monkeypatch.setattr(host_watch, "stands_still", lambda _pid: stopped)
+    idle = FakeWorker("w0", epoch=4).reader.read()
+    async with watching(tmp_path, host) as watch:
+        await until(lambda: watch.life("w0").last_restart_reason == "killed")
+        watch.saw([idle], 0.0)
+        watch.saw([idle], 14.0)
+        stopped = False  # it went on: the time counts anew
+        watch.saw([idle], 15.0)
+        stopped = True
+        watch.saw([idle], 16.0)
+        watch.saw([idle], 30.0)
+        assert host.num_restarts == 0
+        watch.saw([idle], 31.0)
+        watch.saw([idle], 32.0)
+        await until(lambda: watch.life("w0").num_restarts == 4)
+        assert watch.life("w0").last_restart_reason == "its process was stopped for 15 s"
+        assert host.num_restarts == 1

@@ -27,7 +27,7 @@ from control.types import RoutingPolicy, RoutingTable, Slo, WorkerRoute
 from engine.convert import make_tiny_model
 from engine.errors import ConnectionLost
 from engine.text import ModelText, SeededText, Text
-from engine.types import Role, WorkerState
+from engine.types import Load, Role, WorkerState
 from engine.wire import Hello
 
 pytestmark = pytest.mark.integration
@@ -201,6 +201,37 @@ async def test_a_worker_that_is_killed_under_load_costs_no_request_and_no_token(
     records = place.gateway.records.batch_from(0)[1]
     assert {record.status for record in records} == {200}
     assert sum(record.num_reroutes for record in records) >= 1
+
+
+@pytest.mark.parametrize("stage", ["queued for prefill", "decoding"])
+async def test_a_worker_that_is_stopped_under_load_is_left_and_frees_what_it_held_when_it_goes_on(
+    trio: tuple[Front, list[WorkerProcess]], stage: str
+) -> None:
+    """Its requests end elsewhere with equal answers while it stands; afterwards it serves again and holds no KV."""
+    place, processes = trio
+    await place.place(Role.PREFILL, Role.DECODE, Role.DECODE)
+    links, stopped = place.gateway.fleet.links, 0
+    if stage == "queued for prefill":
+        processes[0].pause()
+    asking = [asyncio.create_task(place.ask(number, max_tokens=100)) for number in range(4)]
+    if stage == "decoding":
+        await until(lambda: any(links[NAMES[at]].load.num_running for at in (1, 2)), LIMIT_S)
+        stopped = max((1, 2), key=lambda at: links[NAMES[at]].load.num_running)
+        processes[stopped].pause()
+    try:
+        answers = await asyncio.gather(*asking)
+        await until(lambda: not links[NAMES[stopped]].is_connected, LIMIT_S)
+        answers.append(await place.ask(4, max_tokens=100))  # nothing new waits for it
+    finally:
+        processes[stopped].resume()
+    await until(lambda: all(link.is_ready for link in links.values()), LIMIT_S)
+
+    def holds_nothing(load: Load) -> bool:
+        return not (load.num_running or load.num_leased or load.kv_blocks_reserved or load.kv_blocks_held)
+
+    await until(lambda: all(holds_nothing(link.load) for link in links.values()), LIMIT_S)
+    assert answers == [await place.ask(number, max_tokens=100) for number in range(5)]
+    assert {record.status for record in place.gateway.records.batch_from(0)[1]} == {200}
 
 
 async def test_paced_workers_serve_through_the_same_gateway_and_are_marked(tmp_path: Path) -> None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from control.gateway.prefix_index import PrefixIndex
+from control.gateway.pulse import Pulse, pulse_of
 from control.gateway.timeline import Timeline
 from control.gateway.workers import WorkerLink
+from control.processes import stands_still
 from control.types import Role, WorkerRoute, WorkerState
 from engine.histogram import bucket_of
 from engine.wire import CacheDelta
@@ -67,3 +74,34 @@ def test_one_token_has_a_first_token_time_and_no_rate() -> None:
     assert timeline.ttft_s is None
     timeline.add(1, 3.0)
     assert (timeline.ttft_s, timeline.tpot_s, timeline.max_gap_s) == (2.0, None, None)
+
+
+@pytest.mark.parametrize(
+    ("silent_s", "stopped", "pulse"),
+    [
+        (0.9, True, Pulse.BEATS),
+        (1.0, True, Pulse.GONE),
+        (1.4, False, Pulse.BEATS),
+        (1.5, False, Pulse.LATE),
+        (19.9, False, Pulse.LATE),
+        (20.0, False, Pulse.GONE),
+    ],
+)
+def test_silence_keeps_new_work_away_and_only_a_stopped_process_is_given_up_at_once(
+    silent_s: float, stopped: bool, pulse: Pulse
+) -> None:
+    assert pulse_of(silent_s, stopped) is pulse
+
+
+def test_a_stopped_process_is_seen_to_stand_still_and_an_unknown_one_is_not() -> None:
+    sleeper = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        assert not stands_still(sleeper.pid)
+        os.kill(sleeper.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, sleeper.pid, os.WSTOPPED | os.WNOWAIT)
+        assert stands_still(sleeper.pid)
+    finally:
+        sleeper.kill()
+        sleeper.communicate()
+    assert not stands_still(0)
+    assert not stands_still(sleeper.pid)
