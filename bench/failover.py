@@ -86,7 +86,7 @@ async def open_streams(
         ]
         failed = None
         if victim is not None:
-            failed = await asyncio.to_thread(busiest, fleet.client, victim, max(1, options.streams // 8))
+            failed = await asyncio.to_thread(busiest, fleet.client, victim, max(1, options.streams // 8), time.time())
             os.kill(failed.pid, signal_of(number))
         return await asyncio.gather(*asking, return_exceptions=True), failed
 
@@ -95,11 +95,13 @@ def signal_of(number: int) -> signal.Signals:
     return signal.SIGKILL if number % 2 else signal.SIGSTOP
 
 
-def busiest(client: PhaselineClient, role: Role, least_running: int) -> WorkerStatus:
+def busiest(client: PhaselineClient, role: Role, least_running: int, since_unix_s: float) -> WorkerStatus:
     """The worker of this role that runs most: of decode once it streams `least_running`, of prefill at once."""
     deadline_s = time.monotonic() + LIMIT_S
     while time.monotonic() < deadline_s:
-        members = [each for each in client.snapshot().workers if each.role == role and each.alive]
+        snapshot = client.snapshot()
+        is_of_now = snapshot.at_unix_s > since_unix_s or role is Role.PREFILL  # not of the round before
+        members = [each for each in snapshot.workers if is_of_now and each.role == role and each.alive]
         chosen = max(members, key=lambda each: each.num_running, default=None)
         is_loaded = chosen is not None and chosen.num_running >= least_running
         if chosen is not None and (is_loaded or role is Role.PREFILL):  # a prefill is over before it can be seen
