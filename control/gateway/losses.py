@@ -33,10 +33,10 @@ class Losses:
         """The attempt is over: nobody owes an answer."""
         self._asked_s.clear()
 
-    def lost(self, worker_id: str, now_s: float) -> bool:
-        """Count one. True when the request has had its share."""
+    def lost(self, worker_id: str, now_s: float, *, was_stopped: bool = False) -> bool:
+        """Count one. True when the request has had its share. A process that somebody stopped is not its doing."""
         self.num_lost += 1
         asked_s = self._asked_s.pop(worker_id, None)
-        if asked_s is not None and now_s - asked_s < SAME_DEATH_S:
+        if was_stopped or (asked_s is not None and now_s - asked_s < SAME_DEATH_S):
             self._num_silent += 1
         return self.num_lost - self._num_silent >= MAX_DEATHS or self._num_silent >= MAX_SILENT

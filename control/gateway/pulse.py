@@ -10,8 +10,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final
 
-#: Two heartbeats are missing: whether its process stands still is asked from here on.
-ASK_S: Final = 1.0
+#: A heartbeat is missing: whether its process stands still is asked from here on. A proof, so it needs no patience.
+ASK_S: Final = 0.5
 #: Three are missing: it gets no new work until it is heard of again.
 LATE_S: Final = 1.5
 #: So long a silence is an end, whatever the process does.

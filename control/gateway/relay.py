@@ -356,7 +356,7 @@ class Relay:
         if len(self.tokens) >= self.job.sampling.max_tokens:
             self.stop(FinishReason.LENGTH)
             return
-        if self._losses.lost(link.worker_id, time.monotonic()):
+        if self._losses.lost(link.worker_id, time.monotonic(), was_stopped=link.was_stopped):
             num = self._losses.num_lost
             message = f"{num} workers failed under this request, the last one {link.worker_id}: {reason}"
             self.fail(errors.internal(message, "workers_failed"))

@@ -67,6 +67,7 @@ class WorkerLink:
         self.gave_s = 0.0  # when it last gave any request here a token
         self.lost_s: float | None = None
         self.is_late = False  # silent for a moment: nothing new goes there
+        self.was_stopped = False  # it was cut off because its process stood still
         self._prefixes = prefixes
         self._on_change = on_change
         self._connection: Connection | None = None
@@ -221,6 +222,7 @@ class WorkerLink:
         self.block_tokens = welcome.layout.block_tokens
         self.max_context = welcome.max_context
         self.simulated = welcome.simulated
+        self.was_stopped = False
         self._pending.clear()
         self._pending_prefill = self._pending_kv = 0
         self._set_load(welcome.load)
@@ -259,6 +261,7 @@ class WorkerLink:
         stopped = stands_still(connection.welcome.pid)
         pulse = pulse_of(silent_s, stopped)
         if pulse is Pulse.GONE:
+            self.was_stopped = stopped
             connection.abort(f"{'its process is stopped, ' if stopped else ''}silent for {silent_s:.1f} s")
         elif pulse is Pulse.LATE and not self.is_late:
             self.is_late = True

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from control.gateway.losses import Losses
 from control.gateway.prefix_index import PrefixIndex
 from control.gateway.pulse import Pulse, pulse_of
 from control.gateway.timeline import Timeline
@@ -79,8 +80,8 @@ def test_one_token_has_a_first_token_time_and_no_rate() -> None:
 @pytest.mark.parametrize(
     ("silent_s", "stopped", "pulse"),
     [
-        (0.9, True, Pulse.BEATS),
-        (1.0, True, Pulse.GONE),
+        (0.4, True, Pulse.BEATS),
+        (0.5, True, Pulse.GONE),
         (1.4, False, Pulse.BEATS),
         (1.5, False, Pulse.LATE),
         (19.9, False, Pulse.LATE),
@@ -105,3 +106,11 @@ def test_a_stopped_process_is_seen_to_stand_still_and_an_unknown_one_is_not() ->
         sleeper.communicate()
     assert not stands_still(0)
     assert not stands_still(sleeper.pid)
+
+
+def test_two_deaths_end_a_request_and_stopped_processes_are_not_its_doing() -> None:
+    losses = Losses()
+    assert not any(losses.lost(f"w{at}", 10.0 * at, was_stopped=True) for at in range(4))
+    assert not losses.lost("w4", 50.0)
+    assert losses.lost("w5", 60.0)
+    assert losses.num_lost == 6
