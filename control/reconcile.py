@@ -62,7 +62,10 @@ def reconcile(
             if worker_id in ordered:
                 under_way[worker_id] = ordered[worker_id]
             continue
-        if not facts.alive or facts.state in SILENT or holds(desired, facts, worker_id):
+        if not facts.alive or facts.state in SILENT:
+            continue
+        is_held = holds(desired, facts, worker_id)
+        if is_held and not _obeys_older(facts, fence):
             continue
         role = role_of(desired, worker_id)
         wish = Ordered(epoch=facts.epoch, role=role, closed=is_closed(desired, worker_id), at_s=now_s)
@@ -74,7 +77,7 @@ def reconcile(
         reason = f"desired version {desired.version}: {worker_id} is {words_of(desired, worker_id)}"
         steps += [
             FleetStep(verb=verb, worker_id=worker_id, role=role, fence=fence, reason=reason)
-            for verb in wanted_verbs(facts, role, wish.closed)
+            for verb in (wanted_verbs(facts, role, wish.closed) if not is_held else fencing_verbs(wish.closed))
         ]
     return Reconciled(steps=tuple(steps), ordered=under_way)
 
@@ -92,6 +95,11 @@ def wanted_verbs(facts: WorkerFacts, role: Role, closed: bool) -> tuple[str, ...
     if not closed and facts.state in CLOSED:
         verbs.append("undrain")
     return tuple(verbs)
+
+
+def fencing_verbs(closed: bool) -> tuple[str, ...]:
+    """An order that changes nothing: from now on the worker refuses those of every earlier plane."""
+    return ("drain",) if closed else ("undrain",)
 
 
 def holds(desired: Desired, facts: WorkerFacts | None, worker_id: str) -> bool:
@@ -116,6 +124,11 @@ def words_of(desired: Desired, worker_id: str) -> str:
     if role == Role.UNASSIGNED:
         return "spare"
     return f"{role}, drained" if worker_id in desired.drained else f"{role}, ready"
+
+
+def _obeys_older(facts: WorkerFacts, fence: int) -> bool:
+    """It has a role and has not heard of this plane: it would still take an order of an earlier one."""
+    return facts.role != Role.UNASSIGNED and facts.fence is not None and facts.fence < fence
 
 
 def _under_way(before: Ordered, wish: Ordered, facts: WorkerFacts) -> bool:
