@@ -45,6 +45,7 @@ async def adopt(
         desired=desired,
         unfinished={each.command_id: each for each in unfinished},
     )
+    desk.settle(now())
     return Plane(
         fleet=fleet,
         history=history,

@@ -8,11 +8,12 @@ recorded; and that nothing acts before its record is durable. Not decided here: 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass, field, replace
 
 from control.changes import changes_between
 from control.commands import ENDED, Planned, advance, plan_action
-from control.errors import CommandRefused, ControlError, NotFound, StaleVersion
+from control.errors import CommandRefused, ControlError, HistoryError, NotFound, StaleVersion
 from control.events import Events
 from control.facts import FleetFacts, Refusal
 from control.guards import pools_of
@@ -46,7 +47,10 @@ class Desk:
     events: Events
     desired: Desired
     unfinished: dict[int, Command] = field(default_factory=dict)
+    _newest_id: int = 0  # of the commands that this desk knows
+    _is_unsure: bool = False  # the answer to a command's commit was lost: it may be durable
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _catching_up: asyncio.Task[None] | None = None
 
     async def preview(self, request: CommandRequest, fleet: FleetFacts) -> Preview:
         """What the tick would do. A stale version is part of the answer here, not an error."""
@@ -71,6 +75,7 @@ class Desk:
     ) -> Command:
         """Record one command. Raises CommandRefused, StaleVersion, NotFound, or HistoryError: then nothing happens."""
         async with self._lock:
+            await self._catch_up(now_unix_s)
             if request.idempotency_key:
                 earlier = await self._repeated(request, principal)
                 if earlier is not None:
@@ -80,12 +85,27 @@ class Desk:
             planned = await self._plan(request.action, fleet)
             self._check(planned, request)
             draft = self._draft(request, principal, planned, now_unix_s)
+            self._is_unsure = True
             command = await self.recorder.write(self.history.record_command, draft)
+            self._is_unsure = False
             self.desired = planned.desired_after
-            await self._supersede(command, now_unix_s)
-            self.unfinished[command.command_id] = command
-        self._announce(command)
+            self._take(command, now_unix_s)
         return self.annotated(command)
+
+    def kick(self, now_unix_s: float) -> None:
+        """Begin to find out what is durable, when the answer to a command's commit was lost. Called by each tick."""
+        if self._is_unsure and not self._lock.locked() and (self._catching_up is None or self._catching_up.done()):
+            self._catching_up = asyncio.create_task(self._catch_up_alone(now_unix_s), name="desk-catch-up")
+
+    async def settled(self) -> None:
+        """Wait until that is found out, or cannot be now."""
+        if self._catching_up is not None:
+            await self._catching_up
+
+    def settle(self, now_unix_s: float) -> None:
+        """At start: what the last plane had no time to write about commands that newer ones took over from."""
+        for command in sorted(self.unfinished.values(), key=lambda each: each.command_id):
+            self._take(command, now_unix_s)
 
     def apply(self, progress: Progress) -> None:
         """Journal what was seen of one command. Waits in memory while the history is away."""
@@ -200,12 +220,33 @@ class Desk:
             undo_of=request.action.command_id,
         )
 
-    async def _supersede(self, newer: Command, now_unix_s: float) -> None:
-        for older in list(self.unfinished.values()):
-            why = superseded_by(newer, older)
+    async def _catch_up_alone(self, now_unix_s: float) -> None:
+        async with self._lock:
+            with contextlib.suppress(HistoryError):  # it cannot be read either: the next tick tries again
+                await self._catch_up(now_unix_s)
+
+    async def _catch_up(self, now_unix_s: float) -> None:
+        if not self._is_unsure:
+            return
+        desired = await self.recorder.look_up(self.history.load_desired, self.fleet_id)
+        unfinished = await self.recorder.look_up(self.history.unfinished_commands, self.fleet_id)
+        self._is_unsure = False
+        if desired is not None and desired.version > self.desired.version:
+            self.desired = desired
+        for command in unfinished:
+            if command.command_id > self._newest_id:
+                self._take(command, now_unix_s)
+
+    def _take(self, command: Command, now_unix_s: float) -> None:
+        """A durable command is carried out from now on, and takes over from older ones."""
+        for older in [each for each in self.unfinished.values() if each.command_id < command.command_id]:
+            why = superseded_by(command, older)
             if why:
                 step = CommandStep(at_unix_s=now_unix_s, text=f"superseded {why}")
                 self._journal(older, advance(older.state, "supersede"), (step,), f"superseded {why}")
+        self._newest_id = max(self._newest_id, command.command_id)
+        self.unfinished[command.command_id] = command
+        self._announce(command)
 
     def _journal(self, command: Command, state: CommandState, steps: tuple[CommandStep, ...], result: str) -> None:
         """Keep one command up, here at once and in the history as soon as it can be written."""

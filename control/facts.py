@@ -37,6 +37,7 @@ class WorkerFacts:
     num_leased: int = 0
     queued_prefill_tokens: int = 0
     problem: str = ""
+    fence: int | None = None  # of the newest order it took; None is unknown
 
     @property
     def num_work(self) -> int:

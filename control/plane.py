@@ -206,11 +206,13 @@ class Plane:
         self._record_samples(ingested, now)
         self._tick_problem = ""
         self._publish(now)
+        self.desk.kick(now)
         self.recorder.kick()
 
     async def settled(self) -> None:
         """Wait until the orders under way are answered and what waits is written, or cannot be."""
         await self._orders.settled()
+        await self.desk.settled()
         await self.recorder.flush()
 
     def _see(self, observation: Observation, now: float) -> object:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import importlib.metadata
 import logging
+import os
 import signal
 import sys
 import time
@@ -26,6 +27,7 @@ from control.fleets.base import Fleet
 from control.history.store import History, Retention
 from control.plane import Plane
 from control.settings import Settings, load_settings
+from control.write_points import crash_point
 
 _log = logging.getLogger("phaseline.plane")
 CLOSE_LIMIT_S = 10.0
@@ -65,7 +67,7 @@ async def serve(settings: Settings) -> int:
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     version = own_version()
     auth = open_auth(settings.run_dir, time.time())
-    history = History.open(database_url(settings), retention=retention_of(settings))
+    history = History.open(database_url(settings), retention=retention_of(settings), reach=crash_point(os.environ))
     plane = await adopt(FLEETS[settings.fleet_kind](settings), history, settings, version)
     context = ApiContext(
         planes={plane.fleet.fleet_id: plane},

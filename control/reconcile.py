@@ -67,7 +67,10 @@ def reconcile(
             if worker_id in ordered:
                 under_way[worker_id] = ordered[worker_id]
             continue
-        if not facts.alive or facts.state in SILENT or holds(desired, facts, worker_id):
+        if not facts.alive or facts.state in SILENT:
+            continue
+        is_held = holds(desired, facts, worker_id)
+        if is_held and not _obeys_older(facts, fence):
             continue
         role = role_of(desired, worker_id)
         wish = Ordered(epoch=facts.epoch, role=role, closed=is_closed(desired, worker_id), at_s=now_s)
@@ -75,8 +78,8 @@ def reconcile(
         if before is not None and _under_way(before, wish, facts):
             under_way[worker_id] = before
             continue
-        verbs = wanted_verbs(facts, role, wish.closed)
-        if LEAVES.intersection(verbs) and not _is_moving(desired, facts, before):
+        verbs = fencing_verbs(wish.closed) if is_held else wanted_verbs(facts, role, wish.closed)
+        if not is_held and LEAVES.intersection(verbs) and not _is_moving(desired, facts, before):
             if max_moves is not None and moving >= max_moves:
                 continue
             moving += 1
@@ -99,6 +102,11 @@ def wanted_verbs(facts: WorkerFacts, role: Role, closed: bool) -> tuple[str, ...
     if not closed and facts.state in CLOSED:
         verbs.append("undrain")
     return tuple(verbs)
+
+
+def fencing_verbs(closed: bool) -> tuple[str, ...]:
+    """An order that changes nothing: from now on the worker refuses those of every earlier plane."""
+    return ("drain",) if closed else ("undrain",)
 
 
 def holds(desired: Desired, facts: WorkerFacts | None, worker_id: str) -> bool:
@@ -133,6 +141,11 @@ def _is_moving(desired: Desired, facts: WorkerFacts, ordered: Ordered | None) ->
         return False
     closing = ordered.closed and facts.state == WorkerState.READY
     return facts.state == WorkerState.DRAINING or facts.role != ordered.role or closing
+
+
+def _obeys_older(facts: WorkerFacts, fence: int) -> bool:
+    """It has a role and has not heard of this plane: it would still take an order of an earlier one."""
+    return facts.role != Role.UNASSIGNED and facts.fence is not None and facts.fence < fence
 
 
 def _under_way(before: Ordered, wish: Ordered, facts: WorkerFacts) -> bool:

@@ -181,7 +181,7 @@ def worker_ids(num_workers: int) -> tuple[str, ...]:
 
 def load_settings(**overrides: Any) -> Settings:
     """Read the settings. Raises SettingsError, one line, naming the key, the value and the bound."""
-    known = {f"PHASELINE_{name.upper()}" for name in Settings.model_fields} | {"PHASELINE_CONFIG"}
+    known = {f"PHASELINE_{name.upper()}" for name in Settings.model_fields} | {"PHASELINE_CONFIG", "PHASELINE_CRASH_AT"}
     unknown = sorted(name for name in os.environ if name.startswith("PHASELINE_") and name not in known)
     if unknown:
         raise SettingsError(f"unknown setting {unknown[0]} in the environment")

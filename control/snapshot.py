@@ -135,6 +135,7 @@ def fleet_facts(
             num_leased=reading.load.num_leased,
             queued_prefill_tokens=reading.load.queued_prefill_tokens,
             problem=reading.reason,
+            fence=reading.fence,
         )
         for w, reading in readings.items()
     }

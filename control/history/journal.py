@@ -127,8 +127,10 @@ def update_command(
     if changed.rowcount == 0:
         raise NotFound(f"no command {command_id}", field="command_id", value=command_id)
     if step is not None:
-        count = select(func.count()).select_from(_steps).where(_steps.c.command_id == command_id)
-        _add_step(connection, command_id, connection.execute(count).scalar_one(), step)
+        last = select(_steps).where(_steps.c.command_id == command_id).order_by(_steps.c.num.desc()).limit(1)
+        row = connection.execute(last).first()
+        if row is None or _step(row) != step:  # equal: the answer to its commit was lost, and it was sent again
+            _add_step(connection, command_id, 0 if row is None else row.num + 1, step)
 
 
 def find_by_idempotency(connection: Connection, key: str, who: str) -> Command | None:
@@ -172,10 +174,12 @@ def _commands(connection: Connection, wanted: Any) -> list[Command]:
     journals: dict[int, list[CommandStep]] = {row.command_id: [] for row in rows}
     steps = select(_steps).where(_steps.c.command_id.in_(journals)).order_by(_steps.c.command_id, _steps.c.num)
     for row in connection.execute(steps) if rows else ():
-        journals[row.command_id].append(
-            CommandStep(at_unix_s=row.at_unix_s, text=row.text, worker_id=row.worker_id, state=row.state)
-        )
+        journals[row.command_id].append(_step(row))
     return [_command(row, tuple(journals[row.command_id])) for row in rows]
+
+
+def _step(row: Row[Any]) -> CommandStep:
+    return CommandStep(at_unix_s=row.at_unix_s, text=row.text, worker_id=row.worker_id, state=row.state)
 
 
 def _command(row: Row[Any], steps: tuple[CommandStep, ...]) -> Command:

@@ -38,6 +38,7 @@ from control.types import (
     TrafficStatus,
     WorkerState,
 )
+from control.write_points import Reach, pass_by
 
 __all__ = ["History", "RequestQuery", "Retention", "SeriesQuery"]
 
@@ -45,28 +46,33 @@ __all__ = ["History", "RequestQuery", "Retention", "SeriesQuery"]
 class History:
     """SQLite or PostgreSQL. Every method raises HistoryError, one line, when the database does not do its part."""
 
-    def __init__(self, engine: Engine, retention: Retention) -> None:
+    def __init__(self, engine: Engine, retention: Retention, reach: Reach = pass_by) -> None:
         self._engine = engine
         self._retention = retention
+        self._reach = reach
         self._line_ids: LineIds = {}
         self._saved: dict[tuple[str, str], WorkerCursor] = {}  # cursors as the database has them
         self._is_unsure = False  # the last tick failed, and its commit may have been done all the same
 
     @classmethod
-    def open(cls, url: str, *, retention: Retention | None = None) -> History:
-        """Open or make the database and bring it to the newest schema. Raises HistoryError."""
-        return cls(open_engine(url), retention or Retention())
+    def open(cls, url: str, *, retention: Retention | None = None, reach: Reach = pass_by) -> History:
+        """Open or make the database and bring it to the newest schema. `reach`: for tests. Raises HistoryError."""
+        return cls(open_engine(url), retention or Retention(), reach)
 
     def close(self) -> None:
         self._engine.dispose()
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[Connection]:
+    def _writing(self, name: str) -> Iterator[Connection]:
+        """The one way to write: a transaction, whose moments are write points of that name."""
+        self._reach(f"{name}:before")
         try:
             with writing(self._engine) as connection:
                 yield connection
+                self._reach(f"{name}:uncommitted")
         except SQLAlchemyError as error:
             raise HistoryError(one_line(error)) from error
+        self._reach(f"{name}:after")
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[Connection]:
@@ -93,12 +99,12 @@ class History:
 
         Returns it with its number; a key that this principal used before returns the command of that time.
         """
-        with self._writing() as connection:
+        with self._writing("record_command") as connection:
             return journal.record_command(connection, draft)
 
     def update_command(self, command_id: int, state: CommandState, step: CommandStep | None, result: str) -> None:
         """A new state, one more journal line, the result ("" leaves it). Raises NotFound."""
-        with self._writing() as connection:
+        with self._writing("update_command") as connection:
             journal.update_command(connection, command_id, state, step, result)
 
     def find_by_idempotency(self, key: str, who: str) -> Command | None:
@@ -123,7 +129,7 @@ class History:
 
     def next_fence(self, fleet_id: str) -> int:
         """Durable and larger than any before: orders under it outrank those of every earlier plane."""
-        with self._writing() as connection:
+        with self._writing("next_fence") as connection:
             return journal.next_fence(connection, fleet_id)
 
     # --- what a tick found out --------------------------------------------------------------------------------------
@@ -156,7 +162,7 @@ class History:
         traffic: TrafficStatus | None,
     ) -> None:
         fleet_id = ingested.fleet_id
-        with self._writing() as connection:
+        with self._writing("write_tick") as connection:
             batch = PointBatch()
             batch.add_ingested(ingested)
             for record in requests.add_records(connection, records):
@@ -237,12 +243,12 @@ class History:
         ]
         for prune_batch in (*kinds, partial(prune_records, keep_s=keep.requests_s)):
             for _ in range(max_batches):
-                with self._writing() as connection:
+                with self._writing("prune") as connection:
                     more = prune_batch(connection, now_unix_s=now_unix_s)
                 num_batches += 1
                 if not more:
                     break
-        with self._writing() as connection:
+        with self._writing("prune_intervals") as connection:
             prune_intervals(connection, keep.rollup_s, now_unix_s)
         return num_batches
 

@@ -190,6 +190,7 @@ class FakeWorker:
     target: Role | None = None
     closing: bool = False
     refuses: StepOutcome | None = None
+    fence: int = 0
     hangs: asyncio.Event | None = None  # no order is answered before it is set
 
     def settle(self) -> None:
@@ -239,6 +240,7 @@ class FakeFleet:
                 state=w.state,
                 epoch=w.epoch,
                 alive=w.alive,
+                fence=w.fence,
                 at_unix_s=now_unix_s,
                 load=Load(kv_blocks_total=100, num_running=w.num_running),
             )
@@ -253,6 +255,7 @@ class FakeFleet:
             await each.hangs.wait()
         if each.refuses is not None:
             return each.refuses
+        each.fence = step.fence
         match step.verb:
             case "place" | "flip":
                 each.target = step.role

@@ -214,7 +214,9 @@ async def test_a_restarted_plane_adopts_the_workers_and_finishes_the_command(rig
     orders = len(rig.fleet.orders)
     second = await Rig(tmp_path, rig.fleet, rig.history, rig.now).start()
     assert second.plane.desired.version == 2
-    assert [(o.verb, o.fence) for o in rig.fleet.orders[orders:]] == [("flip", 2), ("undrain", 2)]
+    given = [(o.worker_id, o.verb, o.fence) for o in rig.fleet.orders[orders:]]
+    assert [each for each in given if each[0] == "w1"] == [("w1", "flip", 2), ("w1", "undrain", 2)]
+    assert [each for each in given if each[0] != "w1"] == [(w, "undrain", 2) for w in ("w0", "w2", "w3")]
     rig.fleet.finish("w1")
     await second.ticks(2)
     assert await second.state(command) == CommandState.DONE
