@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from control.routing import RouteDecision
+from control.types import RequestMove
 from engine.types import SamplingParams
 from engine.wire import StageTimes
 
@@ -38,6 +39,7 @@ class Served:
     queue_s: float | None = None
     prefill_s: float | None = None
     handoff_s: float | None = None  # None: no handoff, or not told
+    moves: list[RequestMove] = field(default_factory=list)
 
     def note_prefill(self, times: StageTimes) -> None:
         """The first prefill counts; an earlier attempt may have told already."""
