@@ -99,6 +99,7 @@ class Gateway:
             now_s, now_unix_s = time.monotonic(), time.time()
             for relay in list(self.admission.in_flight.values()):
                 relay.check_time(now_s, now_unix_s, limits.first_token_timeout_s)
+            self.fleet.look_at_moves()
             if now_s - asleep_s < 2 * TIME_CHECK_S:  # else we were late ourselves: what workers said is not read yet
                 self.fleet.leave_dead(now_s, limits.token_gap_timeout_s)
 
