@@ -130,6 +130,9 @@ class Move:
     def movable(self, link: WorkerLink) -> None:
         return None
 
+    def leave_reservation(self, link: WorkerLink) -> None:
+        """The target drains: the move goes on, and the next one begins there with its first token."""
+
     # --- the source's answers ------------------------------------------------------------------------------------
 
     def on_source(self, message: Any) -> None:

@@ -79,6 +79,8 @@ class Mover:
         """Begin as many moves away from this worker as may run at once, if it leaves decode."""
         if not source.leaves_decode or not self._limits.is_on or not source.is_connected:
             return
+        for leg in list(source.legs.values()):
+            leg.leave_reservation(source)
         running = self._moves.setdefault(source, set())
         found = [leg.movable(source) for leg in list(source.legs.values())]
         waiting = sorted([each for each in found if each is not None], key=lambda each: -each.rest_tokens)

@@ -64,7 +64,6 @@ class Relay(TokenStream):
         self._is_handing_over = False
         self._excluded: frozenset[str] = frozenset()
         self._num_tries = 0
-        self._num_attempts = 0
         self._losses = Losses()
         self._place = Place(fleet, self)
         self.move: Move | None = None
@@ -162,10 +161,6 @@ class Relay(TokenStream):
         return link.submit(
             self, self.submission(self.attempt, kind, self.tokens), prefill_tokens=prefill_tokens, kv_tokens=kv_tokens
         )
-
-    def next_attempt(self) -> int:
-        self._num_attempts += 1
-        return self._num_attempts
 
     def submission(self, attempt: int, kind: WorkKind, tokens: list[int]) -> Submit:
         table = self._fleet.table
@@ -293,8 +288,8 @@ class Relay(TokenStream):
     def _reserve_again(self) -> bool:
         """The reservation lapsed while the prompt still waits for its prefill: keep that place, and reserve anew."""
         decode_worker = self._decide().decode_worker
-        if self._prefill is None or decode_worker is None:
-            return False
+        if self._prefill is None or decode_worker in (None, self._prefill.worker_id):
+            return False  # a worker that prefills it cannot hold a second part of the same attempt
         self._decode = self._fleet.links[decode_worker]
         self._is_reserved = False
         self.served.decode_worker = decode_worker
@@ -332,14 +327,16 @@ class Relay(TokenStream):
 
     # --- leaving a worker that drains ------------------------------------------------------------------------------
 
-    @property
-    def wire_id(self) -> str:
-        return self.job.wire_id
-
     def movable(self, link: WorkerLink) -> Movable | None:
         """Itself, when all that any worker holds of it is its decoding on `link`."""
         is_there = link is self._decode and self._is_decoding and self._prefill is None and self._lease is None
         return self if is_there and not self.is_done else None
+
+    def leave_reservation(self, link: WorkerLink) -> None:
+        """There is no KV to move yet, only room that was promised: have it promised elsewhere, if that can be."""
+        if link is self._decode and self._prefill is not None and self._is_prefill_asked and self._reserve_again():
+            link.send(Cancel(self.wire_id, self.attempt))
+            link.forget(self.wire_id)
 
     def on_moving(self, link: WorkerLink, message: Any) -> None:
         if link is not self._decode:

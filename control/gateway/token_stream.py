@@ -29,6 +29,7 @@ class TokenStream:
         self.finish: FinishReason | None = None
         self.error: GatewayError | None = None
         self._fleet = fleet
+        self._num_attempts = 0
         self._num_taken = 0
         self._waiter: asyncio.Future[None] | None = None
         self._wakes_on_tokens = True
@@ -47,6 +48,15 @@ class TokenStream:
     def rest_tokens(self) -> int:
         """How many may come yet, at most."""
         return self.job.sampling.max_tokens - len(self.tokens)
+
+    @property
+    def wire_id(self) -> str:
+        return self.job.wire_id
+
+    def next_attempt(self) -> int:
+        """No two submissions of a request have the same number, also when one of them came to nothing."""
+        self._num_attempts += 1
+        return self._num_attempts
 
     async def wait(self, *, until_done: bool = False) -> None:
         """Until there are tokens to take (or all of them, with `until_done`), or the request has ended."""

@@ -102,6 +102,27 @@ async def test_many_requests_leave_a_few_at_a_time_and_all_arrive(text: ModelTex
         assert not place.workers[0]._running
 
 
+async def test_a_reservation_whose_prompt_is_still_queued_is_made_anew_elsewhere(text: ModelText) -> None:
+    tokens = tuple(text.encode(ANSWER))
+    roles = {"p0": Role.PREFILL, "d0": Role.DECODE, "d1": Role.DECODE}
+    workers = [NullConfig(worker_id=name, role=role, tokens=tokens) for name, role in roles.items()]
+    workers[0].faults.is_silent = True
+    async with house(text, workers) as place:
+        asking = asyncio.create_task(said(place))
+        await until(lambda: bool(place.seen(0, Submit)))
+        first = 1 if place.seen(1, Submit) else 2
+        other = 3 - first
+        place.workers[first].set_state(WorkerState.DRAINING, leaves_decode=True)
+        await until(lambda: len(place.seen(first, Cancel)) == 1 and len(place.seen(other, Submit)) == 1)
+        workers[0].faults.is_silent = False
+        place.workers[0].resume()
+        assert await asking == expected(text)
+        assert len(place.seen(0, Submit)) == 1  # its place in the queue was kept
+        assert place.seen(first, Pull) == []
+        await until(lambda: len(place.records) == 1)
+        assert place.records[0].decode_worker == f"d{other - 1}"
+
+
 FAULTS = {
     "m1": ["Submit", "Prefetch", "Pull"],
     "m0": ["Offer", "Yield"],
