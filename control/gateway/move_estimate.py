@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from control.routing import WorkerView
+from control.routing import FleetView, WorkerView
 
 #: Steps of the source that a move takes besides the copy: one until it is offered, one until it has stopped.
 MOVE_STEPS: Final = 2
@@ -39,6 +39,7 @@ class MoveFacts:
     step_s: float | None = None  # of the source
     handoff_bytes_per_s: float | None = None
     prefill_tokens_per_s: float | None = None
+    queued_prefill_tokens: int = 0  # where it would be computed anew, ahead of it
     has_target: bool = True
     is_moving_known: bool = True  # source and target both know how
 
@@ -58,7 +59,7 @@ def estimate(facts: MoveFacts) -> MoveEstimate:
     rest_s = None if step_s is None else facts.rest_tokens * step_s
     copy_s = None if not rate else facts.kv_bytes / rate
     move_s = None if step_s is None or copy_s is None else copy_s + MOVE_STEPS * step_s
-    recompute_s = None if not prefill else facts.kv_tokens / prefill
+    recompute_s = None if not prefill else (facts.queued_prefill_tokens + facts.kv_tokens) / prefill
     choice, reason = MoveChoice.MOVE, f"{facts.rest_tokens} tokens may be left, {facts.kv_tokens} tokens of KV to move"
     if not facts.has_target:
         choice, reason = MoveChoice.FINISH, f"no other worker has room for {facts.kv_tokens + facts.rest_tokens} tokens"
@@ -73,6 +74,12 @@ def estimate(facts: MoveFacts) -> MoveEstimate:
         choice = MoveChoice.RECOMPUTE
         reason = f"computing {facts.kv_tokens} tokens anew takes {1000 * recompute_s:.1f} ms, less than one step"
     return MoveEstimate(choice=choice, reason=reason, rest_s=rest_s, move_s=move_s, recompute_s=recompute_s)
+
+
+def queued_ahead(view: FleetView) -> int:
+    """Prompt tokens before a sequence that is computed anew: on the emptiest worker that prefills for others."""
+    prefilling = [each.queued_prefill_tokens for each in (*view.prefill, *view.mixed) if each.weight > 0]
+    return min(prefilling or [each.queued_prefill_tokens for each in view.decode], default=0)
 
 
 def choose_target(workers: Iterable[WorkerView], needs_tokens: int, avoid: Set[str]) -> str | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from control.gateway.move import Movable, Move
-from control.gateway.move_estimate import MoveChoice, MoveFacts, choose_target, estimate
+from control.gateway.move_estimate import MoveChoice, MoveFacts, choose_target, estimate, queued_ahead
 from control.gateway.workers import WorkerLink
 from control.routing import FleetView
 from engine.histogram import bucket_of
@@ -106,6 +106,7 @@ class Mover:
                 step_s=source.step_s,
                 handoff_bytes_per_s=self.handoff_bytes_per_s,
                 prefill_tokens_per_s=self.prefill_tokens_per_s,
+                queued_prefill_tokens=queued_ahead(view),
                 has_target=target is not None,
                 is_moving_known=FEATURE in source.features and (target is None or FEATURE in target.features),
             )

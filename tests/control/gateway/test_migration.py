@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from gateway_builders import LOCAL_ALWAYS, House, house, until
 
-from control.gateway.move_estimate import MoveChoice, MoveFacts, choose_target, estimate
+from control.gateway.move_estimate import MoveChoice, MoveFacts, choose_target, estimate, queued_ahead
 from control.gateway.mover import MoveLimits
 from control.gateway.null_worker import Faults, NullConfig
-from control.routing import WorkerView
+from control.routing import FleetView, WorkerView
 from engine.text import ModelText
 from engine.types import Load, Role, WorkerState
 from engine.wire import Cancel, Offer, Prefetch, Pull, ReleaseLease, Submit, Yield
@@ -234,6 +234,7 @@ FACTS: dict[str, Any] = {
         ({"rest_tokens": 10, "handoff_bytes_per_s": 1e9}, MoveChoice.FINISH, "at most 200 ms, moving it 340 ms"),
         ({"rest_tokens": 18, "handoff_bytes_per_s": 1e9}, MoveChoice.MOVE, ""),
         ({"kv_tokens": 100}, MoveChoice.RECOMPUTE, "100 tokens anew takes 20.0 ms"),
+        ({"kv_tokens": 100, "queued_prefill_tokens": 1}, MoveChoice.MOVE, ""),
         ({"kv_tokens": 101}, MoveChoice.MOVE, ""),
         ({"step_s": None, "rest_tokens": 10, "kv_tokens": 1}, MoveChoice.MOVE, ""),
         ({"handoff_bytes_per_s": None, "prefill_tokens_per_s": None}, MoveChoice.MOVE, ""),
@@ -243,6 +244,16 @@ def test_the_estimate_says_what_costs_least(change: dict[str, Any], choice: Move
     decision = estimate(MoveFacts(**(FACTS | change)))
     assert decision.choice is choice
     assert words in decision.reason
+
+
+def test_what_is_computed_anew_waits_behind_the_emptiest_prefill_queue() -> None:
+    def worker(queued: int, weight: float = 1.0) -> WorkerView:
+        return WorkerView("w", 0, weight, queued, 0, 1000)
+
+    decode = (worker(1),)
+    assert queued_ahead(FleetView(3, 0, 0, 0, (worker(70), worker(50), worker(0, 0.0)), decode)) == 50
+    assert queued_ahead(FleetView(3, 0, 0, 0, (worker(70),), decode, (worker(20),))) == 20
+    assert queued_ahead(FleetView(3, 0, 0, 0, (), decode)) == 1
 
 
 def test_a_target_has_room_and_is_the_emptiest_for_its_weight() -> None:
