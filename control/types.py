@@ -20,6 +20,7 @@ __all__ = ["Phase", "Role", "WorkerState"]
 SAMPLE_TRAFFIC_KEY = "sample-traffic"
 
 Provenance = Literal["measured", "derived", "assumed", "simulated"]
+MoveKind = Literal["failover", "migration", "recompute"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0.0, le=100.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=100_000, strict=True)]
@@ -423,7 +424,7 @@ class RequestMove:
     """A running request went on at another worker. `failover`: its worker died or hung; `migration`: its KV was moved
     while it decoded; `recompute`: its worker drained, and the KV was computed anew."""
 
-    kind: Literal["failover", "migration", "recompute"]
+    kind: MoveKind
     from_worker: str
     to_worker: str
     at_s: float  # since the request's arrival: when it was left, or when the move was begun
