@@ -99,6 +99,13 @@ class Settings(BaseSettings):
         8, ge=1, le=4096, description="Workers that leave what they serve (flip, drain) at the same time, at most."
     )
 
+    live_migration: bool = Field(
+        True, description="Running requests leave a worker that drains or flips away from decode, with their KV."
+    )
+    migrations_per_worker: int = Field(
+        8, ge=1, le=1024, description="Requests that one gateway moves away from one worker at the same time."
+    )
+
     default_max_tokens: int = Field(128, ge=1, description="max_tokens of a request that names none.")
     max_body_bytes: int = Field(4 * 2**20, ge=1024, description="Largest request body at the gateway.")
     max_in_flight: int = Field(256, ge=1, description="Requests one gateway holds before it answers 429.")

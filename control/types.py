@@ -20,6 +20,7 @@ __all__ = ["Phase", "Role", "WorkerState"]
 SAMPLE_TRAFFIC_KEY = "sample-traffic"
 
 Provenance = Literal["measured", "derived", "assumed", "simulated"]
+MoveKind = Literal["failover", "migration", "recompute"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0.0, le=100.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=100_000, strict=True)]
@@ -419,6 +420,21 @@ class RoleInterval:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RequestMove:
+    """A running request went on at another worker. `failover`: its worker died or hung; `migration`: its KV was moved
+    while it decoded; `recompute`: its worker drained, and the KV was computed anew."""
+
+    kind: MoveKind
+    from_worker: str
+    to_worker: str
+    at_s: float  # since the request's arrival: when it was left, or when the move was begun
+    notice_s: float | None = None  # failover: last sign of life to noticing; None: not a failover, or not known
+    stall_s: float | None = None  # last token before to the first one after; None: the request ended without one
+    num_bytes: int = 0  # KV that was copied while it decoded on; the last blocks, copied in the stall, are not counted
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestRecord:
     """One request's life, written by the gateway that served it. Times relative to arrival, in seconds."""
 
@@ -456,6 +472,7 @@ class RequestRecord:
     itl_buckets: dict[int, int] = field(default_factory=dict)  # engine.histogram bucket -> count
     traceparent: str = ""
     decode_cached_tokens: int | None = None  # of the prompt, most that one worker that can decode held when routed
+    moves: tuple[RequestMove, ...] = ()  # in the order they happened
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

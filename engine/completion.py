@@ -17,7 +17,7 @@ from engine.scheduler import Scheduler
 from engine.sequence import Sequence
 from engine.step_meter import StepMeter
 from engine.types import DecodeItem, FinishReason, Load, PrefillChunk, StepPlan, WorkKind
-from engine.wire import Lease, Prefilled, Rejected, TokenEvent
+from engine.wire import Lease, Prefilled, Rejected, TokenEvent, Yielded
 
 
 class Completion:
@@ -208,8 +208,11 @@ class Completion:
             if token in seq.stop_ids or position + 1 >= seq.limit:
                 self._tell(seq, position, token, self._finish_of(seq, token, position), now_s)
                 self._finish(seq, now_s)
-            elif seq.peer:
+                continue
+            if seq.peer:
                 self._box(seq.peer).events.append(TokenEvent(seq.req_id, seq.attempt, position, [token]))
+            if seq.yields:
+                self.hand_over(seq, now_s)
         for last_s, count in gaps.items():
             self.meter.latency("itl", now_s - last_s, count)
 
@@ -232,6 +235,26 @@ class Completion:
             self.meter.latency("tpot", (now_s - seq.first_token_s) / num_gaps)
         self.meter.latency("e2e", now_s - seq.submit_s)
         self.discard(seq)
+
+    # --- leaving for another worker ------------------------------------------------------------------------------
+
+    def offer(self, seq: Sequence, now_s: float) -> Lease | None:
+        """A lease over the full blocks of a sequence that runs on: nobody writes those again. None: there is none."""
+        blocks = seq.blocks[: seq.num_computed // self.scheduler.pool.block_tokens]
+        if not blocks:
+            return None
+        self.scheduler.pool.share(blocks)
+        return self._grant(seq, blocks, len(blocks) * self.scheduler.pool.block_tokens, now_s)
+
+    def hand_over(self, seq: Sequence, now_s: float) -> None:
+        """End a running sequence here; its blocks go to a lease. All its tokens have been told, or are about to be."""
+        times, num_tokens = seq.times(now_s), seq.num_computed
+        num_blocks = -(-num_tokens // self.scheduler.pool.block_tokens)
+        blocks = self._leave(seq)
+        self.scheduler.pool.release(blocks[num_blocks:])
+        lease = self._grant(seq, blocks[:num_blocks], num_tokens, now_s)
+        if seq.peer:
+            self._box(seq.peer).after.append(Yielded(seq.req_id, seq.attempt, lease, "", times))
 
     # --- a finished copy -----------------------------------------------------------------------------------------
 

@@ -18,14 +18,30 @@ takes effect in `finish_step`. `now_s` is monotonic everywhere; `unix_offset_s` 
 from __future__ import annotations
 
 from engine.completion import Completion
-from engine.core_types import CoreConfig, Outbox, PullPlan, check_submit, lease_problem
+from engine.core_types import CoreConfig, Outbox, PullPlan, check_submit
 from engine.duty import Duty
 from engine.leases import HeldLease
 from engine.lifecycle import SERVES
 from engine.meter import Meter
 from engine.sequence import SeqState, Sequence
+from engine.transfers import Transfers
 from engine.types import Load, Role, StepPlan, StepResult, WorkerState, WorkKind
-from engine.wire import CacheDelta, Message, Order, OrderResult, Pull, Rejected, Reserved, Status, Submit
+from engine.wire import (
+    CacheDelta,
+    Message,
+    Offer,
+    Offered,
+    Order,
+    OrderResult,
+    Prefetch,
+    Prefetched,
+    Pull,
+    Rejected,
+    Reserved,
+    Status,
+    Submit,
+    Yield,
+)
 
 __all__ = ["CoreConfig", "EngineCore", "Outbox", "PullPlan"]
 
@@ -42,6 +58,7 @@ class EngineCore:
         self._duty.loaded()
         self._work = Completion(config, meter)
         self._scheduler = self._work.scheduler
+        self._transfers = Transfers(self._work)
         self._plan: StepPlan | None = None
         self._plan_role = Role.UNASSIGNED
         self._num_steps = 0
@@ -105,15 +122,8 @@ class EngineCore:
             return None
         self._told = self._standing
         config, duty = self.config, self._duty
-        return Status(
-            config.worker_id,
-            config.epoch,
-            duty.role,
-            duty.state,
-            duty.fence,
-            duty.reason,
-            self.load(self._now_s),
-        )
+        load, leaves = self.load(self._now_s), duty.leaves_decode
+        return Status(config.worker_id, config.epoch, duty.role, duty.state, duty.fence, duty.reason, load, leaves)
 
     def take_outbox(self) -> dict[str, Outbox]:
         """All that is to be told since the last call, by peer."""
@@ -214,47 +224,37 @@ class EngineCore:
             return False
         return seq.seq_id in {item.seq_id for item in plan.decode} | {chunk.seq_id for chunk in plan.prefill}
 
-    # --- handoff, the decode side --------------------------------------------------------------------------------
+    # --- handoff and migration -----------------------------------------------------------------------------------
 
     def begin_pull(self, peer: str, msg: Pull, now_s: float) -> PullPlan | Rejected:
         """Which blocks to copy for a reserved sequence. A lease that does not fit ends it: nothing is held then."""
-        seq = self._work.by_key.get((msg.req_id, msg.attempt))
-        if seq is None or seq.peer != peer or seq.state is not SeqState.RESERVED:
-            return Rejected(msg.req_id, msg.attempt, "unknown", "no reservation is held for this request")
-        lease = msg.lease
-        problem = lease_problem(self.config.layout, lease, len(seq.tokens))
-        if problem:
-            self._work.discard(seq)
-            self._settle(now_s)
-            return Rejected(msg.req_id, msg.attempt, "layout", problem)
-        seq.state = SeqState.PULLING
-        seq.first_scheduled_s = seq.pull_began_s = now_s
-        seq.pulled_token = msg.first_token
-        first = seq.num_registered
-        return PullPlan(
-            req_id=seq.req_id,
-            attempt=seq.attempt,
-            lease=lease,
-            source_blocks=lease.blocks[first:],
-            own_blocks=seq.blocks[first : len(lease.blocks)],
-            first_block_to_copy=first,
-            num_tokens=lease.num_tokens,
-            token_ids=seq.tokens,
-        )
+        answer = self._transfers.begin_pull(peer, msg, now_s)
+        self._settle(now_s)
+        return answer
 
-    def pull_done(self, req_id: str, attempt: int, ok: bool, now_s: float, detail: str = "") -> list[Message]:
-        """The copy is whole (it decodes from its first token) or failed (Rejected `handoff`, nothing is held)."""
-        seq = self._work.by_key.get((req_id, attempt))
-        if seq is None or seq.state is not SeqState.PULLING:
-            return []
-        answer: list[Message] = []
-        if seq.cancelled:
-            self._work.end_cancelled(seq, now_s)
-        elif ok:
-            self._work.start_pulled(seq, now_s)
-        else:
-            self._work.discard(seq)
-            answer = [Rejected(req_id, attempt, "handoff", detail or "the KV could not be copied", 0.0)]
+    def begin_prefetch(self, peer: str, msg: Prefetch, now_s: float) -> PullPlan | Prefetched:
+        """Which full blocks to copy ahead for a reserved sequence, or why not: it stays reserved either way."""
+        return self._transfers.begin_prefetch(peer, msg, now_s)
+
+    def pull_done(
+        self, req_id: str, attempt: int, ok: bool, now_s: float, detail: str = "", num_bytes: int = 0
+    ) -> list[Message]:
+        """The copy is whole (it decodes from its first token) or failed (Rejected `handoff`, nothing is held).
+
+        One that was ahead of its time is answered with Prefetched, and the reservation goes on.
+        """
+        answer = self._transfers.pull_done(req_id, attempt, ok, now_s, detail, num_bytes)
+        self._settle(now_s)
+        return answer
+
+    def offer(self, peer: str, msg: Offer, now_s: float) -> Offered:
+        """Lease the full blocks of a sequence that goes on decoding."""
+        return self._transfers.offer(peer, msg, now_s)
+
+    def yield_up(self, peer: str, msg: Yield, now_s: float) -> list[Message]:
+        """End a decoding sequence here, now or when its step ends, with all its KV under a lease."""
+        seq = self._work.by_key.get((msg.req_id, msg.attempt))
+        answer = self._transfers.yield_up(peer, msg, now_s, in_flight=seq is not None and self._in_flight(seq))
         self._settle(now_s)
         return answer
 

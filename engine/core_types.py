@@ -40,10 +40,13 @@ class CoreConfig:
 
 @dataclass(slots=True)
 class Outbox:
-    """What one peer has to be told: token events (they go into one `Step`) and messages, each in order."""
+    """What one peer has to be told: token events (they go into one `Step`) and messages, each in order.
+
+    `after`: messages that speak of tokens, so they are sent after the events."""
 
     events: list[TokenEvent] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
+    after: list[Message] = field(default_factory=list)
 
 
 class PullPlan(msgspec.Struct, frozen=True, kw_only=True):

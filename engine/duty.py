@@ -44,6 +44,11 @@ class Duty:
         """Kinds of queued work that will be served here after all orders are carried out."""
         return frozenset() if self._closing else SERVES[self.wanted]
 
+    @property
+    def leaves_decode(self) -> bool:
+        """It waits for running work, and will not serve decode afterwards."""
+        return self.state is WorkerState.DRAINING and WorkKind.DECODE not in self.stays_for
+
     def admits(self, kind: WorkKind) -> bool:
         return self.state is WorkerState.READY and kind in SERVES[self.role]
 

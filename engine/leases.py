@@ -1,4 +1,4 @@
-"""KV that a prefill worker keeps for somebody to fetch: who holds which blocks, and until when. No I/O.
+"""KV that a worker keeps for somebody to fetch: who holds which blocks, and until when. No I/O.
 
 Decided here: when a lease is over. Not decided here: copying (`engine.handoff`) and freeing (`engine.core`, which owns
 the pool). A lease owns its blocks from `grant` until `take` or `take_due` returns it; the taker must release them.
@@ -39,7 +39,9 @@ class LeaseBook:
         return len(self._held)
 
     def grant(self, req_id: str, attempt: int, blocks: list[int], num_tokens: int, now_s: float) -> HeldLease:
-        """A new lease, which takes the blocks over from their sequence."""
+        """A new lease, which owns the blocks: taken over from their sequence, or shared with it while it runs on.
+
+        `find` finds the newest one of a request."""
         self._next += 1
         lease_id = f"{self._prefix}-{self._next}"
         lease = HeldLease(lease_id, req_id, attempt, blocks, num_tokens, now_s + self.lease_s)
@@ -56,8 +58,8 @@ class LeaseBook:
     def take(self, lease_id: str) -> HeldLease | None:
         """End a lease; None when it is over already. The caller now owns its blocks."""
         lease = self._held.pop(lease_id, None)
-        if lease is not None:
-            self._by_key.pop((lease.req_id, lease.attempt), None)
+        if lease is not None and self._by_key.get((lease.req_id, lease.attempt)) == lease_id:
+            del self._by_key[lease.req_id, lease.attempt]
         return lease
 
     def take_due(self, now_s: float) -> list[HeldLease]:

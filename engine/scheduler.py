@@ -168,6 +168,16 @@ class Scheduler:
         seq.blocks += self.pool.allocate(1)
         return True
 
+    def extend(self, seq: Sequence, num_blocks: int) -> bool:
+        """More blocks for a sequence that is not in any step. False, and none taken, when they are not there."""
+        promised = min(seq.reserved, num_blocks)
+        if num_blocks - promised > self.pool.num_available - self.reserved_blocks:
+            return False
+        seq.reserved -= promised
+        self.reserved_blocks -= promised
+        seq.blocks += self.pool.allocate(num_blocks)
+        return True
+
     def _preempt(self, victim: Sequence) -> None:
         """Back into the queue with all its tokens; its full blocks stay cached as long as nobody needs them."""
         self.num_preempted += 1

@@ -42,9 +42,11 @@ class Sequence:
         "limit",
         "num_cached",
         "num_computed",
+        "num_fetched",
         "num_registered",
         "num_submitted",
         "peer",
+        "prefetches_to",
         "priority",
         "pull_began_s",
         "pulled_token",
@@ -57,6 +59,7 @@ class Sequence:
         "stop_ids",
         "submit_s",
         "tokens",
+        "yields",
     )
 
     def __init__(
@@ -92,6 +95,9 @@ class Sequence:
         self.pull_began_s = now_s
         self.pulled_token = -1  # decode kind: the first token, which the prefill worker sampled
         self.handoff_s = 0.0
+        self.yields = False  # it leaves for another worker at the end of the step that is in flight
+        self.prefetches_to: int | None = None  # while leading blocks are copied ahead: how many there are then
+        self.num_fetched = 0  # leading blocks that were copied ahead of the Pull
 
     @property
     def key(self) -> tuple[str, int]:

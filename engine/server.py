@@ -27,23 +27,26 @@ from engine.handoff import HandoffAsker, HandoffHolder
 from engine.pool_file import KvStore
 from engine.types import KvLayout, Load, WorkerState
 from engine.wire import (
+    FEATURES,
     CacheDelta,
     Cancel,
     Fetch,
     HandoffAck,
     Hello,
     Message,
+    Offer,
     Order,
     Ping,
     Pong,
+    Prefetch,
     Pull,
-    Rejected,
     ReleaseLease,
     Status,
     Step,
     Submit,
     TokenEvent,
     Welcome,
+    Yield,
     encode,
 )
 
@@ -140,6 +143,9 @@ class WorkerServer:
                     events[key] = events[key] + outbox.events if key in events else outbox.events
         if events or delta is not None:
             self._send_steps(events, load, delta)
+        for outboxes in unsent:
+            for key, outbox in outboxes.items():
+                self._send(key, outbox.after)
         if status is not None:
             self._announce(status)
 
@@ -203,7 +209,7 @@ class WorkerServer:
         me = self._identity
         return Welcome(
             me.worker_id, me.epoch, self._core.role, self._core.state, me.model_id, me.layout, me.max_context,
-            me.simulated, load, pid=os.getpid(),
+            me.simulated, load, pid=os.getpid(), features=FEATURES,
         )  # fmt: skip
 
     def _on_close(self, key: str, connection: Connection, reason: str) -> None:
@@ -262,10 +268,25 @@ class WorkerServer:
         self._holder.on_ack(connection, message)
         self._changed()
 
-    def _pull(self, key: str, connection: Connection, message: Pull) -> None:
+    def _offer(self, key: str, connection: Connection, message: Offer) -> None:
         with self._lock:
-            plan = self._core.begin_pull(key, message, self._clock())
-        if isinstance(plan, Rejected):
+            answer = self._core.offer(key, message, self._clock())
+        self._send(key, [answer])
+
+    def _yield(self, key: str, connection: Connection, message: Yield) -> None:
+        with self._lock:
+            answers = self._core.yield_up(key, message, self._clock())
+        self._send(key, answers)
+        self._changed()
+
+    def _pull(self, key: str, connection: Connection, message: Pull | Prefetch) -> None:
+        with self._lock:
+            plan: PullPlan | Message
+            if isinstance(message, Pull):
+                plan = self._core.begin_pull(key, message, self._clock())
+            else:
+                plan = self._core.begin_prefetch(key, message, self._clock())
+        if not isinstance(plan, PullPlan):
             self._send(key, [plan])
             self._changed()
             return
@@ -275,11 +296,12 @@ class WorkerServer:
 
     # --- handoff -------------------------------------------------------------------------------------------------
 
-    async def _handoff(self, key: str, pull: Pull, plan: PullPlan) -> None:
+    async def _handoff(self, key: str, pull: Pull | Prefetch, plan: PullPlan) -> None:
         """Copy, then tell the core: it owns the blocks and must learn that nobody writes them any more."""
-        ok, detail = False, "the worker stops"
+        ok, detail, num_bytes = False, "the worker stops", 0
         try:
-            await self._asker.pull(pull.lease, plan.source_blocks, plan.own_blocks)
+            report = await self._asker.pull(pull.lease, plan.source_blocks, plan.own_blocks)
+            num_bytes = report.num_bytes
             detail = self._verify(plan) if self._verify is not None else ""
             ok = not detail
         except HandoffError as error:
@@ -289,7 +311,7 @@ class WorkerServer:
             detail = f"{type(error).__name__}: {error}"
         finally:
             with self._lock:
-                answers = self._core.pull_done(pull.req_id, pull.attempt, ok, self._clock(), detail)
+                answers = self._core.pull_done(pull.req_id, pull.attempt, ok, self._clock(), detail, num_bytes)
         self._send(key, answers)
         self._changed()
 
@@ -306,6 +328,9 @@ class WorkerServer:
 _HANDLERS: dict[type, Callable[[WorkerServer, str, Connection, Any], None]] = {
     Submit: WorkerServer._submit,
     Pull: WorkerServer._pull,
+    Prefetch: WorkerServer._pull,
+    Offer: WorkerServer._offer,
+    Yield: WorkerServer._yield,
     Cancel: WorkerServer._cancel,
     ReleaseLease: WorkerServer._release,
     Order: WorkerServer._order,

@@ -20,6 +20,8 @@ from engine.errors import WireError
 from engine.types import FinishReason, KvLayout, Load, Role, SamplingParams, WorkerState, WorkKind
 
 PROTOCOL: Final = 1
+#: What this version's workers say of themselves in `Welcome.features`.
+FEATURES: Final = ("migrate",)
 MAX_FRAME_BYTES: Final = 16 * 2**20
 _HEADER = struct.Struct("<I")
 
@@ -54,6 +56,9 @@ class Welcome(Message, frozen=True):
     load: Load
     protocol: int = PROTOCOL
     pid: int = 0  # of the worker's process on this host; 0: unknown
+    features: tuple[
+        str, ...
+    ] = ()  # what it takes beyond the first version; "migrate": Offer, Prefetch, Yield, Pull.more
 
 
 class Goodbye(Message, frozen=True):
@@ -84,12 +89,37 @@ class Submit(Message, frozen=True):
 
 
 class Pull(Message, frozen=True):
-    """Tell a decode worker, which has reserved, where the KV is and which token came first."""
+    """Tell a decode worker, which has reserved, where the KV is and which token came first.
+
+    `more`: tokens between the prompt that was submitted and `first_token`, sampled elsewhere since the reservation."""
 
     req_id: str
     attempt: int
     lease: Lease
     first_token: int
+    more: list[int] = []
+
+
+class Offer(Message, frozen=True):
+    """Migration, to the source: lease the full blocks of a sequence that goes on decoding there."""
+
+    req_id: str
+    attempt: int
+
+
+class Prefetch(Message, frozen=True):
+    """Migration, to the target, which has reserved: copy these full blocks already. The reservation stays."""
+
+    req_id: str
+    attempt: int
+    lease: Lease
+
+
+class Yield(Message, frozen=True):
+    """Migration, to the source: stop this sequence at the end of the step, and lease all of its KV."""
+
+    req_id: str
+    attempt: int
 
 
 class Cancel(Message, frozen=True):
@@ -163,6 +193,39 @@ class Prefilled(Message, frozen=True):
     times: StageTimes
 
 
+class Offered(Message, frozen=True):
+    """Full blocks of a running sequence. No lease: it has no full block, or `reason` says why it cannot move."""
+
+    req_id: str
+    attempt: int
+    lease: Lease | None
+    reason: str = ""
+
+
+class Prefetched(Message, frozen=True):
+    """KV of [0, num_tokens) is at the target; `error` says why it is not. The reservation is held as before."""
+
+    req_id: str
+    attempt: int
+    num_tokens: int
+    num_bytes: int = 0  # copied now
+    copy_s: float = 0.0
+    error: str = ""
+
+
+class Yielded(Message, frozen=True):
+    """The sequence has ended here, all its tokens were sent before this; KV of all but the last is under `lease`.
+
+    No lease: it runs on as if nothing had been asked, and `reason` says why.
+    """
+
+    req_id: str
+    attempt: int
+    lease: Lease | None
+    reason: str = ""
+    times: StageTimes | None = None
+
+
 class TokenEvent(Message, frozen=True):
     """New tokens of one request: token i of `tokens` has position `position + i`. `times` comes with `finish`."""
 
@@ -204,6 +267,7 @@ class Status(Message, frozen=True):
     fence: int
     reason: str
     load: Load
+    leaves_decode: bool = False  # it is on its way to what serves no decode: running sequences may be moved
 
 
 # --- plane -> worker ---------------------------------------------------------------------------------------------
@@ -282,6 +346,7 @@ class HandoffReleased(Message, frozen=True):
 AnyMessage = (
     Hello | Welcome | Goodbye | Submit | Pull | Cancel | ReleaseLease | Reserved | Rejected | Prefilled | Step | Status
     | Order | OrderResult | Ping | Pong | Fetch | Blocks | HandoffAck | HandoffReleased
+    | Offer | Offered | Prefetch | Prefetched | Yield | Yielded
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()

@@ -1,6 +1,6 @@
 """The gateway as one ASGI application: paths, admission of a request, and its record.
 
-    POST /v1/chat/completions, /v1/completions      GET /v1/models, /v1/models/{id}, /healthz, /readyz
+    POST /v1/chat/completions, /v1/completions      GET /v1/models, /v1/models/{id}, /healthz, /readyz, /metrics
 
 Decided here: the order of checks before a request may reach a worker. Not here: any one of the checks.
 """
@@ -36,6 +36,7 @@ from control.gateway.http import (
     send_error,
 )
 from control.gateway.job import Job
+from control.gateway.metrics_page import CONTENT_TYPE, metrics_text
 from control.gateway.records import Origin, RecordLog, make_record
 from control.gateway.relay import Relay
 from control.gateway.schema import Ask, Endpoint, parse_ask
@@ -99,6 +100,7 @@ class Gateway:
             now_s, now_unix_s = time.monotonic(), time.time()
             for relay in list(self.admission.in_flight.values()):
                 relay.check_time(now_s, now_unix_s, limits.first_token_timeout_s)
+            self.fleet.look_at_moves()
             if now_s - asleep_s < 2 * TIME_CHECK_S:  # else we were late ourselves: what workers said is not read yet
                 self.fleet.leave_dead(now_s, limits.token_gap_timeout_s)
 
@@ -107,6 +109,9 @@ class Gateway:
     async def _get(self, path: str, method: str, send: Send) -> None:
         if path in GENERATE:
             raise errors.wrong_method(method, "POST")
+        if path == "/metrics" and method == "GET":
+            await send_answer(send, 200, metrics_text(self.fleet.mover.counts).encode(), content_type=CONTENT_TYPE)
+            return
         answer = _READS.get(path)
         if answer is None and path.startswith("/v1/models/"):
             name = path.removeprefix("/v1/models/")

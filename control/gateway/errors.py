@@ -104,3 +104,14 @@ def shown(value: Any) -> str:
     except RecursionError:
         return f"a deeply nested {type(value).__name__}"
     return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}... ({len(text)} characters)"
+
+
+def for_good(code: str, detail: str, *, has_begun: bool) -> GatewayError | None:
+    """What a worker's refusal means when no other worker would think otherwise; None when another one may take it."""
+    if code == "too_long" and not has_begun:
+        return context_exceeded(detail)
+    if code == "invalid":
+        return bad_request(detail)
+    if code == "deadline":
+        return timed_out(detail or "the request's deadline has passed", "deadline")
+    return None

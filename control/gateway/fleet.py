@@ -12,6 +12,7 @@ import time
 from bisect import insort
 from typing import Final, Protocol
 
+from control.gateway.mover import MoveLimits, Mover
 from control.gateway.prefix_index import PrefixIndex
 from control.gateway.workers import WorkerLink
 from control.routing import FleetView, WorkerView
@@ -43,10 +44,11 @@ def _turn(waiter: Waiter) -> tuple[int, float]:
 class Fleet:
     """Links by worker id, and a view of them that is rebuilt only when something changed."""
 
-    def __init__(self, hello: Hello) -> None:
+    def __init__(self, hello: Hello, moving: MoveLimits | None = None) -> None:
         self.table: RoutingTable | None = None
         self.links: dict[str, WorkerLink] = {}
         self.waiters: list[Waiter] = []  # in the order of their turns
+        self.mover = Mover(moving or MoveLimits(), self.view, lambda worker_id: self.links[worker_id])
         self._hello = hello
         self._prefixes = PrefixIndex()
         self._tasks: dict[WorkerLink, asyncio.Task[None]] = {}
@@ -79,7 +81,7 @@ class Fleet:
     def _add(self, row: WorkerRoute, lost_s: float | None) -> None:
         taken = {link.slot for link in self._tasks}
         slot = next(slot for slot in range(len(taken) + 1) if slot not in taken)
-        link = WorkerLink(row, slot, self._prefixes, self._on_change)
+        link = WorkerLink(row, slot, self._prefixes, self._on_change, self._on_status)
         link.lost_s = lost_s  # a restarted process has another address: still the same worker on its way back
         self.links[row.worker_id] = link
         task = asyncio.get_running_loop().create_task(link.keep_connected(self._hello))
@@ -155,6 +157,10 @@ class Fleet:
             self._is_waking = True
             asyncio.get_running_loop().call_soon(self._wake)
 
+    def _on_status(self, link: WorkerLink) -> None:
+        if link.leaves_decode:
+            self.mover.go_on(link)
+
     def may_recover(self, *, is_new: bool) -> bool:
         """Whether waiting can help: one that has begun hopes for any worker, a new one for those seen lately."""
         now_s = time.monotonic()
@@ -183,3 +189,7 @@ class Fleet:
         for link in list(self._tasks):  # retired ones too
             link.feel_pulse(now_s)
             link.leave_if_hung(now_s, token_gap_s)
+
+    def look_at_moves(self) -> None:
+        """Moves that wait for room may begin, moves that stand still end."""
+        self.mover.look(list(self._tasks))

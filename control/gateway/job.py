@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from control.routing import RouteDecision
-from engine.types import SamplingParams
-from engine.wire import StageTimes
+from control.types import RequestMove
+from engine.types import SamplingParams, WorkKind
+from engine.wire import StageTimes, Submit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,13 @@ class Job:
     api_key_id: str = ""
     traceparent: str = ""
 
+    def submission(self, attempt: int, kind: WorkKind, tokens: list[int], fence: int) -> Submit:
+        """The message that asks a worker to go on after `tokens`, the answer so far."""
+        return Submit(
+            self.wire_id, attempt, kind, self.prompt + tokens if tokens else self.prompt, len(self.prompt),
+            self.sampling, self.priority, self.deadline_unix_s, self.api_key_id, self.traceparent, fence,
+        )  # fmt: skip
+
 
 @dataclass(slots=True)
 class Served:
@@ -38,6 +46,8 @@ class Served:
     queue_s: float | None = None
     prefill_s: float | None = None
     handoff_s: float | None = None  # None: no handoff, or not told
+    moves: list[RequestMove] = field(default_factory=list)
+    is_moving: bool = False  # the last move has not shown a token yet
 
     def note_prefill(self, times: StageTimes) -> None:
         """The first prefill counts; an earlier attempt may have told already."""
@@ -48,3 +58,14 @@ class Served:
         self.note_prefill(times)  # unless a prefill worker has told
         if handed_over:
             self.handoff_s = times.handoff_s
+
+    def moves_to_next(self, move: RequestMove) -> None:
+        """It leaves its worker; where it goes on and after how long is known with its next token."""
+        self.moves.append(move)
+        self.is_moving = True
+
+    def resumed(self, stall_s: float) -> RequestMove:
+        """The first token after a move."""
+        self.is_moving = False
+        self.moves[-1] = replace(self.moves[-1], to_worker=self.decode_worker, stall_s=stall_s)
+        return self.moves[-1]

@@ -27,6 +27,7 @@ from control.gateway.admission import Admission
 from control.gateway.app import Gateway, GatewayLimits, running
 from control.gateway.fleet import Fleet
 from control.gateway.link import GatewayHello
+from control.gateway.mover import MoveLimits
 from control.gateway.plane_link import PlaneAddress, PlaneLink
 from control.gateway.records import Origin, RecordLog
 from control.settings import Settings, load_settings
@@ -111,7 +112,7 @@ async def run(settings: Settings, listener: socket.socket) -> None:
 def make_gateway(settings: Settings, gateway_id: str) -> Gateway:
     hello = Hello(gateway_id, "gateway", fleet_token(settings.run_dir))
     return Gateway(
-        fleet=Fleet(hello),
+        fleet=Fleet(hello, MoveLimits(is_on=settings.live_migration, per_worker=settings.migrations_per_worker)),
         admission=Admission(settings.max_in_flight),
         records=RecordLog(),
         origin=Origin(gateway_id=gateway_id, fleet_id=settings.fleet_id, slo=settings.effective_slo),

@@ -21,13 +21,18 @@ from engine.connection import Connection, bound_port, listen
 from engine.server import HEARTBEAT_S
 from engine.types import FinishReason, KvLayout, Load, Role, WorkerState, WorkKind
 from engine.wire import (
+    FEATURES,
     CacheDelta,
     Cancel,
     Hello,
     Lease,
     Message,
+    Offer,
+    Offered,
     Ping,
     Pong,
+    Prefetch,
+    Prefetched,
     Prefilled,
     Pull,
     Rejected,
@@ -39,6 +44,8 @@ from engine.wire import (
     Submit,
     TokenEvent,
     Welcome,
+    Yield,
+    Yielded,
 )
 
 HOST = "127.0.0.1"
@@ -53,6 +60,9 @@ class Faults:
     num_failed_pulls: int = 0
     die_after_tokens: int | None = None  # of one request: then every connection is cut
     is_silent: bool = False  # takes work and never answers
+    never_yields: bool = False  # takes a Yield and goes on
+    num_failed_prefetches: int = 0
+    dies_on: str = ""  # name of a message: when it comes, every connection is cut
     hang_after_tokens: int | None = None  # of one request: then it lives and gives nobody a token
 
 
@@ -71,6 +81,8 @@ class NullConfig:
     tokens: tuple[int, ...] = tuple(range(100, 116))
     tokens_per_step: int = 0
     step_s: float = 0.0  # above 0: one token of every running request each `step_s`, in one message
+    copy_s: float = 0.0  # how long a copy ahead takes
+    features: tuple[str, ...] = FEATURES
     faults: Faults = field(default_factory=Faults)
 
 
@@ -113,13 +125,14 @@ class NullWorker:
         for connection in self._connections:
             self._send_step(connection, [], None)
 
-    def set_state(self, state: WorkerState, role: Role | None = None) -> None:
+    def set_state(self, state: WorkerState, role: Role | None = None, *, leaves_decode: bool = False) -> None:
         """Change state or role and tell everybody."""
         self.state = state
         self.config.role = role or self.config.role
         config = self.config
         for connection in self._connections:
-            connection.send(Status(config.worker_id, config.epoch, config.role, state, 1, "", self.load))
+            status = Status(config.worker_id, config.epoch, config.role, state, 1, "", self.load, leaves_decode)
+            connection.send(status)
 
     def set_load(self, load: Load, cache: CacheDelta | None = None) -> None:
         """Change what the next messages say of the load, and send one."""
@@ -158,6 +171,7 @@ class NullWorker:
                 config.max_context,
                 True,
                 self.load,
+                features=config.features,
             )
         )
 
@@ -176,8 +190,14 @@ class NullWorker:
     def _on_message(self, connection: Connection, message: Any) -> None:
         if self.keeps_seen:
             self.seen.append(message)
-        if isinstance(message, Submit):
+        if type(message).__name__ == self.config.faults.dies_on:
+            connection.abort("the null worker dies on purpose")
+        elif isinstance(message, Submit):
             self._on_submit(connection, message)
+        elif isinstance(message, Offer | Yield):
+            self._on_source(connection, message)
+        elif isinstance(message, Prefetch):
+            self._on_prefetch(connection, message)
         elif isinstance(message, Pull):
             self._on_pull(connection, message)
         elif isinstance(message, Cancel):
@@ -209,23 +229,43 @@ class NullWorker:
     def _prefill(self, connection: Connection, ask: Submit) -> None:
         first = self._token_at(ask, len(ask.prompt))
         is_last = len(ask.prompt) + 1 - ask.num_prompt >= ask.sampling.max_tokens
-        config = self.config
-        num_blocks = -(-len(ask.prompt) // config.block_tokens)
-        lease = Lease(
-            f"lease-{ask.req_id}-{ask.attempt}",
-            config.worker_id,
-            config.epoch,
-            f"{HOST}:1",
-            self._layout(),
-            len(ask.prompt),
-            list(range(num_blocks)),
-            "",
-            "null",
-            30.0,
-        )
+        lease = self._lease(ask.req_id, ask.attempt, len(ask.prompt))
         finish = FinishReason.LENGTH if is_last else None
         times = StageTimes(0.001, 0.002, 0.0, 0.0, 0)
         connection.send(Prefilled(ask.req_id, ask.attempt, first, finish, None if is_last else lease, times))
+
+    def _lease(self, req_id: str, attempt: int, num_tokens: int) -> Lease:
+        config = self.config
+        num_blocks = -(-num_tokens // config.block_tokens)
+        return Lease(
+            f"lease-{req_id}-{attempt}-{num_tokens}", config.worker_id, config.epoch, f"{HOST}:1", self._layout(),
+            num_tokens, list(range(num_blocks)), "", "null", 30.0,
+        )  # fmt: skip
+
+    def _on_source(self, connection: Connection, message: Offer | Yield) -> None:
+        """Migration away from here; only of what runs on the clock."""
+        req_id, attempt = key = (message.req_id, message.attempt)
+        running = self._batch.get(key)
+        if isinstance(message, Offer):
+            if running is None:
+                connection.send(Offered(req_id, attempt, None, "the request does not decode here"))
+                return
+            num_tokens = (running[2] - 1) // self.config.block_tokens * self.config.block_tokens
+            connection.send(Offered(req_id, attempt, self._lease(req_id, attempt, num_tokens) if num_tokens else None))
+        elif not self.config.faults.never_yields:
+            if running is None:
+                connection.send(Yielded(req_id, attempt, None, "the request does not decode here"))
+                return
+            del self._batch[key], self._running[key]
+            connection.send(Yielded(req_id, attempt, self._lease(req_id, attempt, running[2] - 1), "", StageTimes()))
+
+    def _on_prefetch(self, connection: Connection, message: Prefetch) -> None:
+        num_tokens, error = message.lease.num_tokens, ""
+        if self.config.faults.num_failed_prefetches > 0:
+            self.config.faults.num_failed_prefetches -= 1
+            num_tokens, error = 0, "on purpose"
+        answer = Prefetched(message.req_id, message.attempt, num_tokens, num_tokens * 8, 0.001, error)
+        asyncio.get_running_loop().call_later(self.config.copy_s, connection.send, answer)
 
     def _on_pull(self, connection: Connection, pull: Pull) -> None:
         ask = self._running.get((pull.req_id, pull.attempt))
@@ -236,7 +276,7 @@ class NullWorker:
             del self._running[pull.req_id, pull.attempt]
             connection.send(Rejected(pull.req_id, pull.attempt, "handoff", "on purpose"))
         else:
-            self._decode(connection, ask, len(ask.prompt) + 1)
+            self._decode(connection, ask, len(ask.prompt) + len(pull.more) + 1)
 
     def _decode(self, connection: Connection, ask: Submit, position: int) -> None:
         """Send tokens [position, end): in one message, in pieces, or on the clock."""

@@ -84,6 +84,7 @@ def make_record(
         num_reroutes=served.num_reroutes,
         itl_buckets=times.itl_buckets,
         traceparent=job.traceparent,
+        moves=tuple(served.moves),
     )
     return replace(record, good=is_good(record, origin.slo))
 

@@ -10,48 +10,51 @@ there. Not here: text, HTTP, and the choice of a worker (`control.routing`).
     refused          -> ROUTE without that worker
     handoff failed   -> Submit(local) on the decode worker, with prompt + tokens so far
     lost or hung     -> ROUTE with prompt + tokens so far; after MAX_DEATHS the request ends with an error
+    worker drains    -> the mover takes it elsewhere while it decodes on (`control.gateway.move`)
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
-from typing import Final
+from typing import Any, Final
 
 from control.gateway import errors
 from control.gateway.errors import GatewayError
 from control.gateway.fleet import Fleet
-from control.gateway.job import Job, Served
+from control.gateway.job import Job
+from control.gateway.line import Place
 from control.gateway.losses import Losses
-from control.gateway.timeline import Timeline
+from control.gateway.move import Movable, Move
+from control.gateway.token_stream import TokenStream
 from control.gateway.workers import WorkerLink
 from control.routing import RouteDecision, RouteRequest, route
 from control.types import RouteRule
 from engine.types import FinishReason, WorkKind
-from engine.wire import Cancel, Prefilled, Pull, Rejected, ReleaseLease, Reserved, Submit, TokenEvent
+from engine.wire import (
+    Cancel,
+    Lease,
+    Offered,
+    Prefilled,
+    Pull,
+    Rejected,
+    ReleaseLease,
+    Reserved,
+    Submit,
+    TokenEvent,
+    Yielded,
+)
 
 #: Submissions of one request, over all workers, before it waits for the fleet to change.
 MAX_TRIES: Final = 8
-#: How long a request waits for room before it is told to come back.
-MAX_WAIT_S: Final = 10.0
 _BAD_ENDS: Final = (FinishReason.ERROR, FinishReason.CANCELLED)
 
 
-class Relay:
-    """Takes the workers' messages in callbacks; one consumer awaits `wait` and then `take`s tokens."""
+class Relay(TokenStream):
+    """Takes the workers' messages in callbacks; its consumer sees tokens and an ending."""
 
     def __init__(self, job: Job, fleet: Fleet) -> None:
-        self.job = job
+        super().__init__(job, fleet)
         self.attempt = 0
-        self.tokens: list[int] = []
-        self.served = Served(simulated=fleet.simulated)
-        self.timeline = Timeline(job.arrival_s)
-        self.finish: FinishReason | None = None
-        self.error: GatewayError | None = None
-        self._fleet = fleet
-        self._num_taken = 0
-        self._waiter: asyncio.Future[None] | None = None
-        self._wakes_on_tokens = True
         self._prefill: WorkerLink | None = None  # has work of this attempt, until it is prefilled
         self._decode: WorkerLink | None = None  # has work of this attempt; the only one for a local attempt
         self._lease: tuple[WorkerLink, str] | None = None  # from Prefilled until the decode worker shows it has the KV
@@ -62,16 +65,14 @@ class Relay:
         self._excluded: frozenset[str] = frozenset()
         self._num_tries = 0
         self._losses = Losses()
-        self._no_room: GatewayError = errors.overloaded("no worker was asked yet", 1.0)
-        self._waits_since_s: float | None = None
-        self._waited_s = 0.0
-        self._progress_s = job.arrival_s  # when a worker was last asked, or last gave tokens
+        self._place = Place(fleet, self)
+        self.move: Move | None = None
+        self.move_tries = 0
+        self.avoids: set[str] = set()
+        self._is_decoding = False  # the decode worker has given tokens of this attempt
+        self._has_migrated = False
 
     # --- the consumer's side -------------------------------------------------------------------------------------
-
-    @property
-    def is_done(self) -> bool:
-        return self.finish is not None or self.error is not None
 
     @property
     def turn(self) -> tuple[int, float]:
@@ -85,33 +86,6 @@ class Relay:
         else:
             self._route()
 
-    async def wait(self, *, until_done: bool = False) -> None:
-        """Until there are tokens to take (or all of them, with `until_done`), or the request has ended."""
-        self._wakes_on_tokens = not until_done
-        if not self.is_done and (until_done or self._num_taken == len(self.tokens)):
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-
-    def take(self) -> list[int]:
-        """Tokens since the last time, in order."""
-        new = self.tokens[self._num_taken :]
-        self._num_taken = len(self.tokens)
-        return new
-
-    def stop(self, finish: FinishReason) -> None:
-        """The consumer wants no more (a stop string, or the client went away): free what the workers hold."""
-        if not self.is_done:
-            self._leave()
-            self.finish = finish
-            self._notify()
-
-    def fail(self, error: GatewayError) -> None:
-        """End with an error, unless it has ended already."""
-        if not self.is_done:
-            self._leave()
-            self.error = error
-            self._notify()
-
     def check_time(self, now_s: float, now_unix_s: float, first_token_timeout_s: float) -> None:
         """Called now and then: ends what waits for longer than its bounds allow."""
         job = self.job
@@ -121,8 +95,8 @@ class Relay:
             self.fail(errors.timed_out("the request's deadline has passed (X-Phaseline-Deadline-S)", "deadline"))
         elif not self.tokens and now_s - job.arrival_s >= first_token_timeout_s:
             self.fail(errors.timed_out(f"no first token within {first_token_timeout_s:g} s", "first_token_timeout"))
-        elif self._waits_since_s is not None and self._waited_s + now_s - self._waits_since_s >= MAX_WAIT_S:
-            self.fail(self._no_room)
+        elif self._place.is_over(now_s):
+            self.fail(self._place.why)
 
     def waits_for(self, link: WorkerLink, since_s: float) -> bool:
         """Past its first token, and nothing has come of it since `since_s`, where this worker's turn is."""
@@ -165,7 +139,7 @@ class Relay:
         """First message of an attempt: a whole request to one worker, or a reservation for its decode phase."""
         links, served = self._fleet.links, self.served
         is_local = decision.prefill_worker is None
-        self.attempt += 1
+        self.attempt = self.next_attempt()
         self._decode = links[decode_worker]
         self._prefill = None if decision.prefill_worker is None else links[decision.prefill_worker]
         served.decode_worker = decode_worker
@@ -173,7 +147,7 @@ class Relay:
         served.simulated = self._decode.simulated
         if not self.tokens:
             served.cached_tokens = decision.cached_tokens
-        uncached = self._num_known - decision.cached_tokens
+        uncached = self.num_known - decision.cached_tokens
         return self._ask(
             self._decode,
             WorkKind.LOCAL if is_local else WorkKind.DECODE,
@@ -184,20 +158,13 @@ class Relay:
     def _ask(self, link: WorkerLink, kind: WorkKind, *, prefill_tokens: int, kv_tokens: int) -> bool:
         self._progress_s = time.monotonic()
         self._losses.asked(link.worker_id, self._progress_s)
-        return link.submit(self, self._message(kind), prefill_tokens=prefill_tokens, kv_tokens=kv_tokens)
+        return link.submit(
+            self, self.submission(self.attempt, kind, self.tokens), prefill_tokens=prefill_tokens, kv_tokens=kv_tokens
+        )
 
-    @property
-    def _num_known(self) -> int:
-        """Tokens that a worker must have KV of: prompt and all that was taken."""
-        return len(self.job.prompt) + len(self.tokens)
-
-    def _message(self, kind: WorkKind) -> Submit:
-        job, table = self.job, self._fleet.table
-        return Submit(
-            job.wire_id, self.attempt, kind, job.prompt + self.tokens if self.tokens else job.prompt, len(job.prompt),
-            job.sampling, job.priority, job.deadline_unix_s, job.api_key_id, job.traceparent,
-            table.fence if table else 0,
-        )  # fmt: skip
+    def submission(self, attempt: int, kind: WorkKind, tokens: list[int]) -> Submit:
+        table = self._fleet.table
+        return self.job.submission(attempt, kind, tokens, table.fence if table else 0)
 
     def _reroute(self, *, without: WorkerLink) -> None:
         """Leave this attempt and choose anew."""
@@ -218,14 +185,9 @@ class Relay:
 
     def _wait_for_room(self, why: GatewayError) -> None:
         """Join the line, unless no worker could serve it however long it waited. Who waits already keeps its place."""
-        self._no_room = why
-        if self._waits_since_s is not None or self.is_done:
-            return
-        if not self._fleet.may_recover(is_new=not self.attempt):
+        self._place.why = why
+        if not self.is_done and not self._place.join(is_new=not self.attempt):
             self.fail(why)
-            return
-        self._waits_since_s = time.monotonic()
-        self._fleet.wait_for_room(self)
 
     def on_room(self) -> bool:
         """The fleet changed, and this request is first in line. True when it needs to wait no more."""
@@ -235,14 +197,8 @@ class Relay:
         self._num_tries = 0
         if not self._route():
             return False
-        self._stop_waiting()
+        self._place.leave()
         return True
-
-    def _stop_waiting(self) -> None:
-        if self._waits_since_s is not None:
-            self._waited_s += time.monotonic() - self._waits_since_s
-            self._waits_since_s = None
-            self._fleet.stop_waiting(self)
 
     # --- the workers' answers ------------------------------------------------------------------------------------
 
@@ -257,7 +213,7 @@ class Relay:
         if source is None or self._is_prefill_asked:
             return
         self._is_prefill_asked = True
-        size = self._num_known
+        size = self.num_known
         if not self._ask(source, WorkKind.PREFILL, prefill_tokens=size, kv_tokens=size):
             self._reroute(without=source)
 
@@ -268,7 +224,8 @@ class Relay:
         self._losses.answered(link.worker_id)
         self._prefill = None
         self.served.note_prefill(message.times)
-        self._accept(self._num_known, [message.first_token])
+        self._fleet.mover.note_prefill(self.num_known - message.times.num_cached, message.times.prefill_s)
+        self._accept(self.num_known, [message.first_token])
         if message.finish is not None:
             self.stop(message.finish)
         elif message.lease is None:
@@ -297,12 +254,15 @@ class Relay:
         if event.tokens:
             self._accept(event.position, event.tokens)
         if event.finish is None:
+            is_first, self._is_decoding = not self._is_decoding, True
             self._notify()
+            if is_first and link.leaves_decode:
+                self._fleet.mover.go_on(link)
             return
         self._decode = None  # it holds nothing any more
         link.forget(self.job.wire_id)
         if event.times is not None:
-            self.served.note_end(event.times, handed_over=self._is_handing_over)
+            self.served.note_end(event.times, handed_over=self._is_handing_over and not self._has_migrated)
         if event.finish in _BAD_ENDS:
             self.on_lost(link, event.error or f"it ended the request: {event.finish}")
         else:
@@ -314,38 +274,36 @@ class Relay:
             self._decode = None
         elif link is self._prefill:
             self._prefill = None
-        if message.code == "too_long" and not self.tokens:
-            self.fail(errors.context_exceeded(message.detail))
-        elif message.code == "invalid":
-            self.fail(errors.bad_request(message.detail))
-        elif message.code == "deadline":
-            self.fail(errors.timed_out(message.detail or "the request's deadline has passed", "deadline"))
+        refusal = errors.for_good(message.code, message.detail, has_begun=bool(self.tokens))
+        if refusal is not None:
+            self.fail(refusal)
         elif self._is_handing_over and self._decode is None:
             self._continue_on(link)
         elif message.code == "handoff" and self._is_prefill_asked and self._reserve_again():
             pass
         else:
-            self._no_room = errors.overloaded(f"{message.code}: {message.detail}", message.retry_after_s)
+            self._place.why = errors.overloaded(f"{message.code}: {message.detail}", message.retry_after_s)
             self._reroute(without=link)
 
     def _reserve_again(self) -> bool:
         """The reservation lapsed while the prompt still waits for its prefill: keep that place, and reserve anew."""
         decode_worker = self._decide().decode_worker
-        if self._prefill is None or decode_worker is None:
-            return False
+        if self._prefill is None or decode_worker in (None, self._prefill.worker_id):
+            return False  # a worker that prefills it cannot hold a second part of the same attempt
         self._decode = self._fleet.links[decode_worker]
         self._is_reserved = False
         self.served.decode_worker = decode_worker
-        kv_tokens = self._num_known + self.job.sampling.max_tokens
+        kv_tokens = self.num_known + self.job.sampling.max_tokens
         return self._ask(self._decode, WorkKind.DECODE, prefill_tokens=0, kv_tokens=kv_tokens)
 
     def _continue_on(self, link: WorkerLink) -> None:
         """The KV did not arrive: the decode worker computes it itself from prompt + tokens so far."""
         self._leave()
-        self.attempt += 1
+        self.attempt = self.next_attempt()
         self._decode = link
+        self.served.decode_worker = link.worker_id
         self.served.num_reroutes += 1
-        size = self._num_known
+        size = self.num_known
         if not self._ask(link, WorkKind.LOCAL, prefill_tokens=size, kv_tokens=size):
             self._reroute(without=link)
 
@@ -360,31 +318,68 @@ class Relay:
             num = self._losses.num_lost
             message = f"{num} workers failed under this request, the last one {link.worker_id}: {reason}"
             self.fail(errors.internal(message, "workers_failed"))
+            return
+        move = self.move
+        if move is not None and move.copied_tokens and move.target.is_ready:
+            self._continue_on(move.target)  # most of the KV is there already
         else:
             self._reroute(without=link)
 
-    # --- tokens --------------------------------------------------------------------------------------------------
+    # --- leaving a worker that drains ------------------------------------------------------------------------------
 
-    def _accept(self, position: int, tokens: list[int]) -> None:
-        """Take the positions that are new. A gap would lose a token, so it is an error of ours."""
-        known = self._num_known - position
-        if known < 0:
-            self.fail(errors.internal(f"a worker skipped {-known} tokens before position {position}", "token_gap"))
+    def movable(self, link: WorkerLink) -> Movable | None:
+        """Itself, when all that any worker holds of it is its decoding on `link`."""
+        is_there = link is self._decode and self._is_decoding and self._prefill is None and self._lease is None
+        return self if is_there and not self.is_done else None
+
+    def leave_reservation(self, link: WorkerLink) -> None:
+        """There is no KV to move yet, only room that was promised: have it promised elsewhere, if that can be."""
+        if link is self._decode and self._prefill is not None and self._is_prefill_asked and self._reserve_again():
+            link.send(Cancel(self.wire_id, self.attempt))
+            link.forget(self.wire_id)
+
+    def on_moving(self, link: WorkerLink, message: Any) -> None:
+        if link is not self._decode:
             return
-        new = tokens[known:] if known else tokens
-        if new:
-            self.tokens += new
-            self._progress_s = time.monotonic()
-            self.timeline.add(len(new), self._progress_s)
+        if self.move is not None:
+            self.move.on_source(message)
+        elif isinstance(message, Yielded) and message.lease is not None:  # the move was given up a moment ago
+            self._lease = (link, message.lease.lease_id)
+            self._decode = None
+            link.forget(self.wire_id)
+            self.recompute_elsewhere(link, "the move was given up after its worker had stopped")
+        elif isinstance(message, Offered) and message.lease is not None:
+            link.send(ReleaseLease(message.lease.lease_id))
 
-    def _notify(self) -> None:
-        waiter = self._waiter
-        if waiter is not None and not waiter.done() and (self._wakes_on_tokens or self.is_done):
-            waiter.set_result(None)
+    def go_on_at(self, move: Move, yielded: Yielded, lease: Lease) -> None:
+        """The source has ended it: from here on it is the target's."""
+        source, target = move.source, move.target
+        if yielded.times is not None:
+            self.served.note_end(yielded.times, handed_over=self._is_handing_over and not self._has_migrated)
+        self._note_move("migration", source.worker_id, move.reason, move.num_bytes, move.begun_s)
+        source.forget(self.wire_id)
+        self._lease = (source, lease.lease_id)
+        if lease.num_tokens + 1 != self.num_known:
+            self.on_lost(source, f"it yielded {lease.num_tokens} tokens of KV, {self.num_known - 1} are due")
+            return
+        self._decode, self.attempt = target, move.attempt
+        target.legs[self.wire_id] = self
+        self.served.decode_worker = target.worker_id
+        self._is_handing_over, self._is_decoding, self._has_migrated = True, False, True
+        self._progress_s = time.monotonic()
+        more = self.tokens[move.num_reserved - len(self.job.prompt) : -1]
+        target.send(Pull(self.wire_id, move.attempt, lease, self.tokens[-1], more))
+
+    def recompute_elsewhere(self, link: WorkerLink, reason: str) -> None:
+        """Go on at another worker, which computes the KV anew."""
+        self._note_move("recompute", link.worker_id, reason, 0, time.monotonic())
+        self._reroute(without=link)
 
     def _leave(self) -> None:
         """Give up all that this attempt holds on workers, and a place in the line."""
         wire_id = self.job.wire_id
+        if self.move is not None:
+            self.move.abandon("the request has left its worker")
         for link in (self._decode, self._prefill):
             if link is not None:
                 link.send(Cancel(wire_id, self.attempt))
@@ -395,6 +390,6 @@ class Relay:
             link, lease_id = self._lease
             link.send(ReleaseLease(lease_id))
             self._lease = None
-        self._is_reserved = self._is_prefill_asked = self._is_handing_over = False
+        self._is_reserved = self._is_prefill_asked = self._is_handing_over = self._is_decoding = False
         self._prefilled = None
-        self._stop_waiting()
+        self._place.leave()

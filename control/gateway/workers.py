@@ -14,7 +14,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from control.gateway.prefix_index import PrefixIndex
 from control.gateway.pulse import ASK_S, Pulse, pulse_of
@@ -24,7 +24,24 @@ from control.types import WorkerRoute
 from engine.connection import Connection, connect
 from engine.errors import ConnectionLost, WireError
 from engine.types import Load, Role, WorkerState
-from engine.wire import Goodbye, Hello, Message, Pong, Prefilled, Rejected, Reserved, Status, Step, TokenEvent
+from engine.wire import (
+    Goodbye,
+    Hello,
+    Message,
+    Offered,
+    Pong,
+    Prefetched,
+    Prefilled,
+    Rejected,
+    Reserved,
+    Status,
+    Step,
+    TokenEvent,
+    Yielded,
+)
+
+if TYPE_CHECKING:
+    from control.gateway.move import Movable
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +49,8 @@ FIRST_BACKOFF_S: Final = 0.05
 LAST_BACKOFF_S: Final = 2.0
 #: A load that arrives this long after a submission has surely counted it.
 REFLECTED_S: Final = 0.02
+#: A longer time between two steps with tokens is idleness, not a step.
+LONGEST_STEP_S: Final = 2.0
 #: A worker that was lost is expected back, restarted, within this time.
 RETURN_S: Final = 10.0
 
@@ -46,13 +65,23 @@ class Leg(Protocol):
     def on_prefilled(self, link: WorkerLink, message: Prefilled) -> None: ...
     def on_tokens(self, link: WorkerLink, event: TokenEvent) -> None: ...
     def on_lost(self, link: WorkerLink, reason: str) -> None: ...
+    def on_moving(self, link: WorkerLink, message: Any) -> None: ...
     def waits_for(self, link: WorkerLink, since_s: float) -> bool: ...
+    def movable(self, link: WorkerLink) -> Movable | None: ...
+    def leave_reservation(self, link: WorkerLink) -> None: ...
 
 
 class WorkerLink:
     """One worker: its row in the table, the connection to it, and what it said last."""
 
-    def __init__(self, row: WorkerRoute, slot: int, prefixes: PrefixIndex, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        row: WorkerRoute,
+        slot: int,
+        prefixes: PrefixIndex,
+        on_change: Callable[[], None],
+        on_leaving: Callable[[WorkerLink], None] = lambda link: None,
+    ) -> None:
         self.row = row
         self.slot = slot
         self.role = Role.UNASSIGNED
@@ -62,6 +91,10 @@ class WorkerLink:
         self.simulated = row.simulated
         self.load = Load()
         self.legs: dict[str, Leg] = {}
+        self.features: tuple[str, ...] = ()
+        self.kv_token_bytes = 0.0
+        self.leaves_decode = False  # by its own word: what decodes here may be moved
+        self.step_s: float | None = None  # between two steps with tokens, lately
         self.is_retired = False
         self.heard_s = 0.0
         self.gave_s = 0.0  # when it last gave any request here a token
@@ -70,6 +103,7 @@ class WorkerLink:
         self.was_stopped = False  # it was cut off because its process stood still
         self._prefixes = prefixes
         self._on_change = on_change
+        self._on_leaving = on_leaving
         self._connection: Connection | None = None
         self._closed = asyncio.Event()
         self._pending: deque[tuple[float, int, int]] = deque()
@@ -161,7 +195,9 @@ class WorkerLink:
                 _TO_LEG[kind](leg, self, message)
         elif kind is Status:
             self.role, self.state = message.role, message.state
+            self.leaves_decode = message.leaves_decode
             self._set_load(message.load)
+            self._on_leaving(self)
         elif kind is Pong:
             self._set_load(message.load)
         elif kind is Goodbye:
@@ -173,12 +209,17 @@ class WorkerLink:
         if step.cache is not None:
             self._prefixes.apply(self.slot, step.cache)
         if step.events:
-            self.gave_s = time.monotonic()
+            self._note_step(time.monotonic())
         for event in step.events:
             leg = self.legs.get(event.req_id)
             if leg is not None and leg.attempt == event.attempt:
                 leg.on_tokens(self, event)
         self._set_load(step.load)
+
+    def _note_step(self, now_s: float) -> None:
+        gap_s, self.gave_s = now_s - self.gave_s, now_s
+        if gap_s < LONGEST_STEP_S:
+            self.step_s = gap_s if self.step_s is None else self.step_s + 0.1 * (gap_s - self.step_s)
 
     def _set_load(self, load: Load) -> None:
         now_s = time.monotonic()
@@ -219,7 +260,10 @@ class WorkerLink:
             raise ConnectionLost(f"{self.row.address} is worker {welcome.worker_id}, not {self.worker_id}")
         self._connection = connection
         self.role, self.state = welcome.role, welcome.state
+        self.leaves_decode = False
+        self.features = welcome.features
         self.block_tokens = welcome.layout.block_tokens
+        self.kv_token_bytes = welcome.layout.block_bytes / welcome.layout.block_tokens
         self.max_context = welcome.max_context
         self.simulated = welcome.simulated
         self.was_stopped = False
@@ -272,4 +316,7 @@ _TO_LEG: Final[dict[type, Callable[[Leg, WorkerLink, Any], None]]] = {
     Reserved: lambda leg, link, message: leg.on_reserved(link, message),
     Rejected: lambda leg, link, message: leg.on_rejected(link, message),
     Prefilled: lambda leg, link, message: leg.on_prefilled(link, message),
+    Offered: lambda leg, link, message: leg.on_moving(link, message),
+    Prefetched: lambda leg, link, message: leg.on_moving(link, message),
+    Yielded: lambda leg, link, message: leg.on_moving(link, message),
 }

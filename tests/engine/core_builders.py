@@ -132,7 +132,7 @@ class Bench:
         for peer, box in outboxes.items():
             mine = self.told.setdefault(peer, Outbox())
             mine.events += box.events
-            mine.messages += box.messages
+            mine.messages += [*box.messages, *box.after]
 
     def flush(self) -> None:
         self.collect(self.core.take_outbox())

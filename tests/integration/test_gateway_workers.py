@@ -22,6 +22,7 @@ from control.gateway.admission import Admission
 from control.gateway.app import Gateway, GatewayLimits
 from control.gateway.app import running as tasks_of
 from control.gateway.fleet import Fleet
+from control.gateway.mover import Mover
 from control.gateway.records import Origin, RecordLog
 from control.types import RoutingPolicy, RoutingTable, Slo, WorkerRoute
 from engine.convert import make_tiny_model
@@ -203,6 +204,34 @@ async def test_a_worker_that_is_killed_under_load_costs_no_request_and_no_token(
     assert sum(record.num_reroutes for record in records) >= 1
 
 
+def holds_nothing(load: Load) -> bool:
+    return not (load.num_running or load.num_leased or load.kv_blocks_reserved or load.kv_blocks_held)
+
+
+@pytest.mark.parametrize(("verb", "role"), [("drain", Role.UNASSIGNED), ("flip", Role.PREFILL)])
+async def test_answers_move_away_from_a_worker_that_leaves_decode_and_stay_the_same(
+    trio: tuple[Front, list[WorkerProcess]], verb: str, role: Role
+) -> None:
+    """Sampled answers, of real models; nothing is held anywhere afterwards."""
+    place, _ = trio
+    await place.place(Role.PREFILL, Role.DECODE, Role.DECODE)
+    links = place.gateway.fleet.links
+    undisturbed = [await place.ask(number, temperature=0.9, max_tokens=150) for number in range(4)]
+    asking = [asyncio.create_task(place.ask(number, temperature=0.9, max_tokens=150)) for number in range(4)]
+    relays = place.gateway.admission.in_flight
+    await until(lambda: len(relays) == 4 and all(len(each.tokens) > 3 for each in relays.values()), LIMIT_S)
+    busiest = max((1, 2), key=lambda at: len(links[NAMES[at]].legs))
+    assert (await place.orders[busiest].order(verb, role, fence=2)).ok
+    assert await asyncio.gather(*asking) == undisturbed
+    records = place.gateway.records.batch_from(5)[1]
+    moves = [move for record in records for move in record.moves]
+    assert moves
+    assert {move.from_worker for move in moves} == {NAMES[busiest]}
+    assert all(move.stall_s is not None for move in moves)
+    assert {record.status for record in records} == {200}
+    await until(lambda: all(holds_nothing(link.load) for link in links.values()), LIMIT_S)
+
+
 @pytest.mark.parametrize("stage", ["queued for prefill", "decoding"])
 async def test_a_worker_that_is_stopped_under_load_is_left_and_frees_what_it_held_when_it_goes_on(
     trio: tuple[Front, list[WorkerProcess]], stage: str
@@ -226,12 +255,31 @@ async def test_a_worker_that_is_stopped_under_load_is_left_and_frees_what_it_hel
         processes[stopped].resume()
     await until(lambda: all(link.is_ready for link in links.values()), LIMIT_S)
 
-    def holds_nothing(load: Load) -> bool:
-        return not (load.num_running or load.num_leased or load.kv_blocks_reserved or load.kv_blocks_held)
-
     await until(lambda: all(holds_nothing(link.load) for link in links.values()), LIMIT_S)
     assert answers == [await place.ask(number, max_tokens=100) for number in range(5)]
     assert {record.status for record in place.gateway.records.batch_from(0)[1]} == {200}
+
+
+async def test_paced_answers_move_with_kv_that_is_checked_token_by_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Mover, "note_prefill", lambda *_: None)  # else the short ones are cheaper to compute anew
+    configs = [paced_config(tmp_path, name) for name in NAMES]
+    with running(*configs) as process:
+        async with front(SeededText(128_256), "llama-70b", [process]) as place:
+            await place.place(Role.PREFILL, Role.DECODE, Role.DECODE)
+            undisturbed = [await place.ask(number, max_tokens=200) for number in range(8)]
+            asking = [asyncio.create_task(place.ask(number, max_tokens=200)) for number in range(8)]
+            relays = place.gateway.admission.in_flight
+            await until(lambda: len(relays) == 8 and all(len(each.tokens) > 3 for each in relays.values()), LIMIT_S)
+            assert (await place.orders[1].order("flip", Role.PREFILL, fence=2)).ok
+            assert await asyncio.gather(*asking) == undisturbed
+            records = place.gateway.records.batch_from(9)[1]
+            moves = [move for record in records for move in record.moves]
+            assert {move.kind for move in moves} == {"migration"}
+            assert {(move.from_worker, move.to_worker) for move in moves} == {("w-1", "w-2")}
+            links = place.gateway.fleet.links
+            await until(lambda: all(holds_nothing(link.load) for link in links.values()), LIMIT_S)
 
 
 async def test_paced_workers_serve_through_the_same_gateway_and_are_marked(tmp_path: Path) -> None:

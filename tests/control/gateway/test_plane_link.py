@@ -17,7 +17,7 @@ from control.gateway.admission import Admission
 from control.gateway.fleet import Fleet
 from control.gateway.plane_link import PlaneAddress, PlaneLink, load_table, save_table
 from control.gateway.records import RecordLog
-from control.types import RequestRecord, RoutingPolicy, RoutingTable
+from control.types import RequestMove, RequestRecord, RoutingPolicy, RoutingTable
 from engine.wire import Hello
 
 
@@ -36,6 +36,7 @@ def record(number: int) -> RequestRecord:
         finish_reason="stop",
         error="",
         itl_buckets={3: 4},
+        moves=(RequestMove(kind="migration", from_worker="a", to_worker="b", at_s=1.0, num_bytes=2**40),),
         **fields,
     )
 

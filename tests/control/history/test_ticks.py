@@ -20,7 +20,7 @@ from control.history.store import History, RequestQuery, SeriesQuery
 from control.metrics import METRICS
 from control.points import Ingested
 from control.traffic_stats import TrafficStats
-from control.types import Phase, Role, Slo
+from control.types import Phase, RequestMove, Role, Slo
 from engine.histogram import of_values
 from tests.control.metered import T0, FakeWorker, observe
 from tests.control.records import record
@@ -210,7 +210,13 @@ def test_each_record_is_written_once_however_often_it_is_sent(history: History) 
 
 
 def test_a_record_comes_back_as_it_was_written(history: History) -> None:
-    sent = record(itl_buckets={3: 4, 500: 1}, traceparent="00-ab", good=None, tpot_s=None)
+    moves = (
+        RequestMove(
+            kind="failover", from_worker="w1", to_worker="w2", at_s=1.5, notice_s=0.02, stall_s=0.3, reason="x"
+        ),
+        RequestMove(kind="migration", from_worker="w2", to_worker="w3", at_s=2.5, num_bytes=2**33),
+    )
+    sent = record(itl_buckets={3: 4, 500: 1}, traceparent="00-ab", good=None, tpot_s=None, moves=moves)
     history.write_tick(nothing(5), {}, [("g", 1, sent)])
     assert history.request("r") == sent
     assert history.request("other") is None

@@ -1,0 +1,43 @@
+"""One request's place in the line of those that wait for room: why there was none, and how long it has waited."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from control.gateway import errors
+from control.gateway.errors import GatewayError
+from control.gateway.fleet import Fleet, Waiter
+
+#: How long a request waits for room before it is told to come back.
+MAX_WAIT_S: Final = 10.0
+
+
+class Place:
+    """Over all the waits of one request: each time it finds no room it joins again, and keeps the place it has."""
+
+    def __init__(self, fleet: Fleet, waiter: Waiter) -> None:
+        self.why: GatewayError = errors.overloaded("no worker was asked yet", 1.0)
+        self._fleet = fleet
+        self._waiter = waiter
+        self._since_s: float | None = None
+        self._waited_s = 0.0
+
+    def join(self, *, is_new: bool) -> bool:
+        """False when no worker could serve it however long it waited."""
+        if self._since_s is None:
+            if not self._fleet.may_recover(is_new=is_new):
+                return False
+            self._since_s = time.monotonic()
+            self._fleet.wait_for_room(self._waiter)
+        return True
+
+    def leave(self) -> None:
+        if self._since_s is not None:
+            self._waited_s += time.monotonic() - self._since_s
+            self._since_s = None
+            self._fleet.stop_waiting(self._waiter)
+
+    def is_over(self, now_s: float) -> bool:
+        """It waits, and has done so for as long as anybody may."""
+        return self._since_s is not None and self._waited_s + now_s - self._since_s >= MAX_WAIT_S

@@ -1,0 +1,39 @@
+"""The gateway's own counts as Prometheus text. Names and labels are a fixed set: nothing that a client sends is one."""
+
+from __future__ import annotations
+
+from typing import Final, get_args
+
+from control.gateway.mover import MoveCounts
+from control.types import MoveKind
+from engine.histogram import value_of
+
+#: Upper bounds of the stall histogram, in seconds: from one step of a fast model to the longest recomputation.
+STALL_BOUNDS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
+
+
+def metrics_text(moves: MoveCounts) -> str:
+    """Counters since the gateway started. Stalls are those of `engine.histogram`: 1% off at most."""
+    lines = _head("phaseline_gateway_moves_total", "counter", "Running requests that went on at another worker.")
+    lines += [
+        f'phaseline_gateway_moves_total{{kind="{kind}"}} {moves.num_by_kind[kind]}' for kind in get_args(MoveKind)
+    ]
+    lines += _head("phaseline_gateway_moves_given_up_total", "counter", "Migrations that came to nothing.")
+    lines.append(f"phaseline_gateway_moves_given_up_total {moves.num_given_up}")
+    lines += _head("phaseline_gateway_moved_bytes_total", "counter", "KV bytes that were copied ahead of a migration.")
+    lines.append(f"phaseline_gateway_moved_bytes_total {moves.num_bytes}")
+    name = "phaseline_gateway_move_stall_seconds"
+    lines += _head(name, "histogram", "Last token before a move to the first one after it.")
+    stalls = [(value_of(bucket), count) for bucket, count in moves.stall_buckets.items()]
+    for bound_s in STALL_BOUNDS_S:
+        lines.append(f'{name}_bucket{{le="{bound_s:g}"}} {sum(n for value_s, n in stalls if value_s <= bound_s)}')
+    total = sum(count for _, count in stalls)
+    lines.append(f'{name}_bucket{{le="+Inf"}} {total}')
+    lines.append(f"{name}_sum {sum(value_s * count for value_s, count in stalls):.6g}")
+    lines.append(f"{name}_count {total}")
+    return "\n".join(lines) + "\n"
+
+
+def _head(name: str, kind: str, words: str) -> list[str]:
+    return [f"# HELP {name} {words}", f"# TYPE {name} {kind}"]

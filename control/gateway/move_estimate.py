@@ -1,0 +1,98 @@
+"""Should a running sequence leave a worker that drains, and how: moved, recomputed, or left to finish. Pure.
+
+    move       copy its KV while it decodes on, stop it for the rest of the copy       (costs bytes on the link)
+    recompute  compute its KV anew elsewhere                                           (costs a prefill)
+    finish     leave it where it is: the drain waits for it
+
+All times are in seconds and from what was measured lately; None is unknown, and then moving is tried: it costs least if
+the guess is wrong. `rest_tokens` is an upper bound, as nobody knows where a model stops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Set
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from control.routing import FleetView, WorkerView
+
+#: Steps of the source that a move takes besides the copy: one until it is offered, one until it has stopped.
+MOVE_STEPS: Final = 2
+#: With so few tokens to go it ends sooner than any move is set up.
+SHORT_REST_TOKENS: Final = 4
+
+
+class MoveChoice(StrEnum):
+    MOVE = "move"
+    RECOMPUTE = "recompute"
+    FINISH = "finish"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveFacts:
+    """One sequence, its worker, and what copying and computing cost here."""
+
+    rest_tokens: int  # at most
+    kv_tokens: int
+    kv_bytes: int
+    step_s: float | None = None  # of the source
+    handoff_bytes_per_s: float | None = None
+    prefill_tokens_per_s: float | None = None
+    queued_prefill_tokens: int = 0  # where it would be computed anew, ahead of it
+    has_target: bool = True
+    is_moving_known: bool = True  # source and target both know how
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveEstimate:
+    choice: MoveChoice
+    reason: str
+    rest_s: float | None
+    move_s: float | None
+    recompute_s: float | None
+
+
+def estimate(facts: MoveFacts) -> MoveEstimate:
+    """The choice that frees the source soonest at a fair price, with the reason in words."""
+    step_s, rate, prefill = facts.step_s, facts.handoff_bytes_per_s, facts.prefill_tokens_per_s
+    rest_s = None if step_s is None else facts.rest_tokens * step_s
+    copy_s = None if not rate else facts.kv_bytes / rate
+    move_s = None if step_s is None or copy_s is None else copy_s + MOVE_STEPS * step_s
+    recompute_s = None if not prefill else (facts.queued_prefill_tokens + facts.kv_tokens) / prefill
+    choice, reason = MoveChoice.MOVE, f"{facts.rest_tokens} tokens may be left, {facts.kv_tokens} tokens of KV to move"
+    if not facts.has_target:
+        choice, reason = MoveChoice.FINISH, f"no other worker has room for {facts.kv_tokens + facts.rest_tokens} tokens"
+    elif not facts.is_moving_known:
+        choice, reason = MoveChoice.FINISH, "an older worker takes part, which cannot move what runs"
+    elif facts.rest_tokens <= SHORT_REST_TOKENS:
+        choice, reason = MoveChoice.FINISH, f"at most {facts.rest_tokens} tokens are left"
+    elif rest_s is not None and move_s is not None and rest_s <= move_s:
+        choice = MoveChoice.FINISH
+        reason = f"the rest takes at most {1000 * rest_s:.0f} ms, moving it {1000 * move_s:.0f} ms"
+    elif recompute_s is not None and step_s is not None and recompute_s <= step_s:
+        choice = MoveChoice.RECOMPUTE
+        reason = f"computing {facts.kv_tokens} tokens anew takes {1000 * recompute_s:.1f} ms, less than one step"
+    return MoveEstimate(choice=choice, reason=reason, rest_s=rest_s, move_s=move_s, recompute_s=recompute_s)
+
+
+def queued_ahead(view: FleetView) -> int:
+    """Prompt tokens before a sequence that is computed anew: on the emptiest worker that prefills for others."""
+    prefilling = [each.queued_prefill_tokens for each in (*view.prefill, *view.mixed) if each.weight > 0]
+    return min(prefilling or [each.queued_prefill_tokens for each in view.decode], default=0)
+
+
+def choose_target(workers: Iterable[WorkerView], needs_tokens: int, avoid: Set[str]) -> str | None:
+    """Where a sequence of at most `needs_tokens` fits and adds least: the share of KV in use then, over the weight."""
+    fits = [
+        each
+        for each in workers
+        if each.weight > 0
+        and each.worker_id not in avoid
+        and each.kv_used_tokens + needs_tokens <= each.kv_total_tokens
+    ]
+    if not fits:
+        return None
+    return min(
+        fits, key=lambda each: ((each.kv_used_tokens + needs_tokens) / each.kv_total_tokens / each.weight, each.slot)
+    ).worker_id

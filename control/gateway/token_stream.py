@@ -1,0 +1,122 @@
+"""The tokens of one answer, from the workers' side to the consumer's: each position once, in order. The relay's base.
+
+Also here, because they are seen in the tokens: how long the stream stood when it went on at another worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Literal
+
+from control.gateway import errors
+from control.gateway.errors import GatewayError
+from control.gateway.fleet import Fleet
+from control.gateway.job import Job, Served
+from control.gateway.timeline import Timeline
+from control.types import RequestMove
+from engine.types import FinishReason
+
+
+class TokenStream:
+    """Whoever produces calls `_accept` and `_notify`; one consumer awaits `wait` and then `take`s tokens."""
+
+    def __init__(self, job: Job, fleet: Fleet) -> None:
+        self.job = job
+        self.tokens: list[int] = []
+        self.served = Served(simulated=fleet.simulated)
+        self.timeline = Timeline(job.arrival_s)
+        self.finish: FinishReason | None = None
+        self.error: GatewayError | None = None
+        self._fleet = fleet
+        self._num_attempts = 0
+        self._num_taken = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self._wakes_on_tokens = True
+        self._progress_s = job.arrival_s  # when a worker was last asked, or last gave tokens
+
+    @property
+    def is_done(self) -> bool:
+        return self.finish is not None or self.error is not None
+
+    @property
+    def num_known(self) -> int:
+        """Tokens that a worker must have KV of: prompt and all that was taken."""
+        return len(self.job.prompt) + len(self.tokens)
+
+    @property
+    def rest_tokens(self) -> int:
+        """How many may come yet, at most."""
+        return self.job.sampling.max_tokens - len(self.tokens)
+
+    @property
+    def wire_id(self) -> str:
+        return self.job.wire_id
+
+    def next_attempt(self) -> int:
+        """No two submissions of a request have the same number, also when one of them came to nothing."""
+        self._num_attempts += 1
+        return self._num_attempts
+
+    async def wait(self, *, until_done: bool = False) -> None:
+        """Until there are tokens to take (or all of them, with `until_done`), or the request has ended."""
+        self._wakes_on_tokens = not until_done
+        if not self.is_done and (until_done or self._num_taken == len(self.tokens)):
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+
+    def take(self) -> list[int]:
+        """Tokens since the last time, in order."""
+        new = self.tokens[self._num_taken :]
+        self._num_taken = len(self.tokens)
+        return new
+
+    def fail(self, error: GatewayError) -> None:
+        """End with an error, unless it has ended already."""
+        if not self.is_done:
+            self._leave()
+            self.error = error
+            self._notify()
+
+    def stop(self, finish: FinishReason) -> None:
+        """The consumer wants no more (a stop string, or the client went away): free what the workers hold."""
+        if not self.is_done:
+            self._leave()
+            self.finish = finish
+            self._notify()
+
+    def _leave(self) -> None:
+        """Give up all that workers hold."""
+        raise NotImplementedError
+
+    def _accept(self, position: int, tokens: list[int]) -> None:
+        """Take the positions that are new. A gap would lose a token, so it is an error of ours."""
+        known = self.num_known - position
+        if known < 0:
+            self.fail(errors.internal(f"a worker skipped {-known} tokens before position {position}", "token_gap"))
+            return
+        new = tokens[known:] if known else tokens
+        if new:
+            self.tokens += new
+            self._progress_s = time.monotonic()
+            if self.served.is_moving:
+                stall_s = self._progress_s - self.timeline.last_s
+                self.served.resumed(stall_s)
+                self._fleet.mover.counts.stalled(stall_s)
+            self.timeline.add(len(new), self._progress_s)
+
+    def _notify(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done() and (self._wakes_on_tokens or self.is_done):
+            waiter.set_result(None)
+
+    def _note_move(
+        self, kind: Literal["migration", "recompute"], from_worker: str, reason: str, num_bytes: int, begun_s: float
+    ) -> None:
+        """It leaves this worker; the rest of the story is known with its next token."""
+        at_s = begun_s - self.job.arrival_s
+        move = RequestMove(kind=kind, from_worker=from_worker, to_worker="", at_s=at_s, num_bytes=num_bytes,
+                           reason=reason)  # fmt: skip
+        self.served.moves_to_next(move)
+        self._fleet.mover.counts.num_by_kind[kind] += 1
+        self._fleet.mover.counts.num_bytes += num_bytes

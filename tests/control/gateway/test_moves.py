@@ -1,0 +1,271 @@
+"""Requests leave a worker that drains while they decode on: the client gets every token once, whatever goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from gateway_builders import LOCAL_ALWAYS, House, house, until
+
+from control.gateway.move_estimate import MoveChoice, MoveFacts, choose_target, estimate, queued_ahead
+from control.gateway.mover import MoveLimits
+from control.gateway.null_worker import Faults, NullConfig
+from control.routing import FleetView, WorkerView
+from engine.text import ModelText
+from engine.types import Load, Role, WorkerState
+from engine.wire import Cancel, Offer, Prefetch, Pull, ReleaseLease, Submit, Yield
+
+ANSWER = "Paris is the capital of France. "
+LENGTH = 60
+NAMES = ("m0", "m1", "m2")
+
+
+def configs(text: ModelText, faults: dict[str, Faults], **shape: Any) -> list[NullConfig]:
+    tokens = tuple(text.encode(ANSWER))
+    return [
+        NullConfig(worker_id=name, role=Role.DECODE, tokens=tokens, step_s=0.005, block_tokens=4,
+                   faults=faults.get(name, Faults()), **shape)
+        for name in NAMES
+    ]  # fmt: skip
+
+
+def expected(text: ModelText, length: int = LENGTH) -> str:
+    return text.detokenizer([]).push((text.encode(ANSWER) * length)[:length])
+
+
+async def said(place: House, length: int = LENGTH) -> str:
+    response, events = await place.events(max_tokens=length)
+    assert response.status_code == 200, response.text
+    assert events[-1] == "[DONE]", events
+    return "".join(event["choices"][0]["delta"].get("content", "") for event in events[:-1])
+
+
+@contextlib.asynccontextmanager
+async def decoding(
+    text: ModelText, faults: dict[str, Faults] | None = None, *, num: int = 1, length: int = LENGTH, **shape: Any
+) -> AsyncIterator[tuple[House, list[asyncio.Task[str]]]]:
+    """Requests that decode on m0, each with some tokens; m1 is preferred over m2 when they must leave."""
+    async with house(text, configs(text, faults or {}, **shape), policy=LOCAL_ALWAYS) as place:
+        place.retable(policy=LOCAL_ALWAYS, weights={"m0": 100.0, "m1": 1e-3, "m2": 1e-6})
+        for worker, held in zip(place.workers[1:], (1000, 2000), strict=True):
+            worker.set_load(Load(kv_blocks_total=65536, kv_blocks_held=held))
+        await until(lambda: [each.kv_used_tokens for each in place.gateway.fleet.view().decode] == [0, 4000, 8000])
+        asking = [asyncio.create_task(said(place, length)) for _ in range(num)]
+        relays = place.gateway.admission.in_flight
+        await until(lambda: len(relays) == num and all(len(each.tokens) >= 6 for each in relays.values()))
+        assert {each.served.decode_worker for each in relays.values()} == {"m0"}
+        yield place, asking
+
+
+def drain(place: House) -> None:
+    place.workers[0].set_state(WorkerState.DRAINING, leaves_decode=True)
+
+
+async def test_a_request_is_moved_while_it_decodes_and_its_record_says_so(text: ModelText) -> None:
+    async with decoding(text, copy_s=0.05) as (place, (asking,)):
+        drain(place)
+        assert await asking == expected(text)
+        await until(lambda: len(place.records) == 1)
+        (move,) = place.records[0].moves
+        assert (move.kind, move.from_worker, move.to_worker) == ("migration", "m0", "m1")
+        assert move.num_bytes > 0
+        assert move.stall_s is not None
+        assert place.records[0].decode_worker == "m1"
+        assert (place.records[0].num_reroutes, place.records[0].handoff_s) == (0, None)
+        (pull,) = place.seen(1, Pull)
+        (submit,) = place.seen(1, Submit)
+        assert len(pull.more) >= 1  # it decoded on meanwhile
+        assert len(submit.prompt) >= submit.num_prompt + 5
+        assert not place.workers[0]._batch
+        counts = place.gateway.fleet.mover.counts
+        assert (counts.num_by_kind, counts.num_bytes) == ({"migration": 1}, move.num_bytes)
+        assert sum(counts.stall_buckets.values()) == 1
+        page = (await place.client.get("/metrics")).text.splitlines()
+        assert 'phaseline_gateway_moves_total{kind="migration"} 1' in page
+        assert f"phaseline_gateway_moved_bytes_total {move.num_bytes}" in page
+        assert 'phaseline_gateway_move_stall_seconds_bucket{le="+Inf"} 1' in page
+
+
+async def test_many_requests_leave_a_few_at_a_time_and_all_arrive(text: ModelText) -> None:
+    async with decoding(text, num=20, length=200) as (place, asking):
+        mover = place.gateway.fleet.mover
+        most = 0
+
+        def watch(*_: Any) -> bool:
+            nonlocal most
+            most = max([most, *(len(moves) for moves in mover._moves.values())])
+            return mover.counts.num_by_kind["migration"] == 20
+
+        drain(place)
+        await until(watch)
+        assert 1 <= most <= MoveLimits().per_worker
+        assert await asyncio.gather(*asking) == [expected(text, 200)] * 20
+        assert not place.workers[0]._running
+
+
+async def test_a_reservation_whose_prompt_is_still_queued_is_made_anew_elsewhere(text: ModelText) -> None:
+    tokens = tuple(text.encode(ANSWER))
+    roles = {"p0": Role.PREFILL, "d0": Role.DECODE, "d1": Role.DECODE}
+    workers = [NullConfig(worker_id=name, role=role, tokens=tokens) for name, role in roles.items()]
+    workers[0].faults.is_silent = True
+    async with house(text, workers) as place:
+        asking = asyncio.create_task(said(place))
+        await until(lambda: bool(place.seen(0, Submit)))
+        first = 1 if place.seen(1, Submit) else 2
+        other = 3 - first
+        place.workers[first].set_state(WorkerState.DRAINING, leaves_decode=True)
+        await until(lambda: len(place.seen(first, Cancel)) == 1 and len(place.seen(other, Submit)) == 1)
+        workers[0].faults.is_silent = False
+        place.workers[0].resume()
+        assert await asking == expected(text)
+        assert len(place.seen(0, Submit)) == 1  # its place in the queue was kept
+        assert place.seen(first, Pull) == []
+        await until(lambda: len(place.records) == 1)
+        assert place.records[0].decode_worker == f"d{other - 1}"
+
+
+FAULTS = {
+    "m1": ["Submit", "Prefetch", "Pull"],
+    "m0": ["Offer", "Yield"],
+}
+
+
+@pytest.mark.parametrize(("worker", "message"), [(name, each) for name, all_of in FAULTS.items() for each in all_of])
+async def test_either_end_may_die_at_any_stage(text: ModelText, worker: str, message: str) -> None:
+    async with decoding(text, {worker: Faults(dies_on=message)}) as (place, (asking,)):
+        drain(place)
+        assert await asking == expected(text)
+        await until(lambda: len(place.records) == 1)
+        assert place.records[0].status == 200
+        await until(lambda: not any(each.legs for each in place.gateway.fleet.links.values()))
+
+
+async def test_a_target_that_refuses_is_passed_over(text: ModelText) -> None:
+    faults = {"m1": Faults(reject_code="no_kv", num_rejects=1000)}
+    async with decoding(text, faults) as (place, (asking,)):
+        drain(place)
+        assert await asking == expected(text)
+        await until(lambda: len(place.records) == 1)
+        (move,) = place.records[0].moves
+        assert (move.kind, move.to_worker) == ("migration", "m2")
+
+
+async def test_a_failed_copy_ahead_leaves_the_source_decoding_and_frees_what_was_held(text: ModelText) -> None:
+    async with decoding(text, {"m1": Faults(num_failed_prefetches=1)}) as (place, (asking,)):
+        drain(place)
+        assert await asking == expected(text)
+        await until(lambda: len(place.records) == 1)
+        assert [each.to_worker for each in place.records[0].moves] == ["m2"]
+        assert len(place.seen(1, Cancel)) == 1
+        assert len(place.seen(0, ReleaseLease)) >= 1
+
+
+async def test_a_failed_last_copy_is_computed_anew_where_it_is(text: ModelText) -> None:
+    async with decoding(text, {"m1": Faults(num_failed_pulls=1)}) as (place, (asking,)):
+        drain(place)
+        assert await asking == expected(text)
+        assert next(len(message.prompt) for message in place.seen(1, Submit)) >= 5
+        assert len(place.seen(1, Submit)) == 2
+        await until(lambda: len(place.records) == 1)
+        assert place.records[0].decode_worker == "m1"
+
+
+async def test_a_client_that_goes_away_in_the_middle_frees_both_ends(text: ModelText) -> None:
+    async with decoding(text, {"m0": Faults(never_yields=True)}, length=2000) as (place, (asking,)):
+        drain(place)
+        await until(lambda: bool(place.seen(0, Yield)))
+        asking.cancel()
+        await until(lambda: len(place.seen(0, Cancel)) == 1 and len(place.seen(1, Cancel)) == 1)
+        await until(lambda: not any(each.legs for each in place.gateway.fleet.links.values()))
+
+
+async def test_a_source_that_yields_after_the_move_was_given_up_loses_nothing(text: ModelText) -> None:
+    async with decoding(text, {"m0": Faults(never_yields=True)}, length=200) as (place, (asking,)):
+        drain(place)
+        await until(lambda: bool(place.seen(0, Yield)))
+        (relay,) = place.gateway.admission.in_flight.values()
+        place.workers[0].state = WorkerState.DRAINING
+        move = relay.move
+        assert move is not None
+        place.gateway.fleet.links["m0"].leaves_decode = False  # no second try
+        move.abandon("the test gives it up")
+        place.workers[0].config.faults.never_yields = False
+        connection = next(iter(place.workers[0]._connections))
+        place.workers[0]._on_source(connection, Yield(relay.wire_id, relay.attempt))
+        assert await asking == expected(text, 200)
+        await until(lambda: len(place.records) == 1)
+        assert [each.kind for each in place.records[0].moves] == ["recompute"]
+
+
+@pytest.mark.parametrize("old", ["source", "switched off"])
+async def test_without_the_feature_a_drain_waits_as_before(text: ModelText, old: str) -> None:
+    async with decoding(text) as (place, (asking,)):
+        if old == "source":
+            place.gateway.fleet.links["m0"].features = ()
+        else:
+            place.gateway.fleet.mover._limits = MoveLimits(is_on=False)
+        drain(place)
+        assert await asking == expected(text)
+        await until(lambda: len(place.records) == 1)
+        assert place.records[0].moves == ()
+        assert place.seen(0, Offer) == []
+        assert place.seen(1, Prefetch) == []
+
+
+# --- the estimate ---------------------------------------------------------------------------------------------------
+
+FACTS: dict[str, Any] = {
+    "rest_tokens": 1000,
+    "kv_tokens": 2000,
+    "kv_bytes": 300_000_000,
+    "step_s": 0.02,
+    "handoff_bytes_per_s": 25e9,
+    "prefill_tokens_per_s": 5000,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "choice", "words"),
+    [
+        ({}, MoveChoice.MOVE, "2000 tokens of KV"),
+        ({"has_target": False}, MoveChoice.FINISH, "room for 3000 tokens"),
+        ({"is_moving_known": False}, MoveChoice.FINISH, "older worker"),
+        ({"rest_tokens": 4}, MoveChoice.FINISH, "at most 4 tokens"),
+        ({"rest_tokens": 5}, MoveChoice.MOVE, ""),
+        ({"rest_tokens": 10, "handoff_bytes_per_s": 1e9}, MoveChoice.FINISH, "at most 200 ms, moving it 340 ms"),
+        ({"rest_tokens": 18, "handoff_bytes_per_s": 1e9}, MoveChoice.MOVE, ""),
+        ({"kv_tokens": 100}, MoveChoice.RECOMPUTE, "100 tokens anew takes 20.0 ms"),
+        ({"kv_tokens": 100, "queued_prefill_tokens": 1}, MoveChoice.MOVE, ""),
+        ({"kv_tokens": 101}, MoveChoice.MOVE, ""),
+        ({"step_s": None, "rest_tokens": 10, "kv_tokens": 1}, MoveChoice.MOVE, ""),
+        ({"handoff_bytes_per_s": None, "prefill_tokens_per_s": None}, MoveChoice.MOVE, ""),
+    ],
+)
+def test_the_estimate_says_what_costs_least(change: dict[str, Any], choice: MoveChoice, words: str) -> None:
+    decision = estimate(MoveFacts(**(FACTS | change)))
+    assert decision.choice is choice
+    assert words in decision.reason
+
+
+def test_what_is_computed_anew_waits_behind_the_emptiest_prefill_queue() -> None:
+    def worker(queued: int, weight: float = 1.0) -> WorkerView:
+        return WorkerView("w", 0, weight, queued, 0, 1000)
+
+    decode = (worker(1),)
+    assert queued_ahead(FleetView(3, 0, 0, 0, (worker(70), worker(50), worker(0, 0.0)), decode)) == 50
+    assert queued_ahead(FleetView(3, 0, 0, 0, (worker(70),), decode, (worker(20),))) == 20
+    assert queued_ahead(FleetView(3, 0, 0, 0, (), decode)) == 1
+
+
+def test_a_target_has_room_and_is_the_emptiest_for_its_weight() -> None:
+    def worker(name: str, used: int, weight: float = 1.0) -> WorkerView:
+        return WorkerView(name, int(name[1:]), weight, 0, used, 1000)
+
+    workers = [worker("w0", 950), worker("w1", 500), worker("w2", 400), worker("w3", 100, 0.0), worker("w4", 850, 9.0)]
+    assert choose_target(workers, 100, set()) == "w4"
+    assert choose_target(workers, 200, set()) == "w2"
+    assert choose_target(workers, 200, {"w2"}) == "w1"
+    assert choose_target(workers, 601, set()) is None
