@@ -23,12 +23,13 @@ from typing import Final
 
 import msgspec
 
-from control.fleets.base import Observation
+from control.fleet_events import life_events
+from control.fleets.base import Observation, WorkerLife
 from control.gauges import gauge_rows
 from control.points import Ingested, Line, Row, WorkerCursor, WorkerEpoch, add_row, lines_of
 from control.recent import Recent, UtilizationView
 from control.spreading import cover, shares, slot_seconds
-from control.types import Phase, Role, RoleInterval
+from control.types import FleetEvent, Phase, Role, RoleInterval
 from engine.histogram import delta
 from engine.meter import cursor_records
 from engine.readings import DeviceInfo, MeterReading, PhaseCounters, StepRecord
@@ -82,6 +83,7 @@ class _Batch:
     latencies: dict[tuple[Line, str, int], dict[int, int]] = field(default_factory=dict)
     roles: list[RoleInterval] = field(default_factory=list)
     epochs: list[WorkerEpoch] = field(default_factory=list)
+    events: list[FleetEvent] = field(default_factory=list)
 
     def add_latency(self, key: tuple[Line, str, int], counts: Mapping[int, int]) -> None:
         into = self.latencies.setdefault(key, {})
@@ -110,7 +112,8 @@ class Accountant:
     def ingest(self, observation: Observation) -> Ingested:
         """What this observation adds. Readings that are not in it are unknown, not zero."""
         batch = _Batch()
-        fresh = [self._account(reading, batch) for reading in observation.readings]
+        lives = {each.worker_id: each for each in observation.lives}
+        fresh = [self._account(reading, lives.get(reading.worker_id), batch) for reading in observation.readings]
         self._close_departed(observation, batch)
         live = [reading for reading, is_fresh in zip(observation.readings, fresh, strict=True) if is_fresh]
         for key, row in gauge_rows(live, observation.devices, int(observation.at_unix_s)).items():
@@ -125,6 +128,7 @@ class Accountant:
             latencies=batch.latencies,
             roles=tuple(batch.roles),
             epochs=tuple(batch.epochs),
+            events=tuple(batch.events),
         )
 
     def utilization(self, now_unix_s: float, window_s: int = 5) -> UtilizationView:
@@ -133,7 +137,7 @@ class Accountant:
 
     # --- one reading ------------------------------------------------------------------------------------------------
 
-    def _account(self, reading: MeterReading, batch: _Batch) -> bool:
+    def _account(self, reading: MeterReading, life: WorkerLife | None, batch: _Batch) -> bool:
         """Count one reading; True when the worker lives, so that its gauges say something."""
         before = self._cursors.get(reading.worker_id)
         if before is not None and reading.epoch < before.epoch:
@@ -147,6 +151,7 @@ class Accountant:
         self._count_cover(reading, same_epoch, known_from, known_until, batch)
         histograms = self._count_latencies(reading, same_epoch, batch)
         is_open = self._count_roles(reading, before, known_until, batch)
+        batch.events += life_events(self.fleet_id, reading, before, known_until, life)
         self._cursors[reading.worker_id] = WorkerCursor(
             epoch=reading.epoch,
             num_records=cursor_records(reading.next_cursor),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any, TypeVar
@@ -24,6 +24,8 @@ from control.types import (
     CommandRequest,
     CommandState,
     Desired,
+    EventKind,
+    FleetEvent,
     FleetSnapshot,
     MetricInfo,
     Preview,
@@ -200,9 +202,10 @@ class PhaselineClient:
         rule: str | None = None,
         worker_id: str | None = None,
         good: bool | None = None,
+        moved: bool | None = None,
         fleet_id: str | None = None,
     ) -> list[RequestRecord]:
-        """Request records, metadata only. order: recent | slowest."""
+        """Request records, metadata only. order: recent | slowest. moved: went on at another worker."""
         return self._get(
             list[RequestRecord],
             f"{API}/requests",
@@ -213,6 +216,7 @@ class PhaselineClient:
             rule=rule,
             worker_id=worker_id,
             good=good,
+            moved=moved,
             fleet_id=fleet_id,
         )
 
@@ -224,6 +228,28 @@ class PhaselineClient:
     ) -> list[RoleInterval]:
         return self._get(
             list[RoleInterval], f"{API}/roles", since_unix_s=since_unix_s, until_unix_s=until_unix_s, fleet_id=fleet_id
+        )
+
+    def fleet_events(
+        self,
+        since_unix_s: float,
+        until_unix_s: float | None = None,
+        *,
+        kinds: Collection[EventKind] = (),
+        worker_id: str | None = None,
+        limit: int = 1_000,
+        fleet_id: str | None = None,
+    ) -> list[FleetEvent]:
+        """What happened to workers and to the requests that left them, newest first."""
+        return self._get(
+            list[FleetEvent],
+            f"{API}/events",
+            since_unix_s=since_unix_s,
+            until_unix_s=until_unix_s,
+            kind=list(kinds) or None,
+            worker_id=worker_id,
+            limit=limit,
+            fleet_id=fleet_id,
         )
 
     def events(self, timeout_s: float = 30.0) -> Iterator[dict[str, Any]]:
@@ -241,7 +267,7 @@ class PhaselineClient:
 
     # --- transport --------------------------------------------------------------------------------------------------
 
-    def _get(self, kind: type[T], path: str, **params: Any) -> T:
+    def _get(self, kind: type[T], path: str, /, **params: Any) -> T:
         return self._send(kind, "GET", path, params={k: _query(v) for k, v in params.items() if v is not None})
 
     def _post(self, kind: type[T], path: str, body: Any) -> T:
@@ -288,5 +314,7 @@ def _dump(request: CommandRequest) -> Any:
     return _adapter(CommandRequest).dump_python(request, mode="json", exclude_none=True)
 
 
-def _query(value: Any) -> str:
+def _query(value: Any) -> str | list[str]:
+    if isinstance(value, list):
+        return [str(each) for each in value]
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from control.types import Phase, Role, RoleInterval, WorkerState
+from control.types import FleetEvent, Phase, Role, RoleInterval, WorkerState
 from engine.readings import DeviceInfo, MeterReading, PhaseCounters
 
 Scope = Literal["fleet", "role", "rule", "worker"]
@@ -135,6 +135,7 @@ class Ingested:
     latencies: Mapping[tuple[Line, str, int], dict[int, int]] = field(default_factory=dict)
     roles: tuple[RoleInterval, ...] = ()
     epochs: tuple[WorkerEpoch, ...] = ()
+    events: tuple[FleetEvent, ...] = ()
 
 
 #: Columns that count a second once, however often something is added to it.

@@ -21,6 +21,8 @@ SAMPLE_TRAFFIC_KEY = "sample-traffic"
 
 Provenance = Literal["measured", "derived", "assumed", "simulated"]
 MoveKind = Literal["failover", "migration", "recompute"]
+LifeKind = Literal["started", "died", "stopped", "restarted"]
+EventKind = LifeKind | MoveKind
 Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0.0, le=100.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=100_000, strict=True)]
@@ -432,6 +434,28 @@ class RequestMove:
     stall_s: float | None = None  # last token before to the first one after; None: the request ended without one
     num_bytes: int = 0  # KV that was copied while it decoded on; the last blocks, copied in the stall, are not counted
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetEvent:
+    """What happened to a worker, or to the requests that it served. Of moves there is one event per second, kind and
+    worker that was left; they are known when their requests end, so the youngest still fill in."""
+
+    fleet_id: str
+    kind: EventKind
+    at_unix_s: float  # moves: the earliest of that second
+    worker_id: str  # whose life it is; moves: the worker that was left
+    model_id: str = ""
+    simulated: bool = False
+    epoch: int = 0  # which life of the worker; 0 for moves
+    reason: str = ""
+    away_s: float | None = None  # restarted: since the last sign of its former life
+    num_requests: int = 0  # moves: how many requests went on elsewhere
+    num_failed: int = 0  # of these: ended with an error all the same
+    to_workers: dict[str, int] = field(default_factory=dict)  # where they went on, and how many of them
+    num_bytes: int = 0  # KV that was copied while they decoded on
+    notice_s: float | None = None  # the longest: last sign of life to noticing
+    stall_s: float | None = None  # the longest: last token before to the first one after
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

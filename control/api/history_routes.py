@@ -59,9 +59,10 @@ async def requests(
     rule: str | None = None,
     worker_id: str | None = None,
     good: bool | None = None,
+    moved: bool | None = None,
     fleet_id: str | None = None,
 ) -> Response:
-    """Request records, newest or slowest first."""
+    """Request records, newest or slowest first. `moved`: those that went on at another worker, or the others."""
     plane = context.plane(fleet_id)
     query = RequestQuery(
         fleet_id=plane.fleet.fleet_id,
@@ -72,6 +73,7 @@ async def requests(
         rule=rule,
         worker_id=worker_id,
         good=good,
+        moved=moved,
     )
     return answer(list[RequestRecord], await plane.recorder.read(plane.history.requests, query))
 

@@ -48,7 +48,9 @@ for function, name in (
     (commands.undo, "undo"),
     (commands.commands, "commands"),
     (history.series, "series"),
+    (history.events, "events"),
     (history.requests, "requests"),
+    (history.request, "request"),
     (traffic, "traffic"),
     (bench.bench, "bench"),
 ):

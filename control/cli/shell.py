@@ -35,6 +35,7 @@ from control.errors import (
     StaleVersion,
 )
 from control.settings import Settings, load_settings
+from control.stories import time_words
 
 
 class Exit(IntEnum):
@@ -145,6 +146,4 @@ def percent(value: float | None) -> str | None:
 
 def seconds(value: float | None) -> str | None:
     """Three significant digits, in ms below one second."""
-    if value is None:
-        return None
-    return f"{value * 1000:.3g} ms" if value < 1.0 else f"{value:.3g} s"
+    return None if value is None else time_words(value)

@@ -30,6 +30,7 @@ class RequestQuery:
     rule: str | None = None
     worker_id: str | None = None
     good: bool | None = None
+    moved: bool | None = None  # whether it went on at another worker
 
 
 def last_seq(connection: Connection, gateway_id: str) -> int:
@@ -74,6 +75,7 @@ def _values(gateway_id: str, seq: int, record: RequestRecord) -> dict[str, objec
         "e2e_s": record.e2e_s,
         "ttft_s": record.ttft_s,
         "record": _record.dump_json(record),
+        "num_moves": len(record.moves),
     }
 
 
@@ -90,6 +92,8 @@ def find_requests(connection: Connection, query: RequestQuery) -> list[RequestRe
         wanted = wanted.where(or_(c.prefill_worker == query.worker_id, c.decode_worker == query.worker_id))
     if query.good is not None:
         wanted = wanted.where(c.good.is_(query.good))
+    if query.moved is not None:
+        wanted = wanted.where(c.num_moves > 0 if query.moved else c.num_moves == 0)
     if query.order == "slowest":
         wanted = wanted.order_by(func.coalesce(c.e2e_s, -1.0).desc(), c.record_id.desc())
     else:

@@ -54,6 +54,11 @@ def prune_records(connection: Connection, keep_s: float, now_unix_s: float) -> b
     return deleted >= MAX_RECORDS_A_BATCH
 
 
+def prune_events(connection: Connection, keep_s: float, now_unix_s: float) -> None:
+    """Events older than anything that is kept: rare, so all of them at once."""
+    connection.execute(delete(schema.fleet_events).where(schema.fleet_events.c.t < now_unix_s - keep_s))
+
+
 def prune_intervals(connection: Connection, keep_s: float, now_unix_s: float) -> None:
     """Role intervals that ended before anything that is kept."""
     c = schema.role_intervals.c

@@ -2,6 +2,7 @@
 
     lines ──< phase_points, state_points, traffic_points, latency_points     one row per line, step and bucket
     commands ──< command_steps            desired_states     request_records     role_intervals     worker_epochs
+    fleet_events  what happened to workers, and to the requests that left them
     cursors, gateway_seqs, fences, marks  what makes each thing count exactly once
 
 `line_id` stands for (fleet_id, model_id, scope, name, epoch, role, simulated). `step_s` 1 is what was measured; 10, 60,
@@ -177,8 +178,17 @@ request_records = Table(
     Column("e2e_s", Double),
     Column("ttft_s", Double),
     Column("record", LargeBinary, nullable=False),
+    Column("num_moves", Integer, nullable=False, server_default="0"),
     UniqueConstraint("gateway_id", "seq"),
     Index("request_records_by_arrival", "fleet_id", "arrival_unix_s"),
+)
+_moved = request_records.c.num_moves > 0  # few of many: only they are in the index
+Index(
+    "request_records_moved",
+    request_records.c.fleet_id,
+    request_records.c.arrival_unix_s,
+    sqlite_where=_moved,
+    postgresql_where=_moved,
 )
 
 role_intervals = Table(
@@ -193,6 +203,19 @@ role_intervals = Table(
     Column("state", Text, nullable=False),
     Column("reason", Text, nullable=False),
     Index("role_intervals_by_end", "fleet_id", "end_unix_s"),
+)
+
+fleet_events = Table(
+    "fleet_events",
+    metadata,
+    Column("fleet_id", Text, primary_key=True),
+    Column("t", BigInteger, primary_key=True, autoincrement=False),  # the second it happened in
+    Column("kind", Text, primary_key=True),
+    Column("worker_id", Text, primary_key=True),
+    Column("epoch", BigInteger, primary_key=True, autoincrement=False),
+    Column("event", LargeBinary, nullable=False),
+    Index("fleet_events_by_worker", "fleet_id", "worker_id", "t"),
+    sqlite_with_rowid=False,
 )
 
 cursors = Table(

@@ -1,8 +1,8 @@
 """The history as the plane sees it: one object, synchronous methods, one transaction each, one kind of error.
 
 Decided here: what is one transaction. Everything a tick found out (points, rollups, request records, role intervals,
-and the cursors that make it count once) is written together or not at all; so is a command with the desired state that
-it makes. One thread writes; any number of threads read beside it.
+events, and the cursors that make it count once) is written together or not at all; so is a command with the desired
+state that it makes. One thread writes; any number of threads read beside it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from sqlalchemy import Connection, Engine, case, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from control.errors import HistoryError
-from control.history import journal, requests, schema
+from control.fleet_events import move_events
+from control.history import events, journal, requests, schema
 from control.history.database import one_line, open_engine, writing
+from control.history.events import EventQuery
 from control.history.points import LineIds, PointBatch, line_ids, upsert
 from control.history.requests import RequestQuery
-from control.history.retention import Retention, prune_intervals, prune_records, prune_step
+from control.history.retention import Retention, prune_events, prune_intervals, prune_records, prune_step
 from control.history.rollup import read_marks, roll_up
 from control.history.series import SeriesQuery, read_series
 from control.points import Ingested, WorkerCursor, WorkerEpoch
@@ -31,6 +33,7 @@ from control.types import (
     CommandState,
     CommandStep,
     Desired,
+    FleetEvent,
     RequestRecord,
     Role,
     RoleInterval,
@@ -40,7 +43,7 @@ from control.types import (
 )
 from control.write_points import Reach, pass_by
 
-__all__ = ["History", "RequestQuery", "Retention", "SeriesQuery"]
+__all__ = ["EventQuery", "History", "RequestQuery", "Retention", "SeriesQuery"]
 
 
 class History:
@@ -165,7 +168,8 @@ class History:
         with self._writing("write_tick") as connection:
             batch = PointBatch()
             batch.add_ingested(ingested)
-            for record in requests.add_records(connection, records):
+            fresh = requests.add_records(connection, records)
+            for record in fresh:
                 batch.add_record(record)
             fleet_lines = batch.fleet_lines()
             if traffic is not None and fleet_lines:
@@ -175,6 +179,8 @@ class History:
             roll_up(connection, touched, floor(ingested.at_unix_s))
             _put_intervals(connection, fleet_id, ingested.roles)
             _put_epochs(connection, fleet_id, ingested.epochs)
+            events.put_lives(connection, ingested.events)
+            events.add_moves(connection, move_events(fresh))
             _put_cursors(connection, fleet_id, changed)
         self._line_ids |= ids
 
@@ -204,6 +210,11 @@ class History:
     def request(self, request_id: str) -> RequestRecord | None:
         with self._reading() as connection:
             return requests.find_request(connection, request_id)
+
+    def events(self, query: EventQuery) -> list[FleetEvent]:
+        """Newest first."""
+        with self._reading() as connection:
+            return events.find_events(connection, query)
 
     def role_intervals(self, fleet_id: str, since_unix_s: float, until_unix_s: float) -> list[RoleInterval]:
         """Intervals that overlap [since, until), by worker and start."""
@@ -250,6 +261,7 @@ class History:
                     break
         with self._writing("prune_intervals") as connection:
             prune_intervals(connection, keep.rollup_s, now_unix_s)
+            prune_events(connection, keep.rollup_s, now_unix_s)
         return num_batches
 
 

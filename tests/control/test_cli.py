@@ -22,15 +22,17 @@ from control.cli.commands import describe, parse_routing
 from control.cli.history import parse_duration
 from control.cli.lifecycle import last_lines, masked
 from control.cli.main import app
-from control.cli.shell import Exit, exit_code, one_line, print_table, remote, seconds
+from control.cli.shell import Exit, exit_code, one_line, plain, print_table, remote, seconds
 from control.errors import SettingsError
 from control.types import (
     Action,
     CommandState,
+    FleetEvent,
     FleetSnapshot,
     PlannedStep,
     Preview,
     Problem,
+    RequestMove,
     Role,
     Series,
     SeriesPoint,
@@ -375,3 +377,20 @@ def test_settings_lists_each_with_default_and_meaning(settings: Path) -> None:
 def test_version_is_there_as_json(settings: Path) -> None:
     told = json.loads(CliRunner().invoke(app, ["version", "--json"]).stdout)
     assert set(told) >= {"phaseline", "ray"}
+
+
+def test_events_are_told_in_words(settings: Path) -> None:
+    told = FleetEvent(fleet_id="f", kind="died", at_unix_s=builders.NOW, worker_id="w1", reason="process 7 was killed")
+    with PlaneServer({("GET", "/api/v1/events"): [plain(told)]}) as plane:
+        result = ask(plane, "events", "--kind", "died", "--kind", "failover", "--since", "30d")
+        assert "w1 died: process 7 was killed" in result.output
+        assert "kind=died&kind=failover" in plane.asked[0][1]
+
+
+def test_a_request_is_told_with_its_moves(settings: Path) -> None:
+    moved = builders.record(
+        moves=(RequestMove(kind="failover", from_worker="w1", to_worker="w2", at_s=0.7, stall_s=0.24),)
+    )
+    with PlaneServer({("GET", "/api/v1/requests/r1"): plain(moved)}) as plane:
+        result = ask(plane, "request", "r1")
+    assert "at 700 ms: continued on w2 after w1 died (stall 240 ms)" in result.output

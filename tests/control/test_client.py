@@ -216,3 +216,12 @@ def test_an_undo_is_a_command_like_any() -> None:
         client.undo(7, why="no")
     assert b'"command_id": 7' in asked[0]
     assert Action(verb=Verb.UNDO, command_id=7).verb.value.encode() in asked[0]
+
+
+async def test_recorded_events_come_by_kind_and_the_live_stream_goes_on(served: Served) -> None:
+    """The fleet of the rig has started: that is what happened so far."""
+    with served.client() as client:
+        started = await served.ask(client.fleet_events, 0.0, kinds=("started", "died"))
+        assert {each.kind for each in started} == {"started"}
+        assert await served.ask(client.fleet_events, 0.0, kinds=("failover",)) == []
+        assert (await served.ask(lambda: next(client.events())))["event"] == "tick"

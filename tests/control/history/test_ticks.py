@@ -12,11 +12,12 @@ from sqlalchemy.exc import DBAPIError
 
 from control.accounting import Accountant
 from control.errors import CommandRefused, HistoryError, NotFound
+from control.fleets.base import WorkerLife
 from control.history import schema
 from control.history.database import writing
 from control.history.retention import Retention
 from control.history.series import choose_step
-from control.history.store import History, RequestQuery, SeriesQuery
+from control.history.store import EventQuery, History, RequestQuery, SeriesQuery
 from control.metrics import METRICS
 from control.points import Ingested
 from control.traffic_stats import TrafficStats
@@ -414,3 +415,49 @@ def test_pruning_keeps_rollups_and_the_series_says_them(history: History) -> Non
     assert history.request("r") is None
     assert history.last_seq("g") == 1
     assert history.load_cursors("f").keys() == {"w0"}
+
+
+# --- events ---
+
+
+def moved(at_s: float, **changes: Any) -> RequestMove:
+    values: dict[str, Any] = {"kind": "failover", "from_worker": "w1", "to_worker": "w2", "at_s": at_s, "stall_s": 0.2}
+    return RequestMove(**{**values, **changes})
+
+
+def test_moves_are_added_up_over_ticks_and_each_record_counts_once(history: History) -> None:
+    first = ("g@1", 1, record(arrival_unix_s=T0, moves=(moved(1.5),)))
+    second = ("g@1", 2, record(arrival_unix_s=T0, moves=(moved(1.25, stall_s=0.6, to_worker="w3"),)))
+    history.write_tick(nothing(3), {}, [first])
+    history.write_tick(nothing(4), {}, [first, second])
+    found = history.events(EventQuery(fleet_id="f", since_unix_s=T0))
+    assert [(each.kind, each.num_requests, each.at_unix_s - T0) for each in found] == [("failover", 2, 1.25)]
+    assert (found[0].to_workers, found[0].stall_s) == ({"w2": 1, "w3": 1}, 0.6)
+    asked = [history.requests(RequestQuery(fleet_id="f", moved=moved)) for moved in (True, False)]
+    assert [len(each) for each in asked] == [2, 0]
+
+
+def test_a_worker_that_dies_and_comes_back_is_told_in_order(history: History) -> None:
+    worker, accountant = FakeWorker(), Accountant("f")
+    history.write_tick(observe(accountant, 5.0, worker), accountant.snapshot())
+    worker.meter.close()
+    life = WorkerLife(worker_id="w0", num_restarts=1, last_restart_reason="killed")
+    again = FakeWorker("w0", epoch=2, at_s=8.0)
+    history.write_tick(observe(accountant, 10.0, again, lives=(life,)), accountant.snapshot())
+    found = history.events(EventQuery(fleet_id="f", since_unix_s=T0))
+    assert [(each.kind, each.epoch, each.at_unix_s - T0) for each in reversed(found)] == [
+        ("started", 1, 0.0),
+        ("died", 1, 5.0),
+        ("restarted", 2, 8.0),
+    ]
+    assert (found[0].away_s, found[0].reason) == (3.0, "killed")
+    deaths = EventQuery(fleet_id="f", since_unix_s=T0, kinds=("died",), worker_id="w0", until_unix_s=T0 + 6)
+    assert [each.kind for each in history.events(deaths)] == ["died"]
+
+
+def test_events_past_their_retention_are_forgotten(history: History) -> None:
+    history.write_tick(nothing(3), {}, [("g@1", 1, record(arrival_unix_s=T0, moves=(moved(1.0),)))])
+    history.prune(T0 + 100, Retention(rollup_s=200.0))
+    assert len(history.events(EventQuery(fleet_id="f"))) == 1
+    history.prune(T0 + 300, Retention(rollup_s=200.0))
+    assert history.events(EventQuery(fleet_id="f")) == []
