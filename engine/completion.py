@@ -16,7 +16,7 @@ from engine.meter import Meter
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence
 from engine.step_meter import StepMeter
-from engine.types import DecodeItem, FinishReason, Load, PrefillChunk, StepPlan, WorkKind
+from engine.types import DecodeItem, FinishReason, Load, PrefillChunk, StepPlan, StepResult, WorkKind
 from engine.wire import Lease, Prefilled, Rejected, TokenEvent, Yielded
 
 
@@ -38,6 +38,8 @@ class Completion:
         self.by_key: dict[tuple[str, int], Sequence] = {}
         self.by_peer: dict[str, dict[int, Sequence]] = {}
         self.num_by_kind = dict.fromkeys(WorkKind, 0)
+        self._prefill_tokens = 0
+        self._prefill_steps_s = 0.0
         self._outbox: dict[str, Outbox] = {}
 
     def load(self, now_s: float) -> Load:
@@ -52,6 +54,10 @@ class Completion:
             kv_blocks_held=pool.num_held,
             kv_blocks_reserved=scheduler.reserved_blocks,
             oldest_wait_s=scheduler.oldest_wait_s(now_s),
+            num_decoding=scheduler.num_decoding,
+            max_batch=scheduler.max_batch,
+            prefill_tokens=self._prefill_tokens,
+            prefill_steps_s=self._prefill_steps_s,
         )
 
     def take_outbox(self) -> dict[str, Outbox]:
@@ -102,7 +108,10 @@ class Completion:
             self._box(seq.peer).messages.append(Rejected(seq.req_id, seq.attempt, code, detail, retry_after_s))
 
     def end_cancelled(self, seq: Sequence, now_s: float) -> None:
-        """End a sequence before its time: cancelled by its peer, or with an error of this worker."""
+        """End a sequence before its time: cancelled by its peer, past its deadline, or with an error of this worker."""
+        if seq.is_overdue:
+            self.reject(seq, "deadline", f"the deadline passed after {len(seq.tokens) - seq.num_submitted} tokens here")
+            return
         finish = FinishReason.ERROR if seq.end_error else FinishReason.CANCELLED
         if seq.peer:
             times = seq.times(now_s)
@@ -119,7 +128,11 @@ class Completion:
 
     # --- a finished step -----------------------------------------------------------------------------------------
 
-    def finish_step(self, plan: StepPlan, tokens: dict[int, int], now_s: float) -> None:
+    def finish_step(self, plan: StepPlan, result: StepResult, now_s: float) -> None:
+        tokens = result.tokens
+        if plan.prefill:
+            self._prefill_tokens += sum([len(chunk.token_ids) for chunk in plan.prefill])
+            self._prefill_steps_s += result.timings[-1].end_s - result.timings[0].start_s
         for chunk in plan.prefill:
             self._finish_chunk(chunk, tokens, now_s)
         if plan.decode:

@@ -278,12 +278,13 @@ class EngineCore:
     # --- time ----------------------------------------------------------------------------------------------------
 
     def expire(self, now_s: float) -> None:
-        """End overdue leases, reservations that nobody pulls, and queued requests past their deadline."""
+        """End overdue leases, reservations that nobody pulls, and requests past their deadline in any state."""
         work = self._work
         for lease in work.leases.take_due(now_s):
             self._scheduler.pool.release(lease.blocks)
         for seq in self._scheduler.take_overdue(now_s):
-            work.reject(seq, "deadline", "the deadline passed while the request was queued")
+            seq.is_overdue = True
+            self._drop(seq, now_s)
         for seq in self._overdue_reservations(now_s):
             work.discard(seq)
             work.reject(seq, "handoff", f"no Pull came within {self._reserve_s:g} s of the reservation")
@@ -331,7 +332,7 @@ class EngineCore:
         if plan is not self._plan:  # the worker failed meanwhile: its sequences have ended
             return self._work.take_outbox()
         self._plan = None
-        self._work.finish_step(plan, result.tokens, now_s)
+        self._work.finish_step(plan, result, now_s)
         self._work.meter.end(plan, result, self._plan_role)
         self._settle(now_s)
         self._work.meter.load(self.load(now_s))

@@ -159,7 +159,7 @@ def _to_reading(copy: _PageCopy, clock: page.Clock, *, in_process: bool) -> Mete
         heartbeat_age_s=max(0.0, now - page.F64.unpack_from(head, page.HEARTBEAT)[0]),
         step_running_s=None if step_begin < 0 else max(0.0, now - step_begin),
         alive=alive,
-        load=Load(**dict(zip(Load.__struct_fields__, page.LOAD.unpack_from(head, page.LOAD_AT), strict=True))),
+        load=Load(**dict(zip(Load.__struct_fields__, page.LOAD.unpack_from(head, page.LOAD_AT), strict=False))),
         counters=_counters(head),
         steps=[_step(fields, anchor) for fields in page.RECORD.iter_unpack(copy.records)],
         next_cursor=(info.epoch & page.EPOCH_MASK) << page.CURSOR_SHIFT | copy.num_records,

@@ -3,9 +3,10 @@
 Decided here: order, chunking, admission by KV and by batch, and what happens when KV runs out. Not decided here: who
 may send what (`engine.core`), what a block holds (`engine.blocks`), how tokens are computed or sampled (the runner).
 
-One step: first every running sequence gets its next block, then prompts fill `prefill_chunk_tokens`, those begun first,
-then by (priority, arrival) without overtaking: a head that does not fit waits, and so does what is behind it. A prompt
-is admitted only when the step has tokens left for it, so waiting prompts hold no KV and see the newest prefix cache.
+One step: first every running sequence gets its next block, then prompts fill `prefill_chunk_tokens` by priority, those
+begun first among equals, then by arrival without overtaking: a head that does not fit waits, and so does what is behind
+it. A begun prompt pauses for one of better priority, and keeps its KV. A prompt is admitted only when the step has
+tokens left for it, so waiting prompts hold no KV and see the newest prefix cache.
 
 Decode slots go by arrival: reservations, which never queue here, take none from a request that came before them, so a
 head waits for at most the sequences that were there before it.
@@ -21,6 +22,7 @@ When KV runs out (`admission`):
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Iterable
 from itertools import chain, islice
 
@@ -83,8 +85,7 @@ class Scheduler:
         seq.state = SeqState.WAITING
         self.waiting[seq.seq_id] = seq
         heapq.heappush(self._queue, (seq.priority, seq.arrival, seq))
-        if seq.deadline_s is not None:
-            heapq.heappush(self._by_deadline, (seq.deadline_s, seq.arrival, seq))
+        self._watch_deadline(seq)
 
     def reserve(self, seq: Sequence) -> bool:
         """Take the blocks of a sequence whose KV will be pulled. False when they do not fit beside the queue's head."""
@@ -93,7 +94,12 @@ class Scheduler:
             return False
         seq.state = SeqState.RESERVED
         self.held[seq.seq_id] = seq
+        self._watch_deadline(seq)
         return True
+
+    def _watch_deadline(self, seq: Sequence) -> None:
+        if seq.deadline_s is not None:
+            heapq.heappush(self._by_deadline, (seq.deadline_s, seq.arrival, seq))
 
     def start_decode(self, seq: Sequence) -> None:
         """From prefilling or pulling into the decode batch, or by arrival into the line for it."""
@@ -186,7 +192,6 @@ class Scheduler:
         self.pool.release(self._strip(victim))
         victim.num_computed = victim.num_registered = 0
         victim.hashes = block_hashes(victim.tokens, self.pool.block_tokens, victim.hashes)
-        victim.deadline_s = None
         self.enqueue(victim)
 
     def register_computed(self, seq: Sequence) -> None:
@@ -239,21 +244,22 @@ class Scheduler:
     def _plan_prefill(self, now_s: float) -> list[PrefillChunk]:
         budget = self.prefill_chunk_tokens
         chunks = []
-        for seq in self.prefilling.values():
-            if budget <= 0:
-                break
+        begun = deque(sorted(self.prefilling.values(), key=_priority))
+        while budget > 0:
+            seq = self._admit_next(now_s, before=begun[0].priority if begun else None)
+            if seq is None:
+                if not begun:
+                    break
+                seq = begun.popleft()
             chunks.append(_chunk(seq, budget))
-            budget -= len(chunks[-1].token_ids)
-        while budget > 0 and (admitted := self._admit_next(now_s)) is not None:
-            chunks.append(_chunk(admitted, budget))
             budget -= len(chunks[-1].token_ids)
         return chunks
 
-    def _admit_next(self, now_s: float) -> Sequence | None:
-        """The head of the queue, with its blocks; None when the queue is empty or its head must wait."""
+    def _admit_next(self, now_s: float, *, before: int | None) -> Sequence | None:
+        """The head of the queue, with its blocks; None when it must wait, or has no better priority than `before`."""
         while self._queue and self._queue[0][2].state is not SeqState.WAITING:
             heapq.heappop(self._queue)
-        if not self._queue:
+        if not self._queue or (before is not None and self._queue[0][0] >= before):
             return None
         seq = self._queue[0][2]
         if seq.kind is not WorkKind.PREFILL and self._num_slots_before(seq) >= self.max_batch:
@@ -285,24 +291,27 @@ class Scheduler:
     # --- the queue's clock ---------------------------------------------------------------------------------------
 
     def take_overdue(self, now_s: float) -> list[Sequence]:
-        """Remove the sequences whose deadline passed while they waited; they hold nothing."""
+        """The sequences whose deadline has passed, each once, in whatever state; ending them is the caller's."""
         overdue = []
         while self._by_deadline and self._by_deadline[0][0] <= now_s:
             _, _, seq = heapq.heappop(self._by_deadline)
-            if seq.state is SeqState.WAITING and seq.deadline_s is not None:
-                self.remove(seq)
+            if seq.state is not SeqState.ENDED and not seq.is_overdue:
                 overdue.append(seq)
         return overdue
 
     @property
     def next_deadline_s(self) -> float | None:
-        while self._by_deadline and self._by_deadline[0][2].state is not SeqState.WAITING:
+        while self._by_deadline and self._by_deadline[0][2].state is SeqState.ENDED:
             heapq.heappop(self._by_deadline)
         return self._by_deadline[0][0] if self._by_deadline else None
 
     def oldest_wait_s(self, now_s: float) -> float:
         first = next(iter(self.waiting.values()), None)
         return 0.0 if first is None else max(0.0, now_s - first.submit_s)
+
+
+def _priority(seq: Sequence) -> int:
+    return seq.priority
 
 
 def _last_served(seq: Sequence) -> tuple[int, int]:

@@ -37,6 +37,7 @@ class Sequence:
         "first_token_s",
         "handoff_s",
         "hashes",
+        "is_overdue",
         "kind",
         "last_token_s",
         "limit",
@@ -80,6 +81,7 @@ class Sequence:
         self.deadline_s: float | None = None
         self.state = SeqState.WAITING
         self.cancelled = False  # ends as soon as nobody writes its blocks
+        self.is_overdue = False  # its deadline has passed: it ends the same way
         self.end_error = ""  # why, when it was not the peer that cancelled it
         self.blocks: list[int] = []
         self.hashes: list[int] = []

@@ -195,6 +195,11 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     kv_blocks_held: int = 0  # referenced by a sequence or lease (cached-only blocks are free)
     kv_blocks_reserved: int = 0  # promised to admitted sequences, not allocated yet
     oldest_wait_s: float = 0.0
+    # What the meter page does not hold; 0 from a worker that does not say it yet.
+    num_decoding: int = 0  # sequences that decode, or will: running, reserved, or computing their prompt here
+    max_batch: int = 0  # of those that decode at the same time
+    prefill_tokens: int = 0  # computed since the worker started, in `prefill_steps_s` seconds of steps
+    prefill_steps_s: float = 0.0
 
     @property
     def kv_usage(self) -> float:

@@ -40,6 +40,7 @@ from control.gateway.metrics_page import CONTENT_TYPE, metrics_text
 from control.gateway.records import Origin, RecordLog, make_record
 from control.gateway.relay import Relay
 from control.gateway.schema import Ask, Endpoint, parse_ask
+from control.gateway.urgency import priority_of
 from engine.blocks import block_hashes
 from engine.core_types import MIN_TEMPERATURE
 from engine.text import TemplateError, Text
@@ -189,6 +190,7 @@ class Gateway:
         if ask.model != table.model_id:
             raise errors.unknown_model(ask.model, table.model_id)
         prompt = await _tokens_of(ask, text)
+        deadline_s = ask.deadline_s if ask.deadline_s is not None else headers.deadline_s
         view = self.fleet.view()
         max_tokens = _max_tokens(ask.max_tokens, len(prompt), view.max_context, self._limits.default_max_tokens)
         sampling = SamplingParams(
@@ -207,8 +209,8 @@ class Gateway:
             block_hashes=block_hashes(prompt, view.block_tokens) if view.block_tokens else [],
             sampling=sampling,
             arrival_s=arrival_s,
-            priority=ask.priority if ask.priority is not None else headers.priority or 0,
-            deadline_unix_s=None if headers.deadline_s is None else arrival_unix_s + headers.deadline_s,
+            priority=priority_of(ask.priority, headers.priority, ask.service_tier),
+            deadline_unix_s=None if deadline_s is None else arrival_unix_s + deadline_s,
             api_key_id=headers.api_key_id,
             traceparent=headers.traceparent,
         )

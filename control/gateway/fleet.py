@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 from control.gateway.mover import MoveLimits, Mover
 from control.gateway.prefix_index import PrefixIndex
+from control.gateway.turns import Turn
 from control.gateway.workers import WorkerLink
 from control.routing import FleetView, WorkerView
 from control.types import RoutingTable, WorkerRoute
@@ -28,8 +29,8 @@ class Waiter(Protocol):
     """A request that found no room."""
 
     @property
-    def turn(self) -> tuple[int, float]:
-        """Lower is sooner: priority, then arrival."""
+    def turn(self) -> Turn:
+        """Lower is sooner."""
         ...
 
     def on_room(self) -> bool:
@@ -37,7 +38,7 @@ class Waiter(Protocol):
         ...
 
 
-def _turn(waiter: Waiter) -> tuple[int, float]:
+def _turn(waiter: Waiter) -> Turn:
     return waiter.turn
 
 

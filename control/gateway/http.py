@@ -5,17 +5,18 @@ Decided here: bounds and meaning of request headers. Not here: what is in a body
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import math
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Iterable
 from itertools import count
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from control.gateway.errors import GatewayError, bad_value, too_large
+from control.gateway.urgency import parse_deadline, parse_priority
 from control.types import SAMPLE_TRAFFIC_KEY
 
 Scope = dict[str, Any]
@@ -25,9 +26,9 @@ Header = tuple[bytes, bytes]
 
 JSON: Final = b"application/json"
 SSE: Final = b"text/event-stream; charset=utf-8"
-MAX_DEADLINE_S: Final = 86_400.0
 ANONYMOUS: Final = "anonymous"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
+_T = TypeVar("_T")
 _TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
 
 _process_id = secrets.token_hex(6)
@@ -64,8 +65,8 @@ def parse_headers(headers: Iterable[Header]) -> RequestHeaders:
         own_id if request_id is own_id else f"{request_id}~{own_id}",
         _api_key_id(found.get(b"authorization")),
         _traceparent(found.get(b"traceparent")),
-        _deadline_s(found.get(b"x-phaseline-deadline-s")),
-        _priority(found.get(b"x-phaseline-priority")),
+        _urgency(parse_deadline, "X-Phaseline-Deadline-S", found.get(b"x-phaseline-deadline-s")),
+        _urgency(parse_priority, "X-Phaseline-Priority", found.get(b"x-phaseline-priority")),
         _content_length(found.get(b"content-length")),
     )
 
@@ -101,26 +102,15 @@ def _traceparent(value: bytes | None) -> str:
     return f"00-{match[1]}-{fresh[32:]}-{match[2]}"
 
 
-def _deadline_s(value: bytes | None) -> float | None:
-    if value is None:
-        return None
-    bound = f"seconds above 0 and up to {MAX_DEADLINE_S:g}"
-    try:
-        seconds = float(value)
-    except ValueError:
-        raise bad_value("X-Phaseline-Deadline-S", bound, value.decode("latin-1")) from None
-    if not math.isfinite(seconds) or not 0 < seconds <= MAX_DEADLINE_S:
-        raise bad_value("X-Phaseline-Deadline-S", bound, value.decode("latin-1"))
-    return seconds
-
-
-def _priority(value: bytes | None) -> int | None:
+def _urgency(parse: Callable[[str, Any], _T], name: str, value: bytes | None) -> _T | None:
+    """A header's text as the value that the same field has in a body: a number where it is one."""
     if value is None:
         return None
     text = value.decode("latin-1").strip()
-    if not re.fullmatch(r"[+-]?[0-9]{1,3}", text) or not -100 <= int(text) <= 100:
-        raise bad_value("X-Phaseline-Priority", "a whole number in -100..100", text)
-    return int(text)
+    for number in (int, float):
+        with contextlib.suppress(ValueError):
+            return parse(name, number(text))
+    return parse(name, text)
 
 
 def _content_length(value: bytes | None) -> int | None:

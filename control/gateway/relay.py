@@ -26,6 +26,7 @@ from control.gateway.line import Place
 from control.gateway.losses import Losses
 from control.gateway.move import Movable, Move
 from control.gateway.token_stream import TokenStream
+from control.gateway.turns import Turn, turn_of
 from control.gateway.workers import WorkerLink
 from control.routing import RouteDecision, RouteRequest, route
 from control.types import RouteRule
@@ -55,6 +56,7 @@ class Relay(TokenStream):
     def __init__(self, job: Job, fleet: Fleet) -> None:
         super().__init__(job, fleet)
         self.attempt = 0
+        self.start_tag = 0.0  # its API key's virtual time when it came
         self._prefill: WorkerLink | None = None  # has work of this attempt, until it is prefilled
         self._decode: WorkerLink | None = None  # has work of this attempt; the only one for a local attempt
         self._lease: tuple[WorkerLink, str] | None = None  # from Prefilled until the decode worker shows it has the KV
@@ -75,9 +77,12 @@ class Relay(TokenStream):
     # --- the consumer's side -------------------------------------------------------------------------------------
 
     @property
-    def turn(self) -> tuple[int, float]:
+    def turn(self) -> Turn:
         """Its place in the line of those that wait for room."""
-        return self.job.priority, self.job.arrival_s
+        job = self.job
+        return turn_of(
+            has_begun=bool(self.tokens), priority=job.priority, start_tag=self.start_tag, arrival_s=job.arrival_s
+        )
 
     def start(self) -> None:
         """Route it, behind those that wait already. Afterwards `error` may be set."""
@@ -92,7 +97,11 @@ class Relay(TokenStream):
         if self.is_done:
             return
         if job.deadline_unix_s is not None and now_unix_s >= job.deadline_unix_s:
-            self.fail(errors.timed_out("the request's deadline has passed (X-Phaseline-Deadline-S)", "deadline"))
+            self.fail(
+                errors.timed_out(
+                    f"the request's deadline has passed after {len(self.tokens)} tokens (deadline_s)", "deadline"
+                )
+            )
         elif not self.tokens and now_s - job.arrival_s >= first_token_timeout_s:
             self.fail(errors.timed_out(f"no first token within {first_token_timeout_s:g} s", "first_token_timeout"))
         elif self._place.is_over(now_s):

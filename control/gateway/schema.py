@@ -17,6 +17,7 @@ import msgspec
 
 from control.gateway.errors import GatewayError, bad_request, bad_value, shown
 from control.gateway.messages import parse_messages
+from control.gateway.urgency import TIERS, parse_deadline, parse_priority
 
 Endpoint = Literal["chat", "completions"]
 Treatment = Literal["honoured", "ignored", "refused"]
@@ -44,6 +45,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool = False
     include_usage: bool = False
     priority: int | None = None
+    service_tier: str | None = None
+    deadline_s: float | None = None
 
 
 class Parameter(msgspec.Struct, frozen=True):
@@ -149,6 +152,15 @@ def _only(*neutral: Any) -> Check:
     return check
 
 
+def _one_of(*names: str) -> Check:
+    def check(name: str, value: Any) -> str:
+        if type(value) is not str or value not in names:
+            raise bad_value(name, f"one of {', '.join(names)}", value)
+        return value
+
+    return check
+
+
 def _honoured(help: str, check: Check, *endpoints: Endpoint) -> Parameter:
     return Parameter("honoured", help, check, endpoints or ("chat", "completions"))
 
@@ -182,11 +194,19 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     "stream": _honoured("server-sent events", _flag),
     "stream_options": _honoured("include_usage", _stream_options),
     "n": _honoured("one answer a request is served", _only(1)),
-    "priority": _honoured("extension: -100..100, lower is sooner, default 0", _whole(-100, 100)),
+    "priority": _honoured(
+        "extension: `interactive` (0, the default), `batch` (10), or -100..100; all above 0 is batch", parse_priority
+    ),
+    "service_tier": _honoured(
+        "`flex` is batch; `auto`, `default`, `scale` and `priority` are interactive", _one_of(*TIERS)
+    ),
+    "deadline_s": _honoured(
+        "extension: seconds from arrival until the whole answer is there; else it ends with an error", parse_deadline
+    ),
+    "timeout": _honoured("extension: the same as deadline_s", parse_deadline),
     "user": _ignored("accepted without effect"),
     "metadata": _ignored("accepted without effect"),
     "store": _ignored("nothing is stored", "chat"),
-    "service_tier": _ignored("there is one tier"),
     "safety_identifier": _ignored("accepted without effect"),
     "prompt_cache_key": _ignored("the prefix cache needs no key"),
     "prompt_cache_retention": _ignored("the prefix cache keeps what fits"),
@@ -215,7 +235,7 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
 }
 
 #: Names in a body that become fields of `Ask` with another name or together.
-_SPECIAL: Final = frozenset({"messages", "stream_options", "max_completion_tokens"})
+_SPECIAL: Final = frozenset({"messages", "stream_options", "max_completion_tokens", "timeout"})
 _FIELDS: Final = frozenset(name for name, each in PARAMETERS.items() if each.treatment == "honoured") - {"n"}
 
 
@@ -246,12 +266,17 @@ def _build(endpoint: Endpoint, found: dict[str, Any]) -> Ask:
         found["include_usage"] = found.pop("stream_options")
         if not found.get("stream"):
             raise bad_request("stream_options is allowed only with stream: true", param="stream_options")
-    if "max_completion_tokens" in found:
-        newer = found.pop("max_completion_tokens")
-        if found.setdefault("max_tokens", newer) != newer:
-            message = f"max_tokens {found['max_tokens']} and max_completion_tokens {newer} differ"
-            raise bad_request(message, param="max_completion_tokens")
+    _same(found, "max_completion_tokens", "max_tokens")
+    _same(found, "timeout", "deadline_s")
     return Ask(endpoint=endpoint, **found)
+
+
+def _same(found: dict[str, Any], alias: str, name: str) -> None:
+    """Two names of one value: either may be given, or both if they agree."""
+    if alias in found:
+        value = found.pop(alias)
+        if found.setdefault(name, value) != value:
+            raise bad_request(f"{name} {found[name]} and {alias} {value} differ", param=alias)
 
 
 _decoder = msgspec.json.Decoder()

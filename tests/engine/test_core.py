@@ -4,7 +4,18 @@ import math
 
 import msgspec
 import pytest
-from core_builders import LAYOUT, MODEL, TOKENS, Bench, expected_tokens, hand_over, memory_meter, submit
+from core_builders import (
+    DECODE_S,
+    LAYOUT,
+    MODEL,
+    PREFILL_S,
+    TOKENS,
+    Bench,
+    expected_tokens,
+    hand_over,
+    memory_meter,
+    submit,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -184,6 +195,55 @@ def test_a_request_whose_deadline_passes_in_the_queue_is_refused():
     bench.run()
     assert bench.rejected("r2").code == "deadline"
     assert len(bench.tokens("r1")) == 50
+
+
+def test_a_request_whose_deadline_passes_while_it_decodes_ends_and_frees_its_blocks():
+    bench = Bench()
+    bench.submit("r1", 10, max_tokens=50, deadline_unix_s=bench.now_s + PREFILL_S + 3.5 * DECODE_S)
+    bench.run()
+    assert bench.rejected("r1").code == "deadline"
+    assert bench.rejected("r1").detail == "the deadline passed after 5 tokens here"
+    assert bench.pool.num_held == bench.scheduler.reserved_blocks == 0
+
+
+def test_a_request_whose_deadline_passes_during_a_step_ends_with_that_step():
+    bench = Bench()
+    bench.submit("r1", 10, max_tokens=50, deadline_unix_s=bench.now_s + 0.25)
+    plan = bench.begin()
+    bench.core.expire(bench.now_s + 0.3)
+    assert bench.pool.num_held > 0, "a step writes its blocks"
+    bench.finish(plan)
+    assert bench.rejected("r1").code == "deadline"
+    assert bench.pool.num_held == 0
+
+
+def test_a_reservation_whose_deadline_passes_is_given_up():
+    bench = Bench(Role.DECODE)
+    bench.submit("r1", 8, WorkKind.DECODE, deadline_unix_s=bench.now_s + 1.0)
+    assert bench.core.next_timer_s() == bench.now_s + 1.0
+    bench.core.expire(bench.now_s + 1.0)
+    assert bench.rejected("r1").code == "deadline"
+    assert bench.pool.num_held == 0
+
+
+def test_a_begun_batch_prompt_pauses_for_an_interactive_one_and_then_goes_on():
+    bench = Bench(prefill_chunk_tokens=16)
+    bench.submit("batch", 40, max_tokens=1, priority=10)
+    bench.step()
+    bench.submit("user", 16, max_tokens=1)
+    bench.step()
+    assert [len(bench.tokens(each)) for each in ("batch", "user")] == [0, 1]
+    bench.run()
+    assert len(bench.tokens("batch")) == 1
+
+
+def test_the_load_says_how_many_prompt_tokens_were_computed_in_how_much_time():
+    bench = Bench(prefill_chunk_tokens=16)
+    bench.submit("r1", 40, max_tokens=3)
+    bench.run()
+    load = bench.core.load(bench.now_s)
+    assert (load.prefill_tokens, load.prefill_steps_s) == (40, 3 * PREFILL_S)
+    assert (load.num_decoding, load.max_batch) == (0, 8)
 
 
 # --- handoff ---------------------------------------------------------------------------------------------------------

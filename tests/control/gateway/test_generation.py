@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import openai
 import pytest
@@ -283,15 +284,43 @@ async def test_no_first_token_in_time_is_504(text: ModelText) -> None:
         assert len(place.seen(0, Cancel)) == 1
 
 
-async def test_a_deadline_of_the_client_is_kept(text: ModelText) -> None:
+@pytest.mark.parametrize(
+    ("fields", "headers"),
+    [
+        ({}, {"X-Phaseline-Deadline-S": "0.05"}),
+        ({"deadline_s": 0.05}, {}),
+        ({"timeout": 0.05}, {"X-Phaseline-Deadline-S": "50"}),
+    ],
+)
+async def test_a_deadline_of_the_client_is_kept(
+    text: ModelText, fields: dict[str, Any], headers: dict[str, str]
+) -> None:
     silent = [NullConfig(faults=Faults(is_silent=True))]
     async with house(text, silent, policy=LOCAL_ALWAYS) as place:
-        response = await place.client.post(
-            "/v1/chat/completions", json=chat_body(), headers={"X-Phaseline-Deadline-S": "0.05"}
-        )
+        response = await place.client.post("/v1/chat/completions", json=chat_body(**fields), headers=headers)
         assert response.status_code == 504
         assert response.json()["error"]["code"] == "deadline"
         assert place.seen(0, Submit)[0].deadline_unix_s is not None
+
+
+@pytest.mark.parametrize(
+    ("fields", "headers", "priority"),
+    [
+        ({}, {}, 0),
+        ({"service_tier": "flex"}, {}, 10),
+        ({"priority": "batch"}, {}, 10),
+        ({}, {"X-Phaseline-Priority": "batch"}, 10),
+        ({"priority": "interactive"}, {"X-Phaseline-Priority": "batch"}, 0),
+        ({"service_tier": "flex"}, {"X-Phaseline-Priority": "-5"}, -5),
+    ],
+)
+async def test_body_header_and_tier_say_the_priority(
+    text: ModelText, fields: dict[str, Any], headers: dict[str, str], priority: int
+) -> None:
+    async with house(text, [NullConfig()], policy=LOCAL_ALWAYS) as place:
+        response = await place.client.post("/v1/chat/completions", json=chat_body(**fields), headers=headers)
+        assert response.status_code == 200
+        assert place.seen(0, Submit)[0].priority == priority
 
 
 class Broken(Exception):
