@@ -194,9 +194,27 @@ def last_line(log: Path) -> str:
 
 def stands_still(pid: int) -> bool:
     """This process of this host is stopped (SIGSTOP, a debugger). False when it runs, or when that is not known."""
+    fields = _stat_fields(Path(f"/proc/{pid}/stat")) if pid > 0 else []
+    return bool(fields) and fields[0] in (b"T", b"t")
+
+
+def asleep_cpu_ticks(pid: int) -> int | None:
+    """CPU ticks that this process has used, if all its threads sleep. None: one of them does not, or nobody knows."""
     if pid <= 0:
-        return False
+        return None
+    whole = _stat_fields(Path(f"/proc/{pid}/stat"))
     try:
-        return psutil.Process(pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
-    except psutil.Error:
-        return False
+        threads = [_stat_fields(each / "stat") for each in Path(f"/proc/{pid}/task").iterdir()]
+    except OSError:
+        return None
+    if not whole or not all(each and each[0] in (b"S", b"D") for each in threads):
+        return None
+    return int(whole[11]) + int(whole[12])
+
+
+def _stat_fields(path: Path) -> list[bytes]:
+    """From the state on, as proc(5) lists them; empty when it has ended."""
+    try:
+        return path.read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return []

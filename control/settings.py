@@ -116,7 +116,9 @@ class Settings(BaseSettings):
         120.0, description="A request whose worker gives no token for so long is continued on another one."
     )
     step_overdue_s: Seconds = Field(
-        120.0, description="A CPU or CUDA worker whose step runs for longer hangs: its process is started anew."
+        120.0,
+        description="A CPU or CUDA worker whose step runs for longer hangs, whatever steps like it have taken: its process "
+        "is started anew.",
     )
     stopped_limit_s: Seconds = Field(
         15.0, description="A worker whose process stands stopped (SIGSTOP) for so long is started anew."

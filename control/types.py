@@ -430,8 +430,8 @@ class RequestMove:
     from_worker: str
     to_worker: str
     at_s: float  # since the request's arrival: when it was left, or when the move was begun
-    notice_s: float | None = None  # failover: last sign of life to noticing; None: not a failover, or not known
-    stall_s: float | None = None  # last token before to the first one after; None: the request ended without one
+    notice_s: float | None = None  # failover: last word, or begin of the hung step, to noticing; None: not known
+    stall_s: float | None = None  # last token before to the first one after; None: it lacks one of them
     num_bytes: int = 0  # KV that was copied while it decoded on; the last blocks, copied in the stall, are not counted
     reason: str = ""
 

@@ -16,6 +16,7 @@ from engine.meter import Meter
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence
 from engine.step_meter import StepMeter
+from engine.step_watch import StepAge
 from engine.types import DecodeItem, FinishReason, Load, PrefillChunk, StepPlan, StepResult, WorkKind
 from engine.wire import Lease, Prefilled, Rejected, TokenEvent, Yielded
 
@@ -42,7 +43,7 @@ class Completion:
         self._prefill_steps_s = 0.0
         self._outbox: dict[str, Outbox] = {}
 
-    def load(self, now_s: float) -> Load:
+    def load(self, now_s: float, step: StepAge) -> Load:
         scheduler, pool = self.scheduler, self.scheduler.pool
         num_running = min(len(scheduler.running), scheduler.max_batch)
         return Load(
@@ -58,6 +59,8 @@ class Completion:
             max_batch=scheduler.max_batch,
             prefill_tokens=self._prefill_tokens,
             prefill_steps_s=self._prefill_steps_s,
+            step_running_s=step.running_s,
+            step_limit_s=step.limit_s,
         )
 
     def take_outbox(self) -> dict[str, Outbox]:

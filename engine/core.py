@@ -24,6 +24,7 @@ from engine.leases import HeldLease
 from engine.lifecycle import SERVES
 from engine.meter import Meter
 from engine.sequence import SeqState, Sequence
+from engine.step_watch import StepWatch
 from engine.transfers import Transfers
 from engine.types import Load, Role, StepPlan, StepResult, WorkerState, WorkKind
 from engine.wire import (
@@ -52,8 +53,9 @@ _RETRY_S = 1.0
 class EngineCore:
     """One worker's whole state. A fresh one has its model loaded and no role."""
 
-    def __init__(self, *, config: CoreConfig, meter: Meter | None = None) -> None:
+    def __init__(self, *, config: CoreConfig, meter: Meter | None = None, watch: StepWatch | None = None) -> None:
         self.config = config
+        self._watch = watch or StepWatch()
         self._duty = Duty()
         self._duty.loaded()
         self._work = Completion(config, meter)
@@ -106,7 +108,13 @@ class EngineCore:
 
     def load(self, now_s: float) -> Load:
         """How full the worker is."""
-        return self._work.load(now_s)
+        return self._work.load(now_s, self._watch.age(now_s))
+
+    def beat(self, now_s: float) -> Load:
+        """The load, told to the meter's readers too: what a running step has to say of itself."""
+        load = self.load(now_s)
+        self._work.meter.load(load)
+        return load
 
     def cache_delta(self) -> CacheDelta | None:
         """Change of the prefix index since the last call; None when there is none."""
@@ -320,10 +328,11 @@ class EngineCore:
             return None
         plan = self._scheduler.plan(self._num_steps + 1, now_s)
         if plan is None:
-            self._work.meter.load(self.load(now_s))
+            self.beat(now_s)
             return None
         self._num_steps += 1
         self._plan, self._plan_role = plan, self._duty.role
+        self._watch.begin(plan, now_s)
         self._work.meter.begin(now_s)
         return plan
 
@@ -332,10 +341,11 @@ class EngineCore:
         if plan is not self._plan:  # the worker failed meanwhile: its sequences have ended
             return self._work.take_outbox()
         self._plan = None
+        self._watch.end(result)
         self._work.finish_step(plan, result, now_s)
         self._work.meter.end(plan, result, self._plan_role)
         self._settle(now_s)
-        self._work.meter.load(self.load(now_s))
+        self.beat(now_s)
         return self._work.take_outbox()
 
     # --- orders --------------------------------------------------------------------------------------------------
@@ -359,6 +369,7 @@ class EngineCore:
     def fail(self, reason: str, now_s: float) -> None:
         """The worker cannot go on: every request ends with an error, a step in flight is given up."""
         self._plan = None
+        self._watch.abandon()
         self._work.meter.abandon()
         self._duty.fail(reason)
         self._end_all(reason, now_s)

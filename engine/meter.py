@@ -117,10 +117,9 @@ class Meter:
 
     def _write_info(self) -> None:
         blob = msgspec.msgpack.encode(self._info)
-        if len(blob) > page.INFO_BYTES:
-            raise MeterError(
-                f"worker {self._info.worker_id}: names and reason take {len(blob)} bytes of {page.INFO_BYTES}"
-            )
+        room = page.STEP_AT - page.INFO_AT
+        if len(blob) > room:
+            raise MeterError(f"worker {self._info.worker_id}: names and reason take {len(blob)} bytes of {room}")
         page.I64.pack_into(self.buffer, page.INFO_LEN, len(blob))
         self.buffer[page.INFO_AT : page.INFO_AT + len(blob)] = blob
 
@@ -159,6 +158,7 @@ class Meter:
                 load.kv_blocks_reserved,
                 load.oldest_wait_s,
             )
+            page.STEP.pack_into(self.buffer, page.STEP_AT, load.step_running_s, load.step_limit_s)
             self._leave()
 
     def heartbeat(self, now_mono_s: float) -> None:

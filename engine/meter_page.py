@@ -43,6 +43,9 @@ LOAD_AT: Final = 120
 NUM_RECORDS: Final = 184
 INFO_LEN: Final = 192
 INFO_AT: Final = 200
+#: What the load says of the running step: the info's last bytes, 0 in the pages of versions that did not say.
+STEP = struct.Struct("<2d")
+STEP_AT: Final = INFO_AT + INFO_BYTES - STEP.size
 COUNTERS = struct.Struct("<6d")  # busy_s, cpu_s, flops, bytes, tokens, steps
 COUNTERS_AT: Final = INFO_AT + INFO_BYTES
 HISTOGRAMS_AT: Final = COUNTERS_AT + len(ROLES) * len(PHASES) * COUNTERS.size

@@ -159,7 +159,7 @@ def _to_reading(copy: _PageCopy, clock: page.Clock, *, in_process: bool) -> Mete
         heartbeat_age_s=max(0.0, now - page.F64.unpack_from(head, page.HEARTBEAT)[0]),
         step_running_s=None if step_begin < 0 else max(0.0, now - step_begin),
         alive=alive,
-        load=Load(**dict(zip(Load.__struct_fields__, page.LOAD.unpack_from(head, page.LOAD_AT), strict=False))),
+        load=_load(head),
         counters=_counters(head),
         steps=[_step(fields, anchor) for fields in page.RECORD.iter_unpack(copy.records)],
         next_cursor=(info.epoch & page.EPOCH_MASK) << page.CURSOR_SHIFT | copy.num_records,
@@ -174,6 +174,13 @@ def _decode_info(head: bytes) -> page.Info:
         return msgspec.msgpack.decode(head[page.INFO_AT : page.INFO_AT + length], type=page.Info)
     except msgspec.MsgspecError as error:
         raise MeterError(f"meter page is damaged: {error}") from error
+
+
+def _load(head: bytes) -> Load:
+    """What the page holds of it: the first fields, and the running step's."""
+    first = dict(zip(Load.__struct_fields__, page.LOAD.unpack_from(head, page.LOAD_AT), strict=False))
+    running_s, limit_s = page.STEP.unpack_from(head, page.STEP_AT)
+    return Load(**first, step_running_s=running_s, step_limit_s=limit_s)
 
 
 def _counters(head: bytes) -> dict[str, PhaseCounters]:

@@ -28,6 +28,8 @@ from engine.model_config import read_model_config
 from engine.pool_file import KvStore
 from engine.readings import DeviceInfo
 from engine.server import WorkerServer
+from engine.step_watch import StepWatch
+from engine.thread_progress import of_this_thread
 from engine.types import ModelConfig, Role, StepPlan, StepResult, WorkerState
 from engine.worker_config import WorkerConfig
 from engine.worker_parts import Loaded, close_meter, make_core, make_meter, make_server
@@ -93,7 +95,8 @@ class RealWorker:
 
             runner, loaded = load(self.config)
             self._store = loaded.store
-            core = self._core = make_core(self.config, loaded, self._meter, self.address)
+            watch = StepWatch(of_this_thread() if self.config.kind == "cpu" else None)
+            core = self._core = make_core(self.config, loaded, self._meter, self.address, watch)
             self._serve(core, loaded)
             self._steps(core, runner)
         except Exception as error:  # the worker must say why it cannot serve, whatever it was

@@ -52,6 +52,8 @@ from engine.wire import (
 
 #: A gateway hears from a worker at least this often.
 HEARTBEAT_S: Final = 0.5
+#: A beat that marks a step as overdue comes so much later, or it would find it one rounding short of that.
+_PAST_MARK_S: Final = 0.001
 log = logging.getLogger(__name__)
 
 
@@ -100,6 +102,7 @@ class WorkerServer:
         self._num_connections = 0
         self._step_id = 0
         self._last_sent_s = 0.0
+        self._told_limits = 0  # whole limits that the running step had been overdue by at the last beat
         self._tasks: set[asyncio.Task[None]] = set()
         self._heartbeat: asyncio.TimerHandle | None = None
         self._server: asyncio.Server | None = None
@@ -177,12 +180,16 @@ class WorkerServer:
             connection.send(message)
 
     def _beat(self) -> None:
-        """Tell gateways that we live, unless a step did so just now."""
-        loop = asyncio.get_running_loop()
-        self._heartbeat = loop.call_later(HEARTBEAT_S / 2, self._beat)
-        if self._gateways and self._clock() - self._last_sent_s >= HEARTBEAT_S / 2:
+        """Tell gateways that we live, unless a step did so just now; and at once when a step becomes overdue."""
+        with self._lock:
+            load = self._core.beat(self._clock())
+        self._heartbeat = asyncio.get_running_loop().call_later(_next_beat_s(load), self._beat)
+        limits = int(load.step_overdue)
+        is_news = limits > self._told_limits and limits <= 2
+        self._told_limits = limits
+        if self._gateways and (is_news or self._clock() - self._last_sent_s >= HEARTBEAT_S / 2):
             with self._lock:
-                load, delta = self._core.load(self._clock()), self._core.cache_delta()
+                delta = self._core.cache_delta()
             self._send_steps({}, load, delta)
 
     # --- peers ---------------------------------------------------------------------------------------------------
@@ -323,6 +330,12 @@ class WorkerServer:
     def _acknowledge(self, lease_id: str) -> bool:
         with self._lock:
             return self._core.ack(lease_id, self._clock())
+
+
+def _next_beat_s(load: Load) -> float:
+    """Until the next beat is due: no later than the running step can be overdue, once and twice."""
+    marks_s = [each * load.step_limit_s - load.step_running_s for each in (1, 2)]
+    return min([HEARTBEAT_S / 2, *[each for each in marks_s if each > 0.0]]) + _PAST_MARK_S
 
 
 _HANDLERS: dict[type, Callable[[WorkerServer, str, Connection, Any], None]] = {

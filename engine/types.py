@@ -195,6 +195,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     kv_blocks_held: int = 0  # referenced by a sequence or lease (cached-only blocks are free)
     kv_blocks_reserved: int = 0  # promised to admitted sequences, not allocated yet
     oldest_wait_s: float = 0.0
+    step_running_s: float = 0.0  # of the running step, as `engine.step_watch` counts it; 0 between steps
+    step_limit_s: float = 0.0  # from when on that is overdue; 0: no step runs, or an older worker that does not say
     # What the meter page does not hold; 0 from a worker that does not say it yet.
     num_decoding: int = 0  # sequences that decode, or will: running, reserved, or computing their prompt here
     max_batch: int = 0  # of those that decode at the same time
@@ -204,6 +206,11 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def kv_usage(self) -> float:
         return self.kv_blocks_held / self.kv_blocks_total if self.kv_blocks_total else 0.0
+
+    @property
+    def step_overdue(self) -> float:
+        """How many limits the running step has run for: overdue from 1 on."""
+        return self.step_running_s / self.step_limit_s if self.step_limit_s else 0.0
 
     @property
     def kv_blocks_room(self) -> int:

@@ -17,6 +17,7 @@ from engine.meter import Meter
 from engine.pool_file import KvStore
 from engine.readings import DeviceInfo
 from engine.server import WorkerIdentity, WorkerServer
+from engine.step_watch import StepWatch
 from engine.types import KvLayout, ModelConfig, WorkerState
 from engine.wire import Hello
 from engine.worker_config import WorkerConfig
@@ -71,7 +72,9 @@ def num_kv_blocks(config: WorkerConfig, kv_bytes: float, block_bytes: float) -> 
     return num_blocks
 
 
-def make_core(config: WorkerConfig, loaded: Loaded, meter: Meter, address: str) -> EngineCore:
+def make_core(
+    config: WorkerConfig, loaded: Loaded, meter: Meter, address: str, watch: StepWatch | None = None
+) -> EngineCore:
     core_config = CoreConfig(
         model=loaded.model,
         layout=loaded.layout,
@@ -89,7 +92,7 @@ def make_core(config: WorkerConfig, loaded: Loaded, meter: Meter, address: str) 
         pool_path=loaded.store.path,
         host_id=host_id(),
     )
-    return EngineCore(config=core_config, meter=meter)
+    return EngineCore(config=core_config, meter=meter, watch=watch)
 
 
 def make_server(

@@ -18,6 +18,7 @@ from control.fleets.base import WorkerLife
 from control.fleets.host_process import HostDescription
 from control.fleets.hosts import HostSpec
 from control.fleets.worker_link import WorkerLink
+from control.gateway.pulse import Pulse, pulse_of_step
 from control.processes import stands_still
 from engine.readings import MeterReading
 from engine.types import WorkerState
@@ -105,11 +106,10 @@ class HostWatch:
         """A step that does not end leaves a process that answers and serves nobody."""
         newest = 0 if self._described is None else self._described.epoch
         for each in living:
-            if each.epoch < newest or each.step_running_s is None or each.step_running_s < self._step_overdue_s:
+            if each.epoch < newest or each.step_running_s is None or self._is_told(each, now_s):
                 continue
-            if self._is_told(each, now_s):
-                continue
-            self._end(each, f"step overdue: {each.step_running_s:.0f} s", now_s)
+            if pulse_of_step(each.load.step_overdue) is Pulse.GONE or each.step_running_s >= self._step_overdue_s:
+                self._end(each, f"step overdue: {each.step_running_s:.0f} s", now_s)
 
     def _note_stop(self, living: Iterable[MeterReading], now_s: float) -> None:
         """A stopped process holds its slot, also when it is idle and no step shows it."""

@@ -52,6 +52,7 @@ GENERATE: Final[dict[str, Endpoint]] = {"/v1/chat/completions": "chat", "/v1/com
 #: Longer texts are tokenized on a thread, so that they do not hold up everybody's tokens.
 MAX_INLINE_CHARS: Final = 20_000
 TIME_CHECK_S: Final = 0.25
+PULSE_CHECK_S: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,17 +94,23 @@ class Gateway:
             await send_error(send, error)
 
     async def watch(self) -> None:
-        """End what waits for too long, and leave workers that hang or are silent. Runs until cancelled."""
+        """End what waits for too long. Runs until cancelled."""
         limits = self._limits
         while True:
-            asleep_s = time.monotonic()
             await asyncio.sleep(TIME_CHECK_S)
             now_s, now_unix_s = time.monotonic(), time.time()
             for relay in list(self.admission.in_flight.values()):
                 relay.check_time(now_s, now_unix_s, limits.first_token_timeout_s)
             self.fleet.look_at_moves()
-            if now_s - asleep_s < 2 * TIME_CHECK_S:  # else we were late ourselves: what workers said is not read yet
-                self.fleet.leave_dead(now_s, limits.token_gap_timeout_s)
+
+    async def watch_pulses(self) -> None:
+        """Leave workers that hang or are silent. Runs until cancelled."""
+        while True:
+            asleep_s = time.monotonic()
+            await asyncio.sleep(PULSE_CHECK_S)
+            now_s = time.monotonic()
+            if now_s - asleep_s < 2 * PULSE_CHECK_S:  # else we were late ourselves: what workers said is not read yet
+                self.fleet.leave_dead(now_s, self._limits.token_gap_timeout_s)
 
     # --- what is only read -------------------------------------------------------------------------------------------
 
@@ -302,11 +309,11 @@ def _max_tokens(asked: int | None, num_prompt: int, max_context: int, default: i
 @contextlib.asynccontextmanager
 async def running(gateway: Gateway) -> Any:
     """The gateway's own tasks, for as long as this context lasts."""
-    watch = asyncio.create_task(gateway.watch())
+    watches = [asyncio.create_task(gateway.watch()), asyncio.create_task(gateway.watch_pulses())]
     try:
         yield gateway
     finally:
-        watch.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watch
+        for watch in watches:
+            watch.cancel()
+        await asyncio.gather(*watches, return_exceptions=True)
         await gateway.fleet.close()

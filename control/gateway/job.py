@@ -61,10 +61,12 @@ class Served:
 
     def moves_to_next(self, move: RequestMove) -> None:
         """It leaves its worker; where it goes on and after how long is known with its next token."""
+        if self.is_moving:  # it was lost again before it gave a token
+            self.moves[-1] = replace(self.moves[-1], to_worker=move.from_worker)
         self.moves.append(move)
         self.is_moving = True
 
-    def resumed(self, stall_s: float) -> RequestMove:
+    def resumed(self, stall_s: float | None) -> RequestMove:
         """The first token after a move."""
         self.is_moving = False
         self.moves[-1] = replace(self.moves[-1], to_worker=self.decode_worker, stall_s=stall_s)

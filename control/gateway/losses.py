@@ -5,6 +5,7 @@ Decided here: which losses are one death, and when a request is to blame. Not he
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Final
 
 #: Deaths under one request before it ends with an error: it may be what kills them.
@@ -15,12 +16,21 @@ SAME_DEATH_S: Final = 1.0
 MAX_SILENT: Final = 16
 
 
+class Cause(StrEnum):
+    """How a worker was lost."""
+
+    DIED = "died"  # its connection ended, or it failed the request
+    STOPPED = "stopped"  # somebody stopped its process: not the request's doing
+    HUNG = "hung"  # its step did not end: may be the request's doing, if it happens again
+
+
 class Losses:
     """One request's losses, over all its attempts."""
 
     def __init__(self) -> None:
         self.num_lost = 0
         self._num_silent = 0
+        self._has_hung = False
         self._asked_s: dict[str, float] = {}  # by workers that have not answered yet
 
     def asked(self, worker_id: str, now_s: float) -> None:
@@ -33,10 +43,13 @@ class Losses:
         """The attempt is over: nobody owes an answer."""
         self._asked_s.clear()
 
-    def lost(self, worker_id: str, now_s: float, *, was_stopped: bool = False) -> bool:
-        """Count one. True when the request has had its share. A process that somebody stopped is not its doing."""
+    def lost(self, worker_id: str, now_s: float, cause: Cause = Cause.DIED) -> bool:
+        """Count one. True when the request has had its share. The first hang under it is not held against it."""
         self.num_lost += 1
         asked_s = self._asked_s.pop(worker_id, None)
-        if was_stopped or (asked_s is not None and now_s - asked_s < SAME_DEATH_S):
+        is_first_hang = cause is Cause.HUNG and not self._has_hung
+        self._has_hung = self._has_hung or cause is Cause.HUNG
+        is_same_death = cause is Cause.DIED and asked_s is not None and now_s - asked_s < SAME_DEATH_S
+        if cause is Cause.STOPPED or is_first_hang or is_same_death:
             self._num_silent += 1
         return self.num_lost - self._num_silent >= MAX_DEATHS or self._num_silent >= MAX_SILENT

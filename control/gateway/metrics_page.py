@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, get_args
 
 from control.gateway.mover import MoveCounts
@@ -25,14 +26,28 @@ def metrics_text(moves: MoveCounts) -> str:
     lines.append(f"phaseline_gateway_moved_bytes_total {moves.num_bytes}")
     name = "phaseline_gateway_move_stall_seconds"
     lines += _head(name, "histogram", "Last token before a move to the first one after it.")
-    stalls = [(value_of(bucket), count) for bucket, count in moves.stall_buckets.items()]
-    for bound_s in STALL_BOUNDS_S:
-        lines.append(f'{name}_bucket{{le="{bound_s:g}"}} {sum(n for value_s, n in stalls if value_s <= bound_s)}')
-    total = sum(count for _, count in stalls)
-    lines.append(f'{name}_bucket{{le="+Inf"}} {total}')
-    lines.append(f"{name}_sum {sum(value_s * count for value_s, count in stalls):.6g}")
-    lines.append(f"{name}_count {total}")
+    for kind in get_args(MoveKind):
+        of_kind = {bucket: count for (each, bucket), count in moves.stall_buckets.items() if each == kind}
+        lines += _histogram(name, of_kind, f'kind="{kind}"')
+    name = "phaseline_gateway_failover_notice_seconds"
+    lines += _head(name, "histogram", "A lost worker's last word, or the begin of its hung step, to leaving it.")
+    lines += _histogram(name, moves.notice_buckets)
     return "\n".join(lines) + "\n"
+
+
+def _histogram(name: str, buckets: Mapping[int, int], label: str = "") -> list[str]:
+    """`buckets`: of `engine.histogram`; `label`: of all its series."""
+    values = [(value_of(bucket), count) for bucket, count in buckets.items()]
+    before = f"{label}," if label else ""
+    lines = []
+    for bound_s in STALL_BOUNDS_S:
+        count = sum(n for value_s, n in values if value_s <= bound_s)
+        lines.append(f'{name}_bucket{{{before}le="{bound_s:g}"}} {count}')
+    total, labels = sum(buckets.values()), f"{{{label}}}" if label else ""
+    lines.append(f'{name}_bucket{{{before}le="+Inf"}} {total}')
+    lines.append(f"{name}_sum{labels} {sum(value_s * count for value_s, count in values):.6g}")
+    lines.append(f"{name}_count{labels} {total}")
+    return lines
 
 
 def _head(name: str, kind: str, words: str) -> list[str]:

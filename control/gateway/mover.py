@@ -17,6 +17,7 @@ from control.gateway.move import Movable, Move
 from control.gateway.move_estimate import MoveChoice, MoveFacts, choose_target, estimate, queued_ahead
 from control.gateway.workers import WorkerLink
 from control.routing import FleetView
+from control.types import MoveKind, RequestMove
 from engine.histogram import bucket_of
 
 log = logging.getLogger(__name__)
@@ -42,13 +43,21 @@ class MoveLimits:
 class MoveCounts:
     """Since the gateway started."""
 
-    num_by_kind: Counter[str] = field(default_factory=Counter)
+    num_by_kind: Counter[MoveKind] = field(default_factory=Counter)
     num_given_up: int = 0
     num_bytes: int = 0
-    stall_buckets: Counter[int] = field(default_factory=Counter)  # engine.histogram bucket -> moves
+    stall_buckets: Counter[tuple[MoveKind, int]] = field(default_factory=Counter)  # engine.histogram bucket -> moves
+    notice_buckets: Counter[int] = field(default_factory=Counter)  # of failovers
 
-    def stalled(self, stall_s: float) -> None:
-        self.stall_buckets[bucket_of(stall_s)] += 1
+    def began(self, move: RequestMove) -> None:
+        self.num_by_kind[move.kind] += 1
+        self.num_bytes += move.num_bytes
+        if move.notice_s is not None:
+            self.notice_buckets[bucket_of(move.notice_s)] += 1
+
+    def stalled(self, move: RequestMove) -> None:
+        if move.stall_s is not None:
+            self.stall_buckets[move.kind, bucket_of(move.stall_s)] += 1
 
 
 class Mover:

@@ -323,11 +323,12 @@ class Relay(TokenStream):
         if len(self.tokens) >= self.job.sampling.max_tokens:
             self.stop(FinishReason.LENGTH)
             return
-        if self._losses.lost(link.worker_id, time.monotonic(), was_stopped=link.was_stopped):
+        if self._losses.lost(link.worker_id, time.monotonic(), link.cause):
             num = self._losses.num_lost
             message = f"{num} workers failed under this request, the last one {link.worker_id}: {reason}"
             self.fail(errors.internal(message, "workers_failed"))
             return
+        self._note_move("failover", link.worker_id, reason, 0, time.monotonic(), link.notice_s)
         move = self.move
         if move is not None and move.copied_tokens and move.target.is_ready:
             self._continue_on(move.target)  # most of the KV is there already

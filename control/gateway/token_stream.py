@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Literal
 
 from control.gateway import errors
 from control.gateway.errors import GatewayError
 from control.gateway.fleet import Fleet
 from control.gateway.job import Job, Served
 from control.gateway.timeline import Timeline
-from control.types import RequestMove
+from control.types import MoveKind, RequestMove
 from engine.types import FinishReason
 
 
@@ -100,9 +99,7 @@ class TokenStream:
             self.tokens += new
             self._progress_s = time.monotonic()
             if self.served.is_moving:
-                stall_s = self._progress_s - self.timeline.last_s
-                self.served.resumed(stall_s)
-                self._fleet.mover.counts.stalled(stall_s)
+                self._note_resumed()
             self.timeline.add(len(new), self._progress_s)
 
     def _notify(self) -> None:
@@ -111,12 +108,23 @@ class TokenStream:
             waiter.set_result(None)
 
     def _note_move(
-        self, kind: Literal["migration", "recompute"], from_worker: str, reason: str, num_bytes: int, begun_s: float
+        self,
+        kind: MoveKind,
+        from_worker: str,
+        reason: str,
+        num_bytes: int,
+        begun_s: float,
+        notice_s: float | None = None,
     ) -> None:
         """It leaves this worker; the rest of the story is known with its next token."""
         at_s = begun_s - self.job.arrival_s
         move = RequestMove(kind=kind, from_worker=from_worker, to_worker="", at_s=at_s, num_bytes=num_bytes,
-                           reason=reason)  # fmt: skip
+                           notice_s=notice_s, reason=reason)  # fmt: skip
         self.served.moves_to_next(move)
-        self._fleet.mover.counts.num_by_kind[kind] += 1
-        self._fleet.mover.counts.num_bytes += num_bytes
+        self._fleet.mover.counts.began(move)
+
+    def _note_resumed(self) -> None:
+        """The first token after a move; one that had none before was not stalled, its client waits from arrival on."""
+        has_begun = self.timeline.first_s is not None
+        move = self.served.resumed(self._progress_s - self.timeline.last_s if has_begun else None)
+        self._fleet.mover.counts.stalled(move)

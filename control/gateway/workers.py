@@ -16,9 +16,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from control.gateway.losses import Cause
 from control.gateway.prefix_index import PrefixIndex
-from control.gateway.pulse import ASK_S, Pulse, pulse_of
-from control.processes import stands_still
+from control.gateway.pulse import ASK_S, LATE_S, Pulse, pulse_of, pulse_of_step
+from control.processes import asleep_cpu_ticks, stands_still
 from control.routing import WorkerView
 from control.types import WorkerRoute
 from engine.connection import Connection, connect
@@ -99,8 +100,10 @@ class WorkerLink:
         self.heard_s = 0.0
         self.gave_s = 0.0  # when it last gave any request here a token
         self.lost_s: float | None = None
-        self.is_late = False  # silent for a moment: nothing new goes there
-        self.was_stopped = False  # it was cut off because its process stood still
+        self.is_late = False  # silent for a moment, or its step is overdue: nothing new goes there
+        self.cause = Cause.DIED  # how it was lost, if it was
+        self.notice_s: float | None = None  # when it was lost: since its last word, or since it began the hung step
+        self._asleep: tuple[int, float] | None = None  # CPU ticks of its sleeping process, and since when they are that
         self._prefixes = prefixes
         self._on_change = on_change
         self._on_leaving = on_leaving
@@ -225,13 +228,21 @@ class WorkerLink:
         now_s = time.monotonic()
         self.load = load
         self.heard_s = now_s
-        self.is_late = False
+        self._asleep = None
+        pulse = pulse_of_step(load.step_overdue)
+        self.is_late = pulse is not Pulse.BEATS
         pending = self._pending
         while pending and pending[0][0] < now_s - REFLECTED_S:
             _, prefill_tokens, kv_tokens = pending.popleft()
             self._pending_prefill -= prefill_tokens
             self._pending_kv -= kv_tokens
         self._changed()
+        if pulse is Pulse.GONE and self.legs:
+            self._cut_off(
+                Cause.HUNG,
+                f"its step has run for {load.step_running_s:.1f} s, {load.step_overdue:.0f} "
+                "times as long as any like it should",
+            )
 
     # --- the connection's life -----------------------------------------------------------------------------------
 
@@ -266,7 +277,7 @@ class WorkerLink:
         self.kv_token_bytes = welcome.layout.block_bytes / welcome.layout.block_tokens
         self.max_context = welcome.max_context
         self.simulated = welcome.simulated
-        self.was_stopped = False
+        self.cause, self.notice_s = Cause.DIED, None
         self._pending.clear()
         self._pending_prefill = self._pending_kv = 0
         self._set_load(welcome.load)
@@ -278,6 +289,8 @@ class WorkerLink:
             return
         self._connection = None
         self.lost_s = time.monotonic()
+        in_step_s = self.load.step_running_s if self.cause is Cause.HUNG else 0.0
+        self.notice_s = self.lost_s - self.heard_s + in_step_s
         self.state = WorkerState.STARTING
         self._prefixes.forget(self.slot)
         self._changed()
@@ -300,16 +313,33 @@ class WorkerLink:
     def feel_pulse(self, now_s: float) -> None:
         """Late: nothing new goes there until it is heard of. Gone: cut off, so that what it holds goes on elsewhere."""
         connection, silent_s = self._connection, now_s - self.heard_s
-        if connection is None or silent_s < ASK_S:
+        if connection is None or silent_s < (ASK_S if self.legs else LATE_S):
             return
-        stopped = stands_still(connection.welcome.pid)
-        pulse = pulse_of(silent_s, stopped)
+        pid = connection.welcome.pid
+        is_stopped = stands_still(pid)
+        frozen_s = self._frozen_s(pid, now_s) if silent_s >= LATE_S else 0.0
+        pulse = pulse_of(silent_s, is_stopped=is_stopped, frozen_s=frozen_s)
         if pulse is Pulse.GONE:
-            self.was_stopped = stopped
-            connection.abort(f"{'its process is stopped, ' if stopped else ''}silent for {silent_s:.1f} s")
+            why = "its process is stopped, " if is_stopped else "all its threads sleep, " if frozen_s else ""
+            self._cut_off(Cause.STOPPED if is_stopped else Cause.HUNG, f"{why}silent for {silent_s:.1f} s")
         elif pulse is Pulse.LATE and not self.is_late:
             self.is_late = True
             self._changed()
+
+    def _frozen_s(self, pid: int, now_s: float) -> float:
+        """For how long its process has slept without using a CPU, as far as looks at it tell."""
+        ticks = asleep_cpu_ticks(pid)
+        if ticks is None:
+            self._asleep = None
+        elif self._asleep is None or self._asleep[0] != ticks:
+            self._asleep = (ticks, now_s)
+        return now_s - self._asleep[1] if self._asleep is not None else 0.0
+
+    def _cut_off(self, cause: Cause, reason: str) -> None:
+        """End the connection, so that nothing late can come: what it holds goes on elsewhere."""
+        if self._connection is not None:
+            self.cause = cause
+            self._connection.abort(reason)
 
 
 _TO_LEG: Final[dict[type, Callable[[Leg, WorkerLink, Any], None]]] = {

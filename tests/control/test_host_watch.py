@@ -18,6 +18,7 @@ from control.fleets.hosts import host_specs
 from control.fleets.worker_link import WorkerLink
 from control.settings import load_settings
 from engine.readings import MeterReading
+from engine.types import Load
 from tests.control.metered import FakeWorker
 
 LIMIT_S = 10.0
@@ -99,6 +100,19 @@ async def test_a_host_whose_step_does_not_end_is_started_anew_and_says_why(tmp_p
         await until(lambda: watch.life("w0").num_restarts == 4)
         assert watch.life("w0").last_restart_reason == "step overdue: 130 s"
         assert host.num_restarts == 1
+
+
+async def test_a_host_whose_step_is_overdue_twice_by_its_own_word_is_started_anew(tmp_path: Path) -> None:
+    host = FakeHost()
+    overdue = reading(epoch=4, in_step_s=3.0)
+    async with watching(tmp_path, host) as watch:
+        await until(lambda: watch.life("w0").last_restart_reason == "killed")
+        overdue.load = Load(step_running_s=1.9, step_limit_s=1.0)
+        watch.saw([overdue], 0.0)
+        assert not watch._must_restart.is_set()
+        overdue.load = Load(step_running_s=2.0, step_limit_s=1.0)
+        watch.saw([overdue], 1.0)
+        await until(lambda: watch.life("w0").last_restart_reason == "step overdue: 3 s")
 
 
 async def test_a_hung_host_that_did_not_end_is_told_again(tmp_path: Path) -> None:

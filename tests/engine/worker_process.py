@@ -6,13 +6,17 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from worker_client import TOKEN
 
+from engine import paced
+from engine.types import StepPlan, StepResult
 from engine.worker import WorkerConfig, WorkerHost
 
 
@@ -50,7 +54,53 @@ def real_config(shm_dir: Path, model_dir: Path | str, worker_id: str = "w-0", **
     return WorkerConfig(**{**values, **changes})
 
 
+class _Hanging:
+    """A real worker's runner whose next step, once the process was told to (SIGUSR1), does not end before SIGUSR2."""
+
+    def __init__(self, runner: Any, held: threading.Event) -> None:
+        self._runner = runner
+        self._goes_on = held
+
+    def run(self, plan: StepPlan) -> StepResult:
+        self._goes_on.wait()
+        result: StepResult = self._runner.run(plan)
+        return result
+
+
+def _can_hang(kind: str) -> None:
+    """Let this process's steps be held from outside; in tests only, the product has no such door."""
+    goes_on = threading.Event()
+    goes_on.set()
+    signal.signal(signal.SIGUSR1, lambda *_: goes_on.clear())
+    signal.signal(signal.SIGUSR2, lambda *_: goes_on.set())
+    if kind != "paced":
+        _can_hang_in_a_forward(goes_on)
+    modelled = paced.paced_result
+
+    def result(*arguments: Any) -> StepResult:
+        found = modelled(*arguments)
+        if goes_on.is_set():
+            return found
+        last = msgspec.structs.replace(found.timings[-1], end_s=found.timings[-1].end_s + 3600.0)
+        return msgspec.structs.replace(found, timings=(*found.timings[:-1], last))
+
+    paced.paced_result = result
+
+
+def _can_hang_in_a_forward(goes_on: threading.Event) -> None:
+    from engine import model_start  # brings torch
+
+    load = model_start.load
+
+    def loaded(config: WorkerConfig) -> tuple[Any, Any]:
+        runner, parts = load(config)
+        return _Hanging(runner, goes_on), parts
+
+    model_start.load = loaded
+
+
 def _run(configs: Sequence[WorkerConfig], pipe: Pipe) -> None:
+    _can_hang(configs[0].kind)
     host = WorkerHost(configs)
     pipe.send(host.start())
     with contextlib.suppress(EOFError):
@@ -76,6 +126,16 @@ class WorkerProcess:
     def resume(self) -> None:
         assert self.process.pid is not None
         os.kill(self.process.pid, signal.SIGCONT)
+
+    def hang(self) -> None:
+        """From its next step on; its event loop lives."""
+        assert self.process.pid is not None
+        os.kill(self.process.pid, signal.SIGUSR1)
+
+    def unhang(self) -> None:
+        """A real worker's step goes on where it stood; a paced one's does not."""
+        assert self.process.pid is not None
+        os.kill(self.process.pid, signal.SIGUSR2)
 
     def kill(self) -> None:
         self.process.kill()

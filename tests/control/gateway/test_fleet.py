@@ -6,18 +6,19 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control.gateway.losses import Losses
+from control.gateway.losses import Cause, Losses
 from control.gateway.prefix_index import PrefixIndex
-from control.gateway.pulse import Pulse, pulse_of
+from control.gateway.pulse import Pulse, pulse_of, pulse_of_step
 from control.gateway.timeline import Timeline
 from control.gateway.workers import WorkerLink
-from control.processes import stands_still
+from control.processes import asleep_cpu_ticks, stands_still
 from control.types import Role, WorkerRoute, WorkerState
 from engine.histogram import bucket_of
 from engine.wire import CacheDelta
@@ -80,8 +81,8 @@ def test_one_token_has_a_first_token_time_and_no_rate() -> None:
 @pytest.mark.parametrize(
     ("silent_s", "stopped", "pulse"),
     [
-        (0.4, True, Pulse.BEATS),
-        (0.5, True, Pulse.GONE),
+        (0.09, True, Pulse.BEATS),
+        (0.1, True, Pulse.GONE),
         (1.4, False, Pulse.BEATS),
         (1.5, False, Pulse.LATE),
         (19.9, False, Pulse.LATE),
@@ -91,7 +92,41 @@ def test_one_token_has_a_first_token_time_and_no_rate() -> None:
 def test_silence_keeps_new_work_away_and_only_a_stopped_process_is_given_up_at_once(
     silent_s: float, stopped: bool, pulse: Pulse
 ) -> None:
-    assert pulse_of(silent_s, stopped) is pulse
+    assert pulse_of(silent_s, is_stopped=stopped) is pulse
+
+
+@pytest.mark.parametrize(
+    ("silent_s", "frozen_s", "pulse"),
+    [(1.4, 1.4, Pulse.BEATS), (2.4, 0.9, Pulse.LATE), (2.5, 1.0, Pulse.GONE), (19.0, 0.0, Pulse.LATE)],
+)
+def test_a_silent_process_whose_threads_all_sleep_is_given_up_and_a_busy_one_is_waited_for(
+    silent_s: float, frozen_s: float, pulse: Pulse
+) -> None:
+    assert pulse_of(silent_s, frozen_s=frozen_s) is pulse
+
+
+@pytest.mark.parametrize(
+    ("limits", "pulse"), [(0.0, Pulse.BEATS), (0.9, Pulse.BEATS), (1.0, Pulse.LATE), (2.0, Pulse.GONE)]
+)
+def test_a_step_overdue_once_keeps_new_work_away_and_twice_is_an_end(limits: float, pulse: Pulse) -> None:
+    assert pulse_of_step(limits) is pulse
+
+
+@pytest.mark.parametrize(("then", "is_asleep"), [("input()", True), ("while True: pass", False)])
+def test_a_process_is_asleep_while_it_waits_and_not_while_it_computes(then: str, is_asleep: bool) -> None:
+    source = f"print(flush=True)\n{then}"
+    child = subprocess.Popen([sys.executable, "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert child.stdout is not None
+        child.stdout.readline()
+        deadline_s = time.monotonic() + 10.0
+        while (asleep_cpu_ticks(child.pid) is not None) is not is_asleep and time.monotonic() < deadline_s:
+            os.sched_yield()
+        assert (asleep_cpu_ticks(child.pid) is not None) is is_asleep
+    finally:
+        child.kill()
+        child.communicate()
+    assert asleep_cpu_ticks(child.pid) is None
 
 
 def test_a_stopped_process_is_seen_to_stand_still_and_an_unknown_one_is_not() -> None:
@@ -110,7 +145,14 @@ def test_a_stopped_process_is_seen_to_stand_still_and_an_unknown_one_is_not() ->
 
 def test_two_deaths_end_a_request_and_stopped_processes_are_not_its_doing() -> None:
     losses = Losses()
-    assert not any(losses.lost(f"w{at}", 10.0 * at, was_stopped=True) for at in range(4))
+    assert not any(losses.lost(f"w{at}", 10.0 * at, Cause.STOPPED) for at in range(4))
     assert not losses.lost("w4", 50.0)
     assert losses.lost("w5", 60.0)
     assert losses.num_lost == 6
+
+
+def test_the_first_hang_under_a_request_may_be_chance_and_later_ones_are_deaths() -> None:
+    losses = Losses()
+    assert not losses.lost("w0", 0.0, Cause.HUNG)
+    assert not losses.lost("w1", 10.0, Cause.HUNG)
+    assert losses.lost("w2", 20.0, Cause.HUNG)

@@ -338,6 +338,51 @@ async def test_a_request_on_a_worker_that_hangs_is_continued_elsewhere_without_a
         assert place.gateway.fleet.links["d0"].is_connected
 
 
+async def test_a_hung_step_is_left_when_it_is_overdue_twice_and_its_late_tokens_are_dropped(text: ModelText) -> None:
+    hangs = {"d0": Faults(hang_after_tokens=5)}
+    async with house(text, configs(text, PAIRS, hangs, tokens_per_step=1)) as place:
+        place.retable(weights={"d0": 1.0, "d1": 1e-6})
+        worker, link = place.workers[2], place.gateway.fleet.links["d0"]
+        asking = asyncio.create_task(said(place))
+        await until(lambda: any(len(each.tokens) == 5 for each in place.gateway.admission.in_flight.values()))
+        worker.set_load(Load(kv_blocks_total=65536, step_running_s=0.6, step_limit_s=0.5))
+        await until(lambda: not link.is_ready)
+        assert link.legs  # late: nothing new goes there, what it has stays
+        worker.set_load(Load(kv_blocks_total=65536, step_running_s=1.0, step_limit_s=0.5))
+        await until(lambda: not link.legs)
+        worker.config.faults = Faults()
+        worker.resume()
+        assert await asking == expected(text)
+        await until(lambda: len(place.records) == 1)
+        (move,) = place.records[0].moves
+        assert (move.kind, move.from_worker, move.to_worker) == ("failover", "d0", "d1")
+        assert move.notice_s is not None
+        assert move.notice_s >= 1.0
+        assert move.stall_s is not None
+        assert "its step has run for 1.0 s" in move.reason
+        page = (await place.client.get("/metrics")).text
+        assert 'phaseline_gateway_moves_total{kind="failover"} 1' in page
+        assert "phaseline_gateway_failover_notice_seconds_count 1" in page
+        await until(lambda: link.is_connected)
+        assert not link.is_ready  # it is back, and still in that step
+        worker.set_load(Load(kv_blocks_total=65536))
+        await until(lambda: link.is_ready)
+
+
+async def test_a_failover_before_the_first_token_is_recorded_without_a_stall(text: ModelText) -> None:
+    silent = {"m0": Faults(is_silent=True)}
+    async with house(text, configs(text, {"m0": Role.MIXED, "m1": Role.MIXED}, silent), policy=LOCAL_ALWAYS) as place:
+        place.retable(policy=LOCAL_ALWAYS, weights={"m0": 1.0, "m1": 1e-9})
+        asking = asyncio.create_task(said(place))
+        await until(lambda: bool(place.seen(0, Submit)))
+        await place.workers[0].close()
+        assert await asking == expected(text)
+        await until(lambda: len(place.records) == 1)
+        (move,) = place.records[0].moves
+        assert (move.kind, move.to_worker, move.stall_s) == ("failover", "m1", None)
+        assert move.notice_s is not None
+
+
 async def test_a_request_that_only_waits_its_turn_at_a_busy_worker_stays(text: ModelText) -> None:
     roles = {"m0": Role.MIXED, "m1": Role.MIXED}
     async with house(text, configs(text, roles, {}, tokens_per_step=1), policy=LOCAL_ALWAYS) as place:
