@@ -117,7 +117,7 @@ class Settings(BaseSettings):
     )
     step_overdue_s: Seconds = Field(
         120.0,
-        description="A CPU or CUDA worker whose step runs for longer hangs, whatever steps like it have taken: its process "
+        description="A CPU or CUDA worker whose step runs for longer hangs, whatever its like took: its process "
         "is started anew.",
     )
     stopped_limit_s: Seconds = Field(
