@@ -111,7 +111,7 @@ class Accountant:
 
     def ingest(self, observation: Observation) -> Ingested:
         """What this observation adds. Readings that are not in it are unknown, not zero."""
-        batch = _Batch()
+        batch, before = _Batch(), dict(self._cursors)
         lives = {each.worker_id: each for each in observation.lives}
         fresh = [self._account(reading, lives.get(reading.worker_id), batch) for reading in observation.readings]
         self._close_departed(observation, batch)
@@ -129,6 +129,11 @@ class Accountant:
             roles=tuple(batch.roles),
             epochs=tuple(batch.epochs),
             events=tuple(batch.events),
+            counted_from={
+                name: before[name].mark if name in before else None
+                for name, cursor in self._cursors.items()
+                if cursor is not before.get(name)
+            },
         )
 
     def utilization(self, now_unix_s: float, window_s: int = 5) -> UtilizationView:

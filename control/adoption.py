@@ -6,20 +6,24 @@ adopted by the first ticks, which compare desired with what lives. Not decided h
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
 from control.accounting import Accountant
 from control.desk import Desk
+from control.errors import HistoryError
 from control.events import Events
 from control.fleets.base import Fleet
 from control.history.store import History
 from control.plane import Plane
 from control.recorder import Recorder
 from control.settings import Settings
+from control.spool import Spool
 from control.types import Action, Command, CommandState, Desired, Role, Verb
 
+_log = logging.getLogger("phaseline.plane")
 INITIAL_WHO = "phaseline"
 
 
@@ -34,6 +38,7 @@ async def adopt(
         await recorder.write(history.record_command, starting_command(fleet.fleet_id, desired, wanted, now()))
         desired = wanted
     fence = await recorder.write(history.next_fence, fleet.fleet_id)
+    await write_spooled(recorder, history, settings)
     unfinished = await recorder.read(history.unfinished_commands, fleet.fleet_id)
     accountant = Accountant(fleet.fleet_id)
     accountant.restore(await recorder.read(history.load_cursors, fleet.fleet_id))
@@ -56,6 +61,20 @@ async def adopt(
         version=version,
         now=now,
     )
+
+
+async def write_spooled(recorder: Recorder, history: History, settings: Settings) -> None:
+    """Write what the last plane on this disk left in its spool, before anything of it is read. Raises HistoryError."""
+    spool = Spool(settings.run_dir / "spool", settings.spool_max_bytes)
+    try:
+        spool.open()
+    except OSError as error:
+        raise HistoryError(f"the spool {spool.folder} cannot be read: {error}") from error
+    if spool.num_frames:
+        _log.info("%d writes of an earlier plane are in the spool: they are written first", spool.num_frames)
+    recorder.spool, recorder.replay = spool, history.replay
+    if not await recorder.flush():
+        raise HistoryError(f"the spool {spool.folder} cannot be written to the history: {recorder.failure}")
 
 
 def starting_desired(known: Desired | None, settings: Settings) -> Desired:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from control.changes import changes_between
 from control.commands import ENDED, Planned, advance, plan_action
@@ -17,6 +18,7 @@ from control.errors import CommandRefused, ControlError, HistoryError, NotFound,
 from control.events import Events
 from control.facts import FleetFacts, Refusal
 from control.guards import pools_of
+from control.history.deferred import JournalWrite, encode
 from control.history.store import History
 from control.progress import Progress, superseded_by
 from control.recorder import Recorder
@@ -252,10 +254,11 @@ class Desk:
         """Keep one command up, here at once and in the history as soon as it can be written."""
         at = steps[-1].at_unix_s if steps else command.updated_unix_s
         changed = replace(command, state=state, steps=(*command.steps, *steps), result=result, updated_unix_s=at)
-        for step in steps[:-1]:
-            self.recorder.later(self.history.update_command, command.command_id, command.state, step, "")
-        last = steps[-1] if steps else None
-        self.recorder.later(self.history.update_command, command.command_id, state, last, result)
+        lines = [JournalWrite(command.command_id, command.state, step, "") for step in steps[:-1]]
+        lines.append(JournalWrite(command.command_id, state, steps[-1] if steps else None, result))
+        for line in lines:
+            arguments = (line.command_id, line.state, line.step, line.result)
+            self.recorder.later(self.history.update_command, *arguments, frame=partial(encode, line))
         self.unfinished[command.command_id] = changed
         if state in ENDED:
             del self.unfinished[command.command_id]

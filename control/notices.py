@@ -25,6 +25,9 @@ def notices_of(
     history_problem: str = "",
     num_writes_waiting: int = 0,
     num_writes_dropped: int = 0,
+    num_writes_spooled: int = 0,
+    spooled_bytes: int = 0,
+    spool_problem: str = "",
     tick_problem: str = "",
     observation_problems: tuple[str, ...] = (),
 ) -> tuple[str, ...]:
@@ -33,8 +36,12 @@ def notices_of(
     if history_problem:
         found.append(
             f"The history cannot be written: {history_problem}. Serving goes on, commands are refused; "
-            f"{num_writes_waiting} writes wait in memory."
+            f"{num_writes_waiting} writes wait in memory{_on_disk(num_writes_spooled, spooled_bytes)}."
         )
+    elif num_writes_spooled:
+        found.append(f"The history is back: {num_writes_spooled} writes of the spool are being written to it.")
+    if spool_problem:
+        found.append(f"The spool cannot be written: {spool_problem}. What waits for the history waits in memory only.")
     if num_writes_dropped:
         found.append(f"{num_writes_dropped} writes to the history were lost: it could not be written for too long.")
     if tick_problem:
@@ -45,6 +52,10 @@ def notices_of(
     if sample_share:
         found.append(SAMPLE_TRAFFIC.format(share=sample_share))
     return (*found, *device_notices(readings))
+
+
+def _on_disk(num_writes: int, num_bytes: int) -> str:
+    return f", {num_writes} in the spool ({num_bytes / 1e6:.1f} MB)" if num_writes else ""
 
 
 def device_notices(readings: Mapping[str, MeterReading]) -> tuple[str, ...]:

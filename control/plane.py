@@ -24,10 +24,12 @@ from control.events import Events
 from control.facts import FleetFacts
 from control.fleets.base import Fleet, Observation
 from control.gateway_hub import GatewayHub
+from control.history.deferred import TickWrite, encode
 from control.history.store import History, RequestQuery
 from control.intake import Intake
 from control.notices import notices_of
 from control.orders import Orders
+from control.points import Ingested
 from control.progress import TablesSeen, progress_of
 from control.reconcile import Ordered, holds, reconcile
 from control.recorder import Recorder
@@ -215,7 +217,7 @@ class Plane:
         await self.desk.settled()
         await self.recorder.flush()
 
-    def _see(self, observation: Observation, now: float) -> object:
+    def _see(self, observation: Observation, now: float) -> Ingested:
         """Take one observation in: newest readings, utilization, and what a self-driving fleet has served."""
         self._observation = observation
         self._readings = newest_readings(observation, self._readings, now)
@@ -246,18 +248,20 @@ class Plane:
             if isinstance(self.fleet, SelfDriving):
                 self.fleet.set_table(table)
 
-    def _record_samples(self, ingested: object, now: float) -> None:
-        """Queue this tick's rows; gateways may forget their records once those are durable."""
+    def _record_samples(self, ingested: Ingested, now: float) -> None:
+        """Queue this tick's rows; gateways may forget their records once those are durable, here or in the spool."""
         rows = self._intake.take()
 
         def durable() -> None:
             for spool, seq in self._intake.committed(rows).items():
                 self.hub.acknowledge(spool, seq)
 
+        tick = TickWrite(ingested, self._accountant.snapshot(), rows, self._status)
         self.recorder.later(
-            *(self.history.write_tick, ingested, self._accountant.snapshot(), rows, self._status),
+            *(self.history.write_tick, tick.ingested, tick.cursors, tick.records, tick.traffic),
             then=durable,
             dropped=partial(self._intake.restore, rows),
+            frame=partial(encode, tick),
         )
         if now - self._pruned_unix_s > PRUNE_EVERY_S:
             self._pruned_unix_s = now
@@ -303,6 +307,9 @@ class Plane:
             history_problem=self.recorder.problem,
             num_writes_waiting=self.recorder.num_waiting,
             num_writes_dropped=self.recorder.num_dropped,
+            num_writes_spooled=self.recorder.num_spooled,
+            spooled_bytes=self.recorder.spooled_bytes,
+            spool_problem=self.recorder.spool_problem,
             tick_problem=self._tick_problem,
             observation_problems=self._observation.problems if self._observation else (),
         )

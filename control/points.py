@@ -95,6 +95,10 @@ class Line:
     role: str = ""
 
 
+#: How far a meter has been counted, for comparison: epoch, step records, seconds. Within one worker it only grows.
+Mark = tuple[int, int, float]
+
+
 class WorkerCursor(msgspec.Struct, frozen=True, kw_only=True):
     """How far one worker's meter has been counted. Saved in the same transaction as what was counted."""
 
@@ -108,6 +112,10 @@ class WorkerCursor(msgspec.Struct, frozen=True, kw_only=True):
     role_since_unix_s: float
     device_key: str
     open: bool  # its role interval has no end yet
+
+    @property
+    def mark(self) -> Mark:
+        return (self.epoch, self.num_records, self.known_until_unix_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +144,18 @@ class Ingested:
     roles: tuple[RoleInterval, ...] = ()
     epochs: tuple[WorkerEpoch, ...] = ()
     events: tuple[FleetEvent, ...] = ()
+    counted_from: Mapping[str, Mark | None] = field(default_factory=dict)  # per worker in it; None: never counted
+
+
+def is_new(ingested: Ingested, counted: Mapping[str, Mark]) -> bool:
+    """Whether nothing of this is counted yet. Counted less far: what lay between was dropped, and stays lost.
+
+    All or nothing: the fleet's and the roles' rows cannot be taken apart by worker.
+    """
+    return all(
+        worker_id not in counted or (start is not None and counted[worker_id] <= start)
+        for worker_id, start in ingested.counted_from.items()
+    )
 
 
 #: Columns that count a second once, however often something is added to it.

@@ -86,6 +86,11 @@ class Settings(BaseSettings):
     console_port: Port = Field(8501, description="Console.")
 
     database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite at <run_dir>/history.db.")
+    spool_max_bytes: int = Field(
+        512 * 2**20,
+        ge=2**20,
+        description="Disk at <run_dir>/spool for what waits while the history is away; when full, the oldest goes.",
+    )
     tick_s: Seconds = Field(1.0, description="Period of the plane's tick.")
     observe_timeout_s: Seconds = Field(
         0.8, description="A node that has not answered by then is missing from that tick."

@@ -17,7 +17,7 @@ import alembic.config
 import alembic.util.exc
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, IntegrityError, SQLAlchemyError
 
 from control.errors import HistoryError
 
@@ -31,6 +31,13 @@ def one_line(error: Exception) -> str:
     """What the database said, in one line, without the statement."""
     cause = getattr(error, "orig", None) or error
     return " ".join(str(cause).split()) or type(error).__name__
+
+
+def history_error(error: SQLAlchemyError) -> HistoryError:
+    """What the database said, as our error. Values that it refuses it will refuse again."""
+    found = HistoryError(one_line(error))
+    found.retry_helps = not isinstance(error, IntegrityError | DataError)
+    return found
 
 
 def open_engine(url: str) -> Engine:

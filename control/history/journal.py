@@ -115,22 +115,42 @@ def _add_step(connection: Connection, command_id: int, num: int, step: CommandSt
 
 
 def update_command(
-    connection: Connection, command_id: int, state: CommandState, step: CommandStep | None, result: str
+    connection: Connection,
+    command_id: int,
+    state: CommandState,
+    step: CommandStep | None,
+    result: str,
+    *,
+    is_late: bool = False,
 ) -> None:
-    """A new state, one more line in its journal, its result ("" leaves the result). Raises NotFound."""
+    """A new state, one more line in its journal, its result ("" leaves the result). Raises NotFound.
+
+    `is_late`: it waited in a spool. Then it adds its line, but moves nothing back that has gone on since.
+    """
+    row = connection.execute(
+        select(_table.c.state, _table.c.updated_unix_s).where(_table.c.command_id == command_id)
+    ).first()
+    if row is None:
+        raise NotFound(f"no command {command_id}", field="command_id", value=command_id)
+    if step is not None:
+        _add_step_once(connection, command_id, step)
+    is_past = CommandState(row.state) in _ENDED or (step is not None and step.at_unix_s < row.updated_unix_s)
+    if is_late and is_past:
+        return
     values: dict[str, Any] = {"state": state.value}
     if step is not None:
         values["updated_unix_s"] = step.at_unix_s
     if result:
         values["result"] = result
-    changed = connection.execute(update(_table).where(_table.c.command_id == command_id).values(**values))
-    if changed.rowcount == 0:
-        raise NotFound(f"no command {command_id}", field="command_id", value=command_id)
-    if step is not None:
-        last = select(_steps).where(_steps.c.command_id == command_id).order_by(_steps.c.num.desc()).limit(1)
-        row = connection.execute(last).first()
-        if row is None or _step(row) != step:  # equal: the answer to its commit was lost, and it was sent again
-            _add_step(connection, command_id, 0 if row is None else row.num + 1, step)
+    connection.execute(update(_table).where(_table.c.command_id == command_id).values(**values))
+
+
+def _add_step_once(connection: Connection, command_id: int, step: CommandStep) -> None:
+    """The next line, unless it is there: the answer to its commit was lost, or it was spooled meanwhile."""
+    of_command = select(_steps).where(_steps.c.command_id == command_id).order_by(_steps.c.num.desc())
+    rows = connection.execute(of_command).all()
+    if all(_step(row) != step for row in rows):
+        _add_step(connection, command_id, rows[0].num + 1 if rows else 0, step)
 
 
 def find_by_idempotency(connection: Connection, key: str, who: str) -> Command | None:

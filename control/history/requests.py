@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from pydantic import TypeAdapter
-from sqlalchemy import Connection, func, or_, select
+from sqlalchemy import Connection, func, or_, select, tuple_
 
 from control.history import schema
 from control.history.points import upsert
@@ -40,13 +40,13 @@ def last_seq(connection: Connection, gateway_id: str) -> int:
 
 
 def add_records(connection: Connection, rows: Sequence[tuple[str, int, RequestRecord]]) -> list[RequestRecord]:
-    """Write those that are not there yet; returns them. Sequence numbers of one gateway only grow."""
+    """Write those that are not there yet; returns them. One that waited may come after newer ones of its gateway."""
     newest = {gateway_id: last_seq(connection, gateway_id) for gateway_id in {row[0] for row in rows}}
-    fresh: list[tuple[str, int, RequestRecord]] = []
-    for gateway_id, seq, record in sorted(rows, key=lambda row: (row[0], row[1])):
-        if seq > newest[gateway_id]:
-            newest[gateway_id] = seq
-            fresh.append((gateway_id, seq, record))
+    late = [(gateway_id, seq) for gateway_id, seq, _ in rows if seq <= newest[gateway_id]]
+    there = _there(connection, late)
+    unique = {row[:2]: row for row in sorted(rows, key=lambda row: row[:2])}
+    fresh = [row for key, row in unique.items() if key not in there]
+    newest |= {gateway_id: max(seq, newest[gateway_id]) for gateway_id, seq, _ in fresh}
     if not fresh:
         return []
     connection.execute(_table.insert(), [_values(*row) for row in fresh])
@@ -56,6 +56,17 @@ def add_records(connection: Connection, rows: Sequence[tuple[str, int, RequestRe
     )
     connection.execute(statement, [{"gateway_id": name, "last_seq": seq} for name, seq in newest.items()])
     return [record for _, _, record in fresh]
+
+
+def _there(connection: Connection, keys: Sequence[tuple[str, int]]) -> set[tuple[str, int]]:
+    """Those of these (gateway, sequence number) that are written."""
+    found: set[tuple[str, int]] = set()
+    for start in range(0, len(keys), 200):
+        wanted = select(_table.c.gateway_id, _table.c.seq).where(
+            tuple_(_table.c.gateway_id, _table.c.seq).in_(keys[start : start + 200])
+        )
+        found |= {(gateway_id, seq) for gateway_id, seq in connection.execute(wanted)}
+    return found
 
 
 def _values(gateway_id: str, seq: int, record: RequestRecord) -> dict[str, object]:

@@ -3,7 +3,7 @@
     lines ──< phase_points, state_points, traffic_points, latency_points     one row per line, step and bucket
     commands ──< command_steps            desired_states     request_records     role_intervals     worker_epochs
     fleet_events  what happened to workers, and to the requests that left them
-    cursors, gateway_seqs, fences, marks  what makes each thing count exactly once
+    cursors, gateway_seqs, spools, fences, marks  what makes each thing count exactly once
 
 `line_id` stands for (fleet_id, model_id, scope, name, epoch, role, simulated). `step_s` 1 is what was measured; 10, 60,
 600 and 3600 are rolled up from the step below. Times are Unix seconds; `t` is the start of a bucket.
@@ -236,6 +236,12 @@ fences = Table(
     metadata,
     Column("fleet_id", Text, primary_key=True),
     Column("fence", BigInteger, nullable=False),
+)
+spools = Table(  # number of the last frame of each spool that is written
+    "spools",
+    metadata,
+    Column("owner", Text, primary_key=True),
+    Column("number", BigInteger, nullable=False),
 )
 marks = Table(  # rolled-<step>: buckets before it are rolled up; pruned-<step>: points before it are gone
     "marks",

@@ -17,17 +17,18 @@ import msgspec
 from sqlalchemy import Connection, Engine, case, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from control.errors import HistoryError
 from control.fleet_events import move_events
 from control.history import events, journal, requests, schema
-from control.history.database import one_line, open_engine, writing
+from control.history.database import history_error, open_engine, writing
+from control.history.deferred import TickWrite, decode
 from control.history.events import EventQuery
 from control.history.points import LineIds, PointBatch, line_ids, upsert
 from control.history.requests import RequestQuery
 from control.history.retention import Retention, prune_events, prune_intervals, prune_records, prune_step
 from control.history.rollup import read_marks, roll_up
 from control.history.series import SeriesQuery, read_series
-from control.points import Ingested, WorkerCursor, WorkerEpoch
+from control.points import Ingested, Mark, WorkerCursor, WorkerEpoch, is_new
+from control.spool import Frame, Place
 from control.types import (
     Command,
     CommandState,
@@ -74,7 +75,7 @@ class History:
                 yield connection
                 self._reach(f"{name}:uncommitted")
         except SQLAlchemyError as error:
-            raise HistoryError(one_line(error)) from error
+            raise history_error(error) from error
         self._reach(f"{name}:after")
 
     @contextlib.contextmanager
@@ -83,7 +84,7 @@ class History:
             with self._engine.connect() as connection:
                 yield connection
         except SQLAlchemyError as error:
-            raise HistoryError(one_line(error)) from error
+            raise history_error(error) from error
 
     # --- desired state, commands, fences ----------------------------------------------------------------------------
 
@@ -146,50 +147,66 @@ class History:
     ) -> None:
         """One transaction: points and rollups, cursors, records (each (gateway, seq) once), intervals, epochs.
 
-        When the answer to its commit is lost it fails although it may be durable: the retry then finds its own cursors
-        and writes nothing, as points would count twice.
+        When the answer to its commit is lost it fails although it may be durable: the retry then finds its points
+        counted, and adds only what is not there.
         """
         fleet_id = ingested.fleet_id
         changed = {name: each for name, each in cursors.items() if self._saved.get((fleet_id, name)) is not each}
         was_unsure, self._is_unsure = self._is_unsure, True
-        if not (was_unsure and changed and changed.items() <= self.load_cursors(fleet_id).items()):
-            self._write_tick(ingested, changed, records, traffic)
+        with self._writing("write_tick") as connection:
+            ids = self._put_tick(connection, TickWrite(ingested, changed, records, traffic), may_be_counted=was_unsure)
         self._is_unsure = False
+        self._line_ids |= ids
         self._saved |= {(fleet_id, name): cursor for name, cursor in changed.items()}
 
-    def _write_tick(
-        self,
-        ingested: Ingested,
-        changed: Mapping[str, WorkerCursor],
-        records: Sequence[tuple[str, int, RequestRecord]],
-        traffic: TrafficStatus | None,
-    ) -> None:
-        fleet_id = ingested.fleet_id
-        with self._writing("write_tick") as connection:
-            batch = PointBatch()
-            batch.add_ingested(ingested)
-            fresh = requests.add_records(connection, records)
-            for record in fresh:
-                batch.add_record(record)
-            fleet_lines = batch.fleet_lines()
-            if traffic is not None and fleet_lines:
-                batch.add_gauges(traffic, fleet_lines[0], floor(ingested.at_unix_s))
-            ids = line_ids(connection, fleet_id, batch.lines(), self._line_ids)
-            touched = batch.write(connection, fleet_id, ids, read_marks(connection, "pruned-"))
-            roll_up(connection, touched, floor(ingested.at_unix_s))
-            _put_intervals(connection, fleet_id, ingested.roles)
-            _put_epochs(connection, fleet_id, ingested.epochs)
-            events.put_lives(connection, ingested.events)
-            events.add_moves(connection, move_events(fresh))
-            _put_cursors(connection, fleet_id, changed)
+    def replay(self, frame: Frame) -> None:
+        """Write what waited in a spool: once, as the frame's number is kept in the same transaction.
+
+        Points that another plane has counted meanwhile, from the workers' own counters, are left out. A command that
+        ended or went on meanwhile stays as it is. Raises ValueError on a frame that cannot be read.
+        """
+        place, write = frame.place, decode(frame.payload)
+        with self._writing("replay") as connection:
+            if place.number <= _replayed(connection, place.owner):
+                return
+            ids: LineIds = {}
+            if isinstance(write, TickWrite):
+                ids = self._put_tick(connection, write, may_be_counted=True)
+            else:
+                journal.update_command(
+                    connection, write.command_id, write.state, write.step, write.result, is_late=True
+                )
+            _put_replayed(connection, place)
         self._line_ids |= ids
+
+    def _put_tick(self, connection: Connection, write: TickWrite, *, may_be_counted: bool) -> LineIds:
+        """Everything of one tick that is not there yet; ids of the lines that it needed."""
+        ingested, fleet_id = write.ingested, write.ingested.fleet_id
+        counts = not may_be_counted or is_new(ingested, _marks(connection, fleet_id))
+        batch = PointBatch()
+        if counts:
+            batch.add_ingested(ingested)
+        fresh = requests.add_records(connection, write.records)
+        for record in fresh:
+            batch.add_record(record)
+        fleet_lines = batch.fleet_lines()
+        if counts and write.traffic is not None and fleet_lines:
+            batch.add_gauges(write.traffic, fleet_lines[0], floor(ingested.at_unix_s))
+        ids = line_ids(connection, fleet_id, batch.lines(), self._line_ids)
+        touched = batch.write(connection, fleet_id, ids, read_marks(connection, "pruned-"))
+        roll_up(connection, touched, floor(ingested.at_unix_s))
+        _put_epochs(connection, fleet_id, ingested.epochs)
+        events.add_moves(connection, move_events(fresh))
+        if counts:
+            events.put_lives(connection, ingested.events)
+            _put_intervals(connection, fleet_id, ingested.roles)
+            _put_cursors(connection, fleet_id, write.cursors)
+        return ids
 
     def load_cursors(self, fleet_id: str) -> dict[str, WorkerCursor]:
         """How far each worker's meter has been counted: for `Accountant.restore`."""
-        c = schema.cursors.c
         with self._reading() as connection:
-            rows = connection.execute(select(c.worker_id, c.cursor).where(c.fleet_id == fleet_id)).all()
-        return {worker_id: msgspec.msgpack.decode(blob, type=WorkerCursor) for worker_id, blob in rows}
+            return _cursors(connection, fleet_id)
 
     def last_seq(self, gateway_id: str) -> int:
         """Newest record of a gateway that is durable; 0 when there is none."""
@@ -263,6 +280,28 @@ class History:
             prune_intervals(connection, keep.rollup_s, now_unix_s)
             prune_events(connection, keep.rollup_s, now_unix_s)
         return num_batches
+
+
+def _cursors(connection: Connection, fleet_id: str) -> dict[str, WorkerCursor]:
+    c = schema.cursors.c
+    rows = connection.execute(select(c.worker_id, c.cursor).where(c.fleet_id == fleet_id)).all()
+    return {worker_id: msgspec.msgpack.decode(blob, type=WorkerCursor) for worker_id, blob in rows}
+
+
+def _marks(connection: Connection, fleet_id: str) -> dict[str, Mark]:
+    return {worker_id: cursor.mark for worker_id, cursor in _cursors(connection, fleet_id).items()}
+
+
+def _replayed(connection: Connection, owner: str) -> int:
+    """Number of the last frame of a spool that is written; 0 when none is."""
+    c = schema.spools.c
+    return connection.execute(select(c.number).where(c.owner == owner)).scalar() or 0
+
+
+def _put_replayed(connection: Connection, place: Place) -> None:
+    statement = upsert(connection, schema.spools)
+    statement = statement.on_conflict_do_update(index_elements=["owner"], set_={"number": statement.excluded.number})
+    connection.execute(statement, {"owner": place.owner, "number": place.number})
 
 
 def _put_intervals(connection: Connection, fleet_id: str, intervals: Sequence[RoleInterval]) -> None:

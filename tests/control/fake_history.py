@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from control.errors import HistoryError
+from control.history.deferred import TickWrite, decode
+from control.spool import Frame
 from control.types import Command, CommandState, CommandStep, Desired, RequestRecord
 
 
@@ -66,6 +68,14 @@ class FakeHistory:
         self.num_ticks += 1
         for spool, seq, record in records:
             self.records.setdefault((spool, seq), record)
+
+    def replay(self, frame: Frame) -> None:
+        self._check()
+        write = decode(frame.payload)
+        if isinstance(write, TickWrite):
+            self.write_tick(write.ingested, write.cursors, list(write.records), write.traffic)
+        else:
+            self.update_command(write.command_id, write.state, write.step, write.result)
 
     def last_seq(self, spool: str) -> int:
         return max((seq for name, seq in self.records if name == spool), default=0)

@@ -237,3 +237,11 @@ def test_notices_say_what_numbers_need_to_be_read_right() -> None:
     assert any("Simulated workers (paced-h100)" in each for each in found)
     assert any("No peak is known for strange" in each for each in found)
     assert notices_of({}, RoutingPolicy(), None) == ()
+
+
+def test_banners_say_what_waits_on_disk_and_why_it_cannot() -> None:
+    policy = RoutingPolicy()
+    away = notices_of({}, policy, None, history_problem="refused", num_writes_spooled=60, spooled_bytes=1_500_000)
+    assert away[0].endswith("0 writes wait in memory, 60 in the spool (1.5 MB).")
+    assert "The history is back: 60 writes" in notices_of({}, policy, None, num_writes_spooled=60)[0]
+    assert "in memory only" in notices_of({}, policy, None, spool_problem="No space left on device")[0]
