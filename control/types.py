@@ -432,7 +432,7 @@ class RequestMove:
     at_s: float  # since the request's arrival: when it was left, or when the move was begun
     notice_s: float | None = None  # failover: last word, or begin of the hung step, to noticing; None: not known
     stall_s: float | None = None  # last token before to the first one after; None: it lacks one of them
-    num_bytes: int = 0  # KV that was copied while it decoded on; the last blocks, copied in the stall, are not counted
+    num_bytes: int = 0  # KV that was copied: while it decoded on, and the last blocks, copied while it stood
     reason: str = ""
 
 
@@ -453,7 +453,7 @@ class FleetEvent:
     num_requests: int = 0  # moves: how many requests went on elsewhere
     num_failed: int = 0  # of these: ended with an error all the same
     to_workers: dict[str, int] = field(default_factory=dict)  # where they went on, and how many of them
-    num_bytes: int = 0  # KV that was copied while they decoded on
+    num_bytes: int = 0  # KV that was copied
     notice_s: float | None = None  # the longest: last sign of life to noticing
     stall_s: float | None = None  # the longest: last token before to the first one after
 

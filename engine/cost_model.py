@@ -71,7 +71,7 @@ class CostModel:
         return self.decode_overhead_s + self.forward_seconds(flops, self.work.decode_bytes(context_sum, batch))
 
     def handoff_seconds(self, num_tokens: int) -> float:
-        """Moving the KV of `num_tokens` tokens from one worker's memory to another's."""
+        """Moving the KV of `num_tokens` tokens from one worker's memory to another's, over an idle link."""
         return self.handoff_overhead_s + num_tokens * self.work.kv_token_bytes / self.handoff_bytes_per_s
 
     def step_timings(self, plan: StepPlan, now_s: float) -> tuple[PhaseTiming, ...]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +29,8 @@ from engine.types import KvLayout
 from engine.wire import Blocks, Fetch, HandoffAck, HandoffReleased, Hello, Lease, Message
 
 Transport = Callable[[HolderLink, HandoffJob], Awaitable[None]]
+#: Waits as long as one end of a modelled device takes for so many blocks, beside other copies. None: a real device.
+Carry = Callable[[int], Coroutine[Any, Any, None]]
 TRANSPORTS: dict[str, Transport] = {"shm": handoff_shm.copy, "tcp": handoff_tcp.copy}
 
 
@@ -59,16 +61,15 @@ class HandoffAsker:
         own_host_id: str,
         executor: Executor,
         wish: str = "auto",
-        modelled_s: Callable[[int], float] = lambda num_blocks: 0.0,
+        carry: Carry | None = None,
     ) -> None:
-        """`modelled_s`: how long a copy of so many blocks takes at least, on a device that is only modelled."""
         self._hello = hello
         self._layout = layout
         self._store = store
         self._own_host_id = own_host_id
         self._executor = executor
         self._wish = wish
-        self._modelled_s = modelled_s
+        self._carry = carry
         self._connections: dict[str, asyncio.Task[Connection]] = {}
         self._links: dict[tuple[str, str], HolderLink] = {}  # (address, lease_id)
         self._views: dict[str, PoolView] = {}  # pool path -> our mapping of it
@@ -102,7 +103,8 @@ class HandoffAsker:
                 job = HandoffJob(lease=lease, source_blocks=source, own_blocks=own, store=self._store,
                                  executor=self._executor, view_of=self._view)  # fmt: skip
                 await TRANSPORTS[name](link, job)
-                await asyncio.sleep(self._modelled_s(len(source)))
+                if self._carry is not None:
+                    await self._carry(len(source))
             _send(connection, HandoffAck(lease.lease_id))
             await link.released()
         finally:
@@ -171,11 +173,15 @@ class HandoffHolder:
         store: KvStore,
         leased_blocks: Callable[[str], Sequence[int] | None],
         acknowledge: Callable[[str], bool],
+        carry: Carry | None = None,
     ) -> None:
+        """With `carry`, an acknowledgement counts once the holder's end has carried all that was fetched, too."""
         self._layout = layout
         self._store = store
         self._leased_blocks = leased_blocks
         self._acknowledge = acknowledge
+        self._carry = carry
+        self._carried: dict[tuple[Connection, str], asyncio.Task[None]] = {}
         self._streams: set[asyncio.Task[None]] = set()
         self._refused: set[tuple[Connection, str]] = set()  # with a lease that is held: their acks mean nothing
 
@@ -185,7 +191,13 @@ class HandoffHolder:
         self._note(connection, fetch.lease_id, is_refused=bool(problem))
         if problem:
             connection.send(HandoffReleased(fetch.lease_id, ok=False, reason=problem))
-        elif fetch.transport == "tcp" and fetch.blocks:
+            return
+        if self._carry is not None and fetch.blocks:
+            self._carried = {
+                key: task for key, task in self._carried.items() if self._leased_blocks(key[1]) is not None
+            }
+            self._carried[(connection, fetch.lease_id)] = asyncio.create_task(self._carry(len(fetch.blocks)))
+        if fetch.transport == "tcp" and fetch.blocks:
             task = asyncio.create_task(self._stream(connection, fetch))
             self._streams.add(task)
             task.add_done_callback(self._streams.discard)
@@ -202,10 +214,24 @@ class HandoffHolder:
         if (connection, ack.lease_id) in self._refused:
             self._refused.discard((connection, ack.lease_id))
             return
+        carried = self._carried.get((connection, ack.lease_id))
         if not ack.ok:
-            return
-        ok = self._acknowledge(ack.lease_id)
-        connection.send(HandoffReleased(ack.lease_id, ok=ok, reason="" if ok else f"lease {ack.lease_id} has expired"))
+            if carried is not None:
+                carried.cancel()
+        elif carried is None:
+            self._let_go(connection, ack.lease_id)
+        else:
+            carried.add_done_callback(lambda task: self._carried_out(task, connection, ack.lease_id))
+
+    def _carried_out(self, task: asyncio.Task[None], connection: Connection, lease_id: str) -> None:
+        """Our end is through with what the asker had already: now its acknowledgement counts."""
+        self._carried.pop((connection, lease_id), None)
+        if not task.cancelled():
+            self._let_go(connection, lease_id)
+
+    def _let_go(self, connection: Connection, lease_id: str) -> None:
+        ok = self._acknowledge(lease_id)
+        connection.send(HandoffReleased(lease_id, ok=ok, reason="" if ok else f"lease {lease_id} has expired"))
 
     def _problem_with(self, fetch: Fetch) -> str:
         held = self._leased_blocks(fetch.lease_id)
@@ -222,6 +248,8 @@ class HandoffHolder:
     def forget(self, connection: Connection) -> None:
         """The asker is gone. Its leases stay until they expire or their gateway releases them."""
         self._refused = {key for key in self._refused if key[0] is not connection}
+        for key in [each for each in self._carried if each[0] is connection]:
+            self._carried.pop(key).cancel()
 
     async def _stream(self, connection: Connection, fetch: Fetch) -> None:
         try:
@@ -238,5 +266,5 @@ class HandoffHolder:
             return  # the asker is gone; the lease stays until it expires or its gateway releases it
 
     async def close(self) -> None:
-        for task in list(self._streams):
+        for task in [*self._streams, *self._carried.values()]:
             task.cancel()

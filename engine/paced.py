@@ -1,8 +1,8 @@
 """A worker whose steps take the time that a cost model says: real core, blocks, sockets and handoffs, no computing.
 
-Decided here: when a modelled step ends. Not here: how long it takes (`engine.cost_model`). Many share one event loop. A
-step begins where the one before was planned to end, not where the timer fired, so lateness of the loop does not add up.
-Always marked simulated.
+Decided here: when a modelled step or copy ends. Not here: how long it takes (`engine.cost_model`; copies that use one
+worker's link at the same time: `engine.shared_link`). Many share one event loop. A step begins where the one before was
+planned to end, not where the timer fired, so lateness of the loop does not add up. Always marked simulated.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from engine.device_catalogue import cost_model, model_spec, paced_device
 from engine.host import host_id
 from engine.readings import DeviceInfo
 from engine.seeded_pool import SeededPool
+from engine.shared_link import PacedLink
 from engine.types import KvLayout, StepPlan, StepResult
 from engine.worker_config import WorkerConfig
 from engine.worker_parts import Loaded, close_meter, make_core, make_meter, make_server, num_kv_blocks
@@ -57,9 +58,12 @@ class PacedWorker:
             executor,
             on_work=self._wake,
             on_stopped=self.has_ended.set,
-            modelled_s=lambda num_blocks: self._cost.handoff_seconds(num_blocks * config.block_tokens),
+            take_in=self._take_in,
+            give_out=self._give_out,
             verify=self._verify,
         )
+        self._link_in = PacedLink(self._cost.handoff_bytes_per_s)
+        self._link_out = PacedLink(self._cost.handoff_bytes_per_s)
         self._timer: asyncio.TimerHandle | None = None
         self._is_stepping = False
 
@@ -128,6 +132,19 @@ class PacedWorker:
         now_s, end_s = time.monotonic(), result.timings[-1].end_s
         self._server.post(self._core.finish_step(plan, result, now_s))
         self._begin(end_s if now_s - end_s < MAX_LAG_S else now_s)
+
+    # --- copies --------------------------------------------------------------------------------------------------
+
+    async def _take_in(self, num_blocks: int) -> None:
+        """A copy that comes: set up, then carried beside all others that come here."""
+        await asyncio.sleep(self._cost.handoff_overhead_s)
+        await self._link_in.carry(self._modelled_bytes(num_blocks))
+
+    async def _give_out(self, num_blocks: int) -> None:
+        await self._link_out.carry(self._modelled_bytes(num_blocks))
+
+    def _modelled_bytes(self, num_blocks: int) -> float:
+        return num_blocks * self.config.block_tokens * self._cost.work.kv_token_bytes
 
     def _verify(self, plan: PullPlan) -> str:
         """Does our copy hold the prompt? "" or what is wrong."""

@@ -23,7 +23,7 @@ from typing import Any, Final
 from engine.connection import Connection, listen
 from engine.core import EngineCore, Outbox, PullPlan
 from engine.errors import HandoffError, WireError
-from engine.handoff import HandoffAsker, HandoffHolder
+from engine.handoff import Carry, HandoffAsker, HandoffHolder
 from engine.pool_file import KvStore
 from engine.types import KvLayout, Load, WorkerState
 from engine.wire import (
@@ -84,6 +84,7 @@ class WorkerServer:
         on_work: Callable[[], None],
         verify: Callable[[PullPlan], str] | None = None,
         on_stopped: Callable[[], None] = lambda: None,
+        give_out: Carry | None = None,
     ) -> None:
         self._identity = identity
         self._core = core
@@ -95,7 +96,11 @@ class WorkerServer:
         self._on_stopped = on_stopped
         self._unsent: list[dict[str, Outbox]] = []  # guarded by the lock
         self._holder = HandoffHolder(
-            layout=identity.layout, store=store, leased_blocks=self._leased_blocks, acknowledge=self._acknowledge
+            layout=identity.layout,
+            store=store,
+            leased_blocks=self._leased_blocks,
+            acknowledge=self._acknowledge,
+            carry=give_out,
         )
         self._peers: dict[str, Connection] = {}
         self._gateways: dict[str, Connection] = {}
@@ -273,7 +278,6 @@ class WorkerServer:
 
     def _ack(self, key: str, connection: Connection, message: HandoffAck) -> None:
         self._holder.on_ack(connection, message)
-        self._changed()
 
     def _offer(self, key: str, connection: Connection, message: Offer) -> None:
         with self._lock:
@@ -329,7 +333,9 @@ class WorkerServer:
 
     def _acknowledge(self, lease_id: str) -> bool:
         with self._lock:
-            return self._core.ack(lease_id, self._clock())
+            ok = self._core.ack(lease_id, self._clock())
+        self._changed()
+        return ok
 
 
 def _next_beat_s(load: Load) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from engine.core import CoreConfig, EngineCore, PullPlan
 from engine.errors import WorkerConfigError
-from engine.handoff import HandoffAsker
+from engine.handoff import Carry, HandoffAsker
 from engine.host import host_id
 from engine.meter import Meter
 from engine.pool_file import KvStore
@@ -104,7 +104,8 @@ def make_server(
     *,
     on_work: Callable[[], None],
     on_stopped: Callable[[], None],
-    modelled_s: Callable[[int], float] = lambda num_blocks: 0.0,
+    take_in: Carry | None = None,
+    give_out: Carry | None = None,
     verify: Callable[[PullPlan], str] | None = None,
 ) -> WorkerServer:
     asker = HandoffAsker(
@@ -114,7 +115,7 @@ def make_server(
         own_host_id=host_id(),
         executor=executor,
         wish=config.handoff_transport,
-        modelled_s=modelled_s,
+        carry=take_in,
     )
     identity = WorkerIdentity(
         worker_id=config.worker_id,
@@ -134,4 +135,5 @@ def make_server(
         on_work=on_work,
         verify=verify,
         on_stopped=on_stopped,
+        give_out=give_out,
     )

@@ -12,7 +12,7 @@ import pytest
 
 from engine.connection import Connection, bound_port, listen
 from engine.errors import HandoffError, KvPoolError, LayoutMismatch
-from engine.handoff import HandoffAsker, HandoffHolder, choose_transport
+from engine.handoff import Carry, HandoffAsker, HandoffHolder, choose_transport
 from engine.host import format_address
 from engine.pool_file import PoolFile, PoolView, copy_blocks, is_owned, remove_stale_pools, runs
 from engine.types import KvLayout, Load, Role, WorkerState
@@ -27,14 +27,18 @@ HOLDER, ASKER = "w-holder", "w-asker"
 class Holder:
     """A prefill worker, as far as a handoff sees it: a pool, leases in a dict, the wire."""
 
-    def __init__(self, shm_dir: Path, layout: KvLayout = LAYOUT) -> None:
+    def __init__(self, shm_dir: Path, layout: KvLayout = LAYOUT, carry: Carry | None = None) -> None:
         self.layout = layout
         self.pool = PoolFile.for_worker(shm_dir, HOLDER, 1, layout.block_bytes, 8)
         self.leases: dict[str, list[int]] = {}
         self.peers: list[Connection] = []
         self.acks: list[str] = []
         self.side = HandoffHolder(
-            layout=layout, store=self.pool, leased_blocks=self.leases.get, acknowledge=self.acknowledge
+            layout=layout,
+            store=self.pool,
+            leased_blocks=self.leases.get,
+            acknowledge=self.acknowledge,
+            carry=carry,
         )
 
     def acknowledge(self, lease_id: str) -> bool:
@@ -140,6 +144,23 @@ async def test_an_unequal_layout_is_refused_by_the_holder_too_and_the_lease_stay
         with pytest.raises(HandoffError, match="weights_digest differs: 'other weights' here, 'd' there"):
             await asker.pull(holder.lease([1], layout=LAYOUT), [1], [1])
         assert holder.leases == {"lease-1": [1]}
+
+
+async def test_a_copy_is_over_when_the_modelled_link_of_its_holder_has_carried_it_too(tmp_path: Path) -> None:
+    begun, carried = asyncio.Event(), asyncio.Event()
+
+    async def carry(num_blocks: int) -> None:
+        assert num_blocks == 2
+        begun.set()
+        await carried.wait()
+
+    async with pair(tmp_path, holder=Holder(tmp_path, carry=carry)) as (holder, asker, _pool):
+        pulling = asyncio.create_task(asker.pull(holder.lease([2, 3]), [2, 3], [5, 0]))
+        await begun.wait()
+        assert (holder.acks, pulling.done()) == ([], False)
+        carried.set()
+        assert (await pulling).num_blocks == 2
+        assert holder.leases == {}
 
 
 @pytest.mark.parametrize("wish", ["shm", "tcp"])
