@@ -20,7 +20,7 @@ from control.fleets.ray_head import head_command, head_spec, join_address, ray_e
 from control.settings import Settings
 
 RAY, PLANE, GATEWAY, CONSOLE, TRAFFIC = "ray", "plane", "gateway", "console", "traffic"
-#: `down` ends them in this order: no new work first, and the workers last.
+#: `down` ends them in this order, those of one kind together: no new work first, and the workers last.
 STOP_ORDER = (TRAFFIC, GATEWAY, CONSOLE, PLANE, RAY)
 
 
@@ -36,6 +36,9 @@ class Component:
     stop_limit_s: float
     ready_url: str = ""  # answers 200 when ready; "" and no port: ready once it runs
     ready_port: int = 0
+    shares_listener: bool = (
+        False  # gets the gateways' listening socket, and says on its own channel whether it is ready
+    )
     needs: tuple[str, ...] = ()  # ready before this one starts
     falls_with: str = ""  # when that one ends, this one is restarted after it
     private_dir: Path | None = field(default=None)  # made 0700, emptied of old sessions, before each start
@@ -45,6 +48,11 @@ class Component:
         """Equal digests: a process that runs already may be taken over as it is."""
         parts = [list(self.command), sorted(self.environment.items()), str(self.cwd)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def kind_of(name: str) -> str:
+    """`gateway` of `gateway-2`, and of one that is on its way out."""
+    return name.partition("-")[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +119,7 @@ def components(settings: Settings, traffic: str = "") -> tuple[Component, ...]:
     found = [_ray(settings)] if owns_head(settings) else []
     found.append(_plane(settings))
     if not is_sim:
-        found.append(_gateway(settings))
+        found += [_gateway(settings, index) for index in range(settings.num_gateways)]
     found.append(_console(settings))
     if traffic:
         found.append(_traffic(settings, traffic))
@@ -155,15 +163,16 @@ def _plane(settings: Settings) -> Component:
     )
 
 
-def _gateway(settings: Settings) -> Component:
+def _gateway(settings: Settings, index: int) -> Component:
+    name = f"{GATEWAY}-{index}" if index else GATEWAY
     return Component(
-        name=GATEWAY,
+        name=name,
         command=(sys.executable, "-m", "control.gateway.main"),
         environment=shared_environment(settings),
         cwd=Path.cwd(),
-        log=log_path(settings, GATEWAY),
+        log=log_path(settings, name),
         stop_limit_s=settings.drain_limit_s + 5.0,
-        ready_url=_url(settings, settings.gateway_port, "/healthz"),
+        shares_listener=True,
         needs=(PLANE,),
     )
 

@@ -10,13 +10,13 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from control.components import GATEWAY, STOP_ORDER
+from control.components import GATEWAY, STOP_ORDER, kind_of
 from control.errors import ControlError, SettingsError
 from control.processes import ProcessId, end_processes, tree_of
 
@@ -126,25 +126,38 @@ def refresh_tree(record: ComponentRecord) -> None:
 
 def end_component(record: ComponentRecord, say: Say) -> None:
     """End one component: its root first, which ends its children in order; then whatever of its tree is left."""
-    refresh_tree(record)
-    if record.root is None or not any(each.is_alive for each in record.processes):
+    end_together([record], say)
+
+
+def end_together(records: Iterable[ComponentRecord], say: Say) -> None:
+    """End components at the same time: all roots are asked, then waited for."""
+    living = []
+    for record in records:
+        refresh_tree(record)
+        if any(each.is_alive for each in record.processes):
+            living.append(record)
+        else:
+            record.processes, record.is_ready = [], False
+    roots = [record.processes[0] for record in living]
+    killed = set(end_processes(roots, max((record.stop_limit_s for record in living), default=0.0)))
+    for record in living:
+        killed.update(end_processes(record.processes[1:], 3.0))
+        is_killed = not killed.isdisjoint(record.processes)
         record.processes, record.is_ready = [], False
-        return
-    killed = end_processes([record.root], record.stop_limit_s)
-    killed += end_processes(record.processes[1:], 3.0)
-    record.processes, record.is_ready = [], False
-    say(f"{record.name} ended" + (f" (killed after {record.stop_limit_s:.0f} s)" if killed else ""))
+        say(f"{record.name} ended" + (f" (killed after {record.stop_limit_s:.0f} s)" if is_killed else ""))
 
 
 def end_all(state: DeploymentState, say: Say, save: Callable[[], None], run_stop_command: Callable[[], None]) -> None:
     """End every recorded process in STOP_ORDER, then free the shared memory. Only recorded ids are touched."""
-    for name in STOP_ORDER:
-        record = state.components.get(name)
-        if record is not None and record.processes:
-            if name == GATEWAY:
-                say(f"gateway drains (at most {record.stop_limit_s:.0f} s)")
-            end_component(record, say)
-            save()
+    for kind in STOP_ORDER:
+        records = [each for each in state.components.values() if kind_of(each.name) == kind and each.processes]
+        if not records:
+            continue
+        if kind == GATEWAY:
+            names = " and ".join(each.name for each in records)
+            say(f"{names} drain{'s' if len(records) == 1 else ''} (at most {records[0].stop_limit_s:.0f} s)")
+        end_together(records, say)
+        save()
     if state.stop_command:
         run_stop_command()
     if state.shm_dir:

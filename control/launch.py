@@ -7,15 +7,25 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from control.auth import open_auth, read_token
 from control.client import PhaselineClient
-from control.components import TRAFFIC, Component, components, endpoints, owns_head, shared_environment
+from control.components import (
+    GATEWAY,
+    TRAFFIC,
+    Component,
+    components,
+    endpoints,
+    kind_of,
+    owns_head,
+    shared_environment,
+)
 from control.deployment import (
     AlreadyRunning,
     ComponentRecord,
@@ -30,6 +40,7 @@ from control.deployment import (
 from control.errors import ControlError, FleetError
 from control.fleets.fleet_token import fleet_token
 from control.fleets.hosts import paced_kv_bytes
+from control.listener import bind_listener, reclaim_listener
 from control.preparation import needs_model, prepare
 from control.processes import identify, last_line, rotate_log, send_signal
 from control.settings import Settings, load_settings
@@ -62,7 +73,8 @@ def run_up(settings: Settings, traffic: str, say: Say, on_ready: Callable[[], No
         pause_file(settings.run_dir, TRAFFIC).unlink(missing_ok=True)
         state = _new_state(settings)
         state.components.update(records)
-        supervisor = Supervisor(settings.run_dir, parts, state, say)
+        listener = gateway_listener(settings, parts, records)
+        supervisor = Supervisor(settings.run_dir, parts, state, say, listener)
         for each in records.values():
             if each.root is not None:
                 supervisor.say(f"{each.name} runs already (pid {each.root.pid}); taken over")
@@ -85,6 +97,23 @@ def check_start(
     ray_port = settings.ray_port if owns_head(settings) else None
     check_ports(ports_to_check(endpoints(settings), settings.host, ray_port, records), leftovers)
     return parts, records
+
+
+def gateway_listener(
+    settings: Settings, parts: Sequence[Component], records: Mapping[str, ComponentRecord]
+) -> socket.socket | None:
+    """The gateways' socket: from one that runs already, with all that waits in it, else a new one.
+
+    None where there are no gateways, or a running one does not give it: then each listens for itself.
+    """
+    if not any(each.shares_listener for each in parts):
+        return None
+    running = [each.root for each in records.values() if kind_of(each.name) == GATEWAY and each.root is not None]
+    for root in running:
+        found = reclaim_listener(root.pid, settings.gateway_port)
+        if found is not None:
+            return found
+    return None if running else bind_listener(settings.host, settings.gateway_port)
 
 
 def _live(supervisor: Supervisor, settings: Settings, on_ready: Callable[[], None]) -> int:

@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,9 +79,11 @@ def tree_of(root: ProcessId) -> list[ProcessId]:
 
 
 def spawn(
-    command: Sequence[str], environment: Mapping[str, str], log: Path, cwd: Path
+    command: Sequence[str], environment: Mapping[str, str], log: Path, cwd: Path, inherits: Collection[int] = ()
 ) -> tuple[ProcessId, subprocess.Popen[bytes]]:
     """Start a process in a session of its own, output appended to `log`; it outlives us. Raises OSError.
+
+    `inherits`: descriptors of ours that it gets, under their numbers.
 
     Output goes to the file directly, not through a pipe, so that it has somewhere to go when we are gone.
     """
@@ -95,6 +97,7 @@ def spawn(
             stderr=subprocess.STDOUT,
             cwd=cwd,
             start_new_session=True,
+            pass_fds=tuple(inherits),
         )
     return identify(child.pid) or ProcessId(child.pid, time.time()), child
 

@@ -18,6 +18,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from control.errors import SettingsError
 from control.types import RoutingPolicy, Slo
 
+#: Variables of ours that are no settings: the file to read, a test's crash point, the inherited listening socket.
+OUTSIDE_SETTINGS = frozenset({"PHASELINE_CONFIG", "PHASELINE_CRASH_AT", "PHASELINE_LISTEN_FD"})
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -81,6 +83,7 @@ class Settings(BaseSettings):
     host: str = Field(
         "127.0.0.1", pattern=r"^(127\.\d+\.\d+\.\d+|localhost|::1)$", description="Listening address; loopback only."
     )
+    num_gateways: int = Field(1, ge=1, le=64, description="Gateways on this host; they share gateway_port.")
     gateway_port: Port = Field(8000, description="OpenAI-compatible API.")
     api_port: Port = Field(8080, description="Control API.")
     console_port: Port = Field(8501, description="Console.")
@@ -98,7 +101,12 @@ class Settings(BaseSettings):
     retention_raw_s: Seconds = Field(86_400.0, description="How long 1 s points are kept.")
     retention_rollup_s: Seconds = Field(30 * 86_400.0, description="How long 10 s and coarser points are kept.")
     retention_requests_s: Seconds = Field(7 * 86_400.0, description="How long request records are kept.")
-    drain_limit_s: Seconds = Field(120.0, description="`down` waits this long for running requests.")
+    drain_limit_s: Seconds = Field(
+        120.0, description="A gateway that is told to stop (`down`, `upgrade`) waits this long for running requests."
+    )
+    drain_idle_s: Seconds = Field(
+        5.0, description="A gateway that is told to stop closes a connection once it was without a request for so long."
+    )
 
     max_moves: int = Field(
         8, ge=1, le=4096, description="Workers that leave what they serve (flip, drain) at the same time, at most."
@@ -195,7 +203,7 @@ def worker_ids(num_workers: int) -> tuple[str, ...]:
 
 def load_settings(**overrides: Any) -> Settings:
     """Read the settings. Raises SettingsError, one line, naming the key, the value and the bound."""
-    known = {f"PHASELINE_{name.upper()}" for name in Settings.model_fields} | {"PHASELINE_CONFIG", "PHASELINE_CRASH_AT"}
+    known = {f"PHASELINE_{name.upper()}" for name in Settings.model_fields} | OUTSIDE_SETTINGS
     unknown = sorted(name for name in os.environ if name.startswith("PHASELINE_") and name not in known)
     if unknown:
         raise SettingsError(f"unknown setting {unknown[0]} in the environment")

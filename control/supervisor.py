@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import httpx
 
-from control.components import Component, Endpoint
+from control.components import CONSOLE, GATEWAY, PLANE, Component, Endpoint, kind_of
 from control.deployment import (
     ComponentRecord,
     DeploymentState,
@@ -30,6 +31,7 @@ from control.deployment import (
 )
 from control.errors import ControlError, SettingsError
 from control.fleets.ray_head import accepts_connections, make_temp_dir
+from control.listener import LISTEN_FD, ask_gateway
 from control.processes import ProcessId, last_line, port_is_free, port_owner, rotate_log, spawn
 
 POLL_S = 0.2
@@ -92,12 +94,14 @@ class Runner:
         root = self.record.root
         return root is not None and root.is_alive
 
-    def start(self, now_s: float) -> None:
+    def start(self, now_s: float, listener: socket.socket | None = None) -> None:
         """Raises OSError when the command itself cannot start."""
         component = self.component
         if component.private_dir is not None:
             make_temp_dir(component.private_dir)
-        root, self.child = spawn(component.command, component.environment, component.log, component.cwd)
+        inherits = [listener.fileno()] if component.shares_listener and listener is not None else []
+        environment = {**component.environment, **({LISTEN_FD: str(inherits[0])} if inherits else {})}
+        root, self.child = spawn(component.command, environment, component.log, component.cwd, inherits)
         self.record.processes, self.record.digest = [root], component.digest
         self.record.is_ready = False
         self.started_s, self.next_tree_s = now_s, now_s + 1.0
@@ -117,7 +121,9 @@ class Runner:
 
     def probe(self) -> bool:
         """Whether the component answers now."""
-        component = self.component
+        component, root = self.component, self.record.root
+        if component.shares_listener:
+            return root is not None and self._answers(root.pid)
         if component.ready_port:
             return accepts_connections("127.0.0.1", component.ready_port)
         if not component.ready_url:
@@ -125,6 +131,13 @@ class Runner:
         with contextlib.suppress(httpx.HTTPError):
             return httpx.get(component.ready_url, timeout=1.0, trust_env=False).status_code == 200
         return False
+
+    def _answers(self, pid: int) -> bool:
+        """The shared address may be answered by another gateway; the channel is this one's own."""
+        found = ask_gateway(pid)
+        if found is not None:
+            found[1].close()
+        return found is not None
 
 
 def exit_text(code: int | None) -> str:
@@ -139,9 +152,18 @@ def exit_text(code: int | None) -> str:
 class Supervisor:
     """Runs until it is told to stop. Single-threaded; `stop` may be set from a signal handler or another thread."""
 
-    def __init__(self, run_dir: Path, components: Sequence[Component], state: DeploymentState, say: Say) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        components: Sequence[Component],
+        state: DeploymentState,
+        say: Say,
+        listener: socket.socket | None = None,
+    ) -> None:
+        """`listener`: the gateways' socket, open for as long as this lives."""
         self.state = state
         self.stop = threading.Event()
+        self._listener = listener
         self._run_dir = run_dir
         self._say_to = say
         self._runners = [Runner(each, state.components[each.name]) for each in components]
@@ -217,7 +239,7 @@ class Supervisor:
 
     def _start(self, runner: Runner, now_s: float) -> None:
         try:
-            runner.start(now_s)
+            runner.start(now_s, self._listener)
             self.save()
         except (OSError, ControlError) as error:
             runner.num_recent_exits += 1
@@ -286,8 +308,9 @@ def ports_to_check(
     listed: Sequence[Endpoint], host: str, ray_port: int | None, kept: dict[str, ComponentRecord]
 ) -> list[tuple[str, str, int]]:
     """Ports that a component which is not running yet will need."""
-    owner = {"gateway_port": "gateway", "api_port": "plane", "console_port": "console"}
-    rows = [(host, each.setting, each.port) for each in listed if not _runs(kept.get(owner[each.setting]))]
+    owner = {"gateway_port": GATEWAY, "api_port": PLANE, "console_port": CONSOLE}
+    running = {kind_of(name) for name, record in kept.items() if _runs(record)}
+    rows = [(host, each.setting, each.port) for each in listed if owner[each.setting] not in running]
     if ray_port is not None and not _runs(kept.get("ray")):
         rows.append(("127.0.0.1", "ray_port", ray_port))
     return rows

@@ -41,6 +41,7 @@ from control.gateway.records import Origin, RecordLog, make_record
 from control.gateway.relay import Relay
 from control.gateway.schema import Ask, Endpoint, parse_ask
 from control.gateway.urgency import priority_of
+from control.listener import GatewayStatus
 from engine.blocks import block_hashes
 from engine.core_types import MIN_TEMPERATURE
 from engine.text import TemplateError, Text
@@ -76,6 +77,7 @@ class Gateway:
         self.records = records
         self.text: Text | None = None
         self.text_problem = "the model's tokenizer is not loaded yet"
+        self.is_stopping = False
         self._origin = origin
         self._limits = limits
         self._started_unix_s = time.time()
@@ -83,6 +85,7 @@ class Gateway:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
+        send = self._polite(send)
         path: str = scope["path"]
         endpoint = GENERATE.get(path)
         if endpoint is not None and scope["method"] == "POST":
@@ -92,6 +95,35 @@ class Gateway:
             await self._get(path, scope["method"], send)
         except GatewayError as error:
             await send_error(send, error)
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Not ready any more. What comes on open connections is served, and told that it was the last there."""
+        self.is_stopping = True
+
+    def give_up(self, limit_s: float) -> None:
+        """The time is over: what is left ends with an error."""
+        for relay in list(self.admission.in_flight.values()):
+            relay.fail(errors.stopping(limit_s))
+
+    def status(self) -> GatewayStatus:
+        """For whoever runs this process; the shared address may be answered by another one."""
+        return GatewayStatus(
+            problem=self.why_not_ready(),
+            num_in_flight=len(self.admission.in_flight),
+            is_stopping=self.is_stopping,
+        )
+
+    def _polite(self, send: Send) -> Send:
+        """Every answer that begins after `stop` says that its connection closes."""
+
+        async def told(message: dict[str, Any]) -> None:
+            if self.is_stopping and message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+            await send(message)
+
+        return told
 
     async def watch(self) -> None:
         """End what waits for too long. Runs until cancelled."""
@@ -161,6 +193,8 @@ class Gateway:
 
     def why_not_ready(self) -> str:
         """One line; "" when requests can be served."""
+        if self.is_stopping:
+            return "the gateway is stopping"
         if self.text is None:
             return self.text_problem
         if self.fleet.table is None:

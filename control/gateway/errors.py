@@ -93,6 +93,12 @@ def timed_out(message: str, code: str) -> GatewayError:
     return GatewayError(504, message, kind="timeout_error", code=code)
 
 
+def stopping(limit_s: float) -> GatewayError:
+    """A gateway that was told to stop has waited for as long as it may."""
+    message = f"the gateway stops, and this request was not finished within drain_limit_s ({limit_s:g} s)"
+    return GatewayError(503, message, kind="server_error", code="gateway_stopping", retry_after_s=1.0)
+
+
 def internal(message: str, code: str = "internal_error") -> GatewayError:
     return GatewayError(500, message, kind="server_error", code=code)
 

@@ -1,6 +1,7 @@
 """The gateway process: `python -m control.gateway.main`. Puts the parts together and runs until SIGTERM or SIGINT.
 
-Decided here: what is built from which setting, and how it ends: no new connections, open streams up to `drain_limit_s`.
+Decided here: what is built from which setting, and that at its end the records that the plane does not have yet are
+kept on disk for the next gateway. Not here: how open connections end (`control.gateway.drain`).
 """
 
 from __future__ import annotations
@@ -9,27 +10,27 @@ import asyncio
 import contextlib
 import gc
 import logging
-import math
 import secrets
 import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 import uvicorn
 import uvloop
 
-from control.errors import ControlError, SettingsError
+from control.errors import ControlError
 from control.fleets.fleet_token import fleet_token
 from control.gateway.admission import Admission
 from control.gateway.app import Gateway, GatewayLimits, running
+from control.gateway.drain import Server
 from control.gateway.fleet import Fleet
 from control.gateway.link import GatewayHello
 from control.gateway.mover import MoveLimits
 from control.gateway.plane_link import PlaneAddress, PlaneLink
 from control.gateway.records import Origin, RecordLog
+from control.listener import BACKLOG, Channel, bind_listener, inherited_listener
 from control.settings import Settings, load_settings
 from engine.device_catalogue import model_spec
 from engine.errors import EngineError
@@ -39,21 +40,15 @@ from engine.wire import Hello
 
 log = logging.getLogger(__name__)
 
+#: A gateway that shares its address leaves new connections to the others until it is ready, but not for longer.
+READY_LIMIT_S = 10.0
+READY_POLL_S = 0.02
 #: The model folder may still be converted when the gateway starts.
 TEXT_RETRY_S = 1.0
-BACKLOG = 1024
 #: Longer than clients keep idle connections, so that we never close one just as its next request comes.
 KEEP_ALIVE_S = 90
 #: Objects between two collections of the young; a request makes some hundred, nearly all freed by reference counts.
 GC_THRESHOLD = 50_000
-
-
-class Server(uvicorn.Server):
-    """uvicorn, with our own signal handling: it returns after a signal instead of raising it again."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 def main() -> int:
@@ -61,52 +56,65 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
         settings = load_settings()
-        listener = listen(settings)
-        uvloop.run(run(settings, listener))
+        inherited = inherited_listener()
+        listener = inherited or bind_listener(settings.host, settings.gateway_port)
+        uvloop.run(run(settings, listener, is_shared=inherited is not None))
     except (ControlError, EngineError) as error:
         print(f"gateway: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def listen(settings: Settings) -> socket.socket:
-    """The bound listening socket. Raises SettingsError when the port cannot be had."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((settings.host, settings.gateway_port))
-    except OSError as error:
-        listener.close()
-        raise SettingsError(
-            f"setting gateway_port: {settings.host}:{settings.gateway_port} cannot be used: {error.strerror}",
-            field="gateway_port",
-            value=settings.gateway_port,
-        ) from error
-    listener.set_inheritable(False)
-    return listener
-
-
-async def run(settings: Settings, listener: socket.socket) -> None:
+async def run(settings: Settings, listener: socket.socket, *, is_shared: bool) -> None:
     gateway_id = f"gw-{secrets.token_hex(4)}"
     gateway = make_gateway(settings, gateway_id)
     plane_link = make_plane_link(settings, gateway, gateway_id)
     plane_link.load_kept_table()
-    server = Server(uvicorn_config(settings, gateway))
+    channel = Channel(listener, gateway.status)
+    server = make_server(settings, gateway, channel)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.handle_exit, number, None)
     async with running(gateway):
         tasks = [asyncio.create_task(plane_link.run()), asyncio.create_task(load_text(settings, gateway))]
         try:
+            channel.open()
+            if is_shared:
+                await until_ready(gateway, server, READY_LIMIT_S)
             log.info("gateway %s serves %s on %s", gateway_id, settings.model_id, listener.getsockname())
-            await server.serve(sockets=[listener])
+            if not server.should_exit:
+                await server.serve(sockets=[listener])
             await plane_link.flush()
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            plane_link.keep_unsent()
+            channel.close()
     log.info("gateway %s ended with %d requests served", gateway_id, gateway.admission.num_completed)
+
+
+async def until_ready(gateway: Gateway, server: Server, limit_s: float) -> None:
+    """Until requests can be served, the limit has passed, or it is told to stop."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(limit_s):
+            while gateway.why_not_ready() and not server.should_exit:  # noqa: ASYNC110  readiness has many parts
+                await asyncio.sleep(READY_POLL_S)
+
+
+def make_server(settings: Settings, gateway: Gateway, channel: Channel) -> Server:
+    def on_stop() -> None:
+        log.info("told to stop: %d requests are under way", len(gateway.admission.in_flight))
+        channel.stop_listening()
+        gateway.stop()
+
+    return Server(
+        uvicorn_config(gateway),
+        limit_s=settings.drain_limit_s,
+        idle_s=settings.drain_idle_s,
+        on_stop=on_stop,
+        on_limit=lambda: gateway.give_up(settings.drain_limit_s),
+    )
 
 
 def make_gateway(settings: Settings, gateway_id: str) -> Gateway:
@@ -142,7 +150,7 @@ def make_plane_link(settings: Settings, gateway: Gateway, gateway_id: str) -> Pl
     )
 
 
-def uvicorn_config(settings: Settings, gateway: Gateway) -> uvicorn.Config:
+def uvicorn_config(gateway: Gateway) -> uvicorn.Config:
     return uvicorn.Config(
         gateway,
         http="httptools",
@@ -156,7 +164,6 @@ def uvicorn_config(settings: Settings, gateway: Gateway) -> uvicorn.Config:
         proxy_headers=False,
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=math.ceil(settings.drain_limit_s),
     )
 
 

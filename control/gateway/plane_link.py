@@ -1,8 +1,8 @@
 """The gateway's end of its WebSocket to the plane: tables and acknowledgements in, records and beats out.
 
 Decided here: what is sent again after a break, and that the newest table is kept on disk, so that a gateway that starts
-while the plane is away serves with it. A gateway never waits for the plane. Not here: the messages
-(`control.gateway.link`).
+while the plane is away serves with it, and that records which could not be handed in outlive the gateway
+(`control.gateway.unsent`). A gateway never waits for the plane. Not here: the messages (`control.gateway.link`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,7 +23,7 @@ from websockets.exceptions import WebSocketException
 
 from control.auth import read_token
 from control.errors import SettingsError
-from control.gateway import link
+from control.gateway import link, unsent
 from control.gateway.admission import Admission
 from control.gateway.fleet import Fleet
 from control.gateway.records import RecordLog
@@ -68,6 +68,7 @@ class PlaneLink:
         self._accepts = accepts
         self._is_linked = False
         self._table_path = plane.run_dir / "gateway" / "table.json"
+        self._unsent_dir = plane.run_dir / "gateway" / "unsent"
 
     async def run(self) -> None:
         backoff_s = FIRST_BACKOFF_S
@@ -84,14 +85,12 @@ class PlaneLink:
 
     async def _connect_once(self) -> None:
         """One connection, from hello to its end."""
-        token = read_token(self._plane.run_dir, "service")
-        headers = {"Authorization": f"Bearer {token}"}
-        async with connect(
-            self._plane.url, additional_headers=headers, max_size=MAX_MESSAGE_BYTES, compression=None, proxy=None
-        ) as socket:
-            await socket.send(link.encode(self._hello))
+        async with self._opened(self._hello) as socket:
             log.info("linked to the plane at %s", self._plane.url)
-            senders = [asyncio.create_task(self._send_records(socket)), asyncio.create_task(self._send_beats(socket))]
+            senders = [
+                asyncio.create_task(each)
+                for each in (self._send_records(socket), self._send_beats(socket), self._hand_in_unsent())
+            ]
             self._is_linked = True
             try:
                 await self._receive(socket)
@@ -100,6 +99,32 @@ class PlaneLink:
                 for sender in senders:
                     sender.cancel()
                 await asyncio.gather(*senders, return_exceptions=True)
+
+    @contextlib.asynccontextmanager
+    async def _opened(self, hello: link.GatewayHello) -> AsyncIterator[ClientConnection]:
+        """A socket to the plane that has said this hello."""
+        token = read_token(self._plane.run_dir, "service")
+        headers = {"Authorization": f"Bearer {token}"}
+        async with connect(
+            self._plane.url, additional_headers=headers, max_size=MAX_MESSAGE_BYTES, compression=None, proxy=None
+        ) as socket:
+            await socket.send(link.encode(hello))
+            yield socket
+
+    async def _hand_in_unsent(self) -> None:
+        """What earlier gateways have left; a file that cannot be handed in now is tried again at the next link."""
+        for path in unsent.found_in(self._unsent_dir):
+            try:
+                async with contextlib.AsyncExitStack() as stack:
+                    await unsent.hand_in(path, lambda hello: stack.enter_async_context(self._opened(hello)))
+            except (OSError, WebSocketException, SettingsError, msgspec.MsgspecError) as error:
+                log.warning("the records in %s are not handed in yet: %s", path, error)
+
+    def keep_unsent(self) -> None:
+        """At the end, after `flush`: what the plane does not have is left for the next gateway."""
+        first, records = self._records.waiting
+        if records:
+            unsent.keep(self._unsent_dir, unsent.Unsent(self._hello, first, records))
 
     async def flush(self, limit_s: float = 3.0) -> None:
         """At the end: wait until the plane has all records, but not for long."""
@@ -169,7 +194,7 @@ class PlaneLink:
 
 def save_table(path: Path, table: RoutingTable) -> None:
     """Replace the kept table in one step. A disk that cannot be written costs only the next start without a plane."""
-    scratch = path.with_suffix(".new")
+    scratch = path.with_suffix(f".{os.getpid()}.new")  # gateways of one host keep the same file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch.write_bytes(msgspec.json.encode(table))

@@ -118,6 +118,11 @@ class RecordLog:
         if not self._records:
             self.all_acknowledged.set()
 
+    @property
+    def waiting(self) -> tuple[int, list[RequestRecord]]:
+        """All that is not acknowledged, and the number of the first."""
+        return self._first_seq, list(self._records)
+
     def batch_from(self, seq: int) -> tuple[int, list[RequestRecord]]:
         """The next records to send, from `seq` or from the oldest kept, and the number of the first."""
         first = max(seq, self._first_seq)

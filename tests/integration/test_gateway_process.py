@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from gateway_builders import LOCAL_ALWAYS, until, write_model_folder
 from control.fleets.fleet_token import fleet_token
 from control.gateway.null_worker import NullConfig, NullWorker
 from control.gateway.plane_link import save_table
+from control.listener import LISTEN_FD, ask_gateway, bind_listener, reclaim_listener
 from control.types import Role, RoutingTable, WorkerRoute, WorkerState
 
 pytestmark = pytest.mark.integration
@@ -31,8 +33,10 @@ LIMIT_S = 60.0
 class Process:
     """`python -m control.gateway.main` in a run folder of its own; ended by its id."""
 
-    def __init__(self, run_dir: Path, **settings: str) -> None:
-        self.port = settings.pop("PHASELINE_GATEWAY_PORT", "") or free_port()
+    def __init__(self, run_dir: Path, listener: socket.socket | None = None, **settings: str) -> None:
+        """`listener`: the socket that it inherits, as from a supervisor."""
+        own_port = str(listener.getsockname()[1]) if listener is not None else free_port()
+        self.port = settings.pop("PHASELINE_GATEWAY_PORT", "") or own_port
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PHASELINE_")}
         environment |= {
             "PHASELINE_RUN_DIR": str(run_dir),
@@ -43,8 +47,11 @@ class Process:
             "PHASELINE_DRAIN_LIMIT_S": "30",
             **settings,
         }
+        inherits = () if listener is None else (listener.fileno(),)
+        environment |= {LISTEN_FD: str(inherits[0])} if inherits else {}
         command = [sys.executable, "-m", "control.gateway.main"]
-        self.child = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        self.log = open(run_dir / f"gateway-{self.port}-{time.monotonic_ns()}.log", "w+")  # noqa: SIM115  read at its end
+        self.child = subprocess.Popen(command, env=environment, stderr=self.log, pass_fds=inherits)
 
     @property
     def url(self) -> str:
@@ -53,7 +60,7 @@ class Process:
     async def ready(self) -> None:
         async with asyncio.timeout(LIMIT_S), httpx.AsyncClient() as client:
             while True:
-                assert self.child.poll() is None, self.child.stderr and self.child.stderr.read()
+                assert self.child.poll() is None, self.last_words()
                 try:
                     if (await client.get(f"{self.url}/readyz")).status_code == 200:
                         return
@@ -66,8 +73,8 @@ class Process:
         return int(self.child.returncode)
 
     def last_words(self) -> str:
-        assert self.child.stderr is not None
-        return self.child.stderr.read()
+        self.log.seek(0)
+        return self.log.read()
 
 
 def free_port() -> str:
@@ -90,8 +97,7 @@ def started(run_dir: Path) -> Iterator[list[Process]]:
         if process.child.poll() is None:
             process.child.kill()
             process.child.wait()
-        if process.child.stderr is not None:
-            process.child.stderr.close()
+        process.log.close()
 
 
 async def with_worker(run_dir: Path, **shape: float) -> NullWorker:
@@ -168,3 +174,107 @@ async def test_a_port_in_use_is_one_line_that_names_it(run_dir: Path, started: l
     words = process.last_words().strip()
     assert f"127.0.0.1:{port} cannot be used: Address already in use" in words
     assert "\n" not in words
+
+
+# --- several gateways, one address ------------------------------------------------------------------------------------
+
+
+async def own_ready(process: Process) -> None:
+    """This very gateway is ready; the shared address may be answered by another one."""
+    async with asyncio.timeout(LIMIT_S):
+        while (found := await asyncio.to_thread(ask_gateway, process.child.pid)) is None or found[0].problem:
+            assert process.child.poll() is None, process.last_words()
+            await asyncio.sleep(0.05)
+        found[1].close()
+
+
+class Clients:
+    """Keep sending, each with connections of its own, until told to stop; `failures` keeps all that went wrong."""
+
+    def __init__(self, url: str, *, keeps_alive: bool) -> None:
+        self.num_served = 0
+        self.failures: list[str] = []
+        self._url = url
+        self._limits = httpx.Limits(max_keepalive_connections=1 if keeps_alive else 0)
+        self._ends = asyncio.Event()
+        self._tasks = [asyncio.create_task(self._run()) for _ in range(4)]
+
+    async def _run(self) -> None:
+        body = {"model": "null", "prompt": "Paris", "max_tokens": 4}
+        async with httpx.AsyncClient(timeout=LIMIT_S, limits=self._limits) as client:
+            while not self._ends.is_set():
+                try:
+                    answer = await client.post(f"{self._url}/v1/completions", json=body)
+                    if answer.status_code == 200:
+                        self.num_served += 1
+                    else:
+                        self.failures.append(answer.text)
+                except httpx.HTTPError as error:
+                    self.failures.append(repr(error))
+
+    async def served(self, more: int) -> None:
+        goal = self.num_served + more
+        await until(lambda: self.num_served >= goal or bool(self.failures), LIMIT_S)
+
+    async def end(self) -> None:
+        self._ends.set()
+        await asyncio.gather(*self._tasks)
+
+
+@pytest.mark.parametrize("keeps_alive", [False, True])
+async def test_gateways_replace_each_other_on_one_address_and_no_request_fails(
+    run_dir: Path, started: list[Process], keeps_alive: bool
+) -> None:
+    worker = await with_worker(run_dir)
+    with bind_listener("127.0.0.1", 0) as listener:
+        started.append(Process(run_dir, listener))
+        await own_ready(started[-1])
+        clients = Clients(started[-1].url, keeps_alive=keeps_alive)
+        for _ in range(3):
+            await clients.served(50)
+            started.append(Process(run_dir, listener))
+            await own_ready(started[-1])
+            started[-2].child.send_signal(signal.SIGTERM)
+            assert await started[-2].ended() == 0
+        await clients.served(50)
+        await clients.end()
+    assert clients.failures == []
+    await worker.close()
+
+
+async def test_connections_that_wait_while_no_gateway_lives_are_served_by_the_next_one(
+    run_dir: Path, started: list[Process]
+) -> None:
+    worker = await with_worker(run_dir)
+    with bind_listener("127.0.0.1", 0) as listener:
+        started.append(Process(run_dir, listener))
+        await own_ready(started[-1])
+        started[-1].child.kill()
+        await started[-1].ended()
+        clients = Clients(started[-1].url, keeps_alive=False)
+        started.append(Process(run_dir, listener))
+        await clients.served(20)
+        await clients.end()
+    assert clients.failures == []
+    await worker.close()
+
+
+async def test_a_socket_that_nobody_holds_any_more_comes_back_from_a_living_gateway(
+    run_dir: Path, started: list[Process]
+) -> None:
+    worker = await with_worker(run_dir)
+    with bind_listener("127.0.0.1", 0) as listener:
+        started.append(Process(run_dir, listener))
+    await own_ready(started[-1])
+    clients = Clients(started[-1].url, keeps_alive=False)
+    found = await asyncio.to_thread(reclaim_listener, started[-1].child.pid, int(started[-1].port))
+    assert found is not None
+    with found:
+        started.append(Process(run_dir, found))
+        await own_ready(started[-1])
+        started[-2].child.send_signal(signal.SIGTERM)
+        assert await started[-2].ended() == 0
+        await clients.served(20)
+        await clients.end()
+    assert clients.failures == []
+    await worker.close()

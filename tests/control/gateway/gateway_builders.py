@@ -16,8 +16,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from control.gateway.admission import Admission
 from control.gateway.app import Gateway, GatewayLimits, running
+from control.gateway.drain import Server
 from control.gateway.fleet import Fleet
-from control.gateway.main import Server
 from control.gateway.null_worker import NullConfig, NullWorker
 from control.gateway.records import Origin, RecordLog
 from control.types import RequestRecord, RoutingPolicy, RoutingTable, Slo, WorkerRoute
