@@ -434,6 +434,7 @@ class RequestMove:
     stall_s: float | None = None  # last token before to the first one after; None: it lacks one of them
     num_bytes: int = 0  # KV that was copied: while it decoded on, and the last blocks, copied while it stood
     reason: str = ""
+    predicted_stall_s: float | None = None  # migration: what the estimate said of `stall_s` before it began
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -159,8 +159,7 @@ class Fleet:
             asyncio.get_running_loop().call_soon(self._wake)
 
     def _on_status(self, link: WorkerLink) -> None:
-        if link.leaves_decode:
-            self.mover.go_on(link)
+        self.mover.go_on(link)
 
     def may_recover(self, *, is_new: bool) -> bool:
         """Whether waiting can help: one that has begun hopes for any worker, a new one for those seen lately."""

@@ -48,6 +48,7 @@ class Served:
     handoff_s: float | None = None  # None: no handoff, or not told
     moves: list[RequestMove] = field(default_factory=list)
     is_moving: bool = False  # the last move has not shown a token yet
+    rest_bytes: int = 0  # KV that is copied while it stands; counted when its next token shows that it arrived
 
     def note_prefill(self, times: StageTimes) -> None:
         """The first prefill counts; an earlier attempt may have told already."""
@@ -64,10 +65,12 @@ class Served:
         if self.is_moving:  # it was lost again before it gave a token
             self.moves[-1] = replace(self.moves[-1], to_worker=move.from_worker)
         self.moves.append(move)
-        self.is_moving = True
+        self.is_moving, self.rest_bytes = True, 0
 
     def resumed(self, stall_s: float | None) -> RequestMove:
         """The first token after a move."""
-        self.is_moving = False
-        self.moves[-1] = replace(self.moves[-1], to_worker=self.decode_worker, stall_s=stall_s)
+        last = self.moves[-1]
+        num_bytes = last.num_bytes + self.rest_bytes
+        self.moves[-1] = replace(last, to_worker=self.decode_worker, stall_s=stall_s, num_bytes=num_bytes)
+        self.is_moving, self.rest_bytes = False, 0
         return self.moves[-1]

@@ -22,7 +22,7 @@ def metrics_text(moves: MoveCounts) -> str:
     ]
     lines += _head("phaseline_gateway_moves_given_up_total", "counter", "Migrations that came to nothing.")
     lines.append(f"phaseline_gateway_moves_given_up_total {moves.num_given_up}")
-    lines += _head("phaseline_gateway_moved_bytes_total", "counter", "KV bytes that were copied ahead of a migration.")
+    lines += _head("phaseline_gateway_moved_bytes_total", "counter", "KV bytes that were copied for migrations.")
     lines.append(f"phaseline_gateway_moved_bytes_total {moves.num_bytes}")
     name = "phaseline_gateway_move_stall_seconds"
     lines += _head(name, "histogram", "Last token before a move to the first one after it.")

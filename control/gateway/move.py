@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from control.gateway.move_estimate import MoveEstimate
 from control.gateway.workers import WorkerLink
 from engine.types import WorkKind
 from engine.wire import (
@@ -64,23 +65,29 @@ class Move:
         relay: Movable,
         source: WorkerLink,
         target: WorkerLink,
-        reason: str,
+        estimate: MoveEstimate,
         on_end: Callable[[Move, str], None],
     ) -> None:
         """`on_end(move, problem)` is called once; an empty problem means that the target has been told to pull."""
         self.relay = relay
         self.source = source
         self.target = target
-        self.reason = reason
+        self.estimate = estimate
         self.attempt = relay.next_attempt()
         self.begun_s = time.monotonic()
         self.num_bytes = 0
-        self.copied_tokens = 0
+        self.copied_tokens = 0  # that the target holds already
         self.copy_s = 0.0
         self.num_reserved = relay.num_known - 1  # tokens that the target was told of when it reserved
         self._on_end = on_end
+        self._cached_tokens = 0
         self._lease_id = ""
         self._is_over = False
+
+    def rest_bytes(self, lease: Lease) -> int:
+        """What the target has to copy yet of all that its source has yielded."""
+        there = max(self.copied_tokens, self._cached_tokens) // lease.layout.block_tokens
+        return max(0, len(lease.blocks) - there) * lease.layout.block_bytes
 
     def start(self, kv_tokens: int) -> None:
         """Ask the target for room. The last token is left out: it is the first that the target will feed."""
@@ -97,6 +104,7 @@ class Move:
     # --- the target's answers ------------------------------------------------------------------------------------
 
     def on_reserved(self, link: WorkerLink, message: Reserved) -> None:
+        self._cached_tokens = message.num_cached
         self.source.send(Offer(self.relay.wire_id, self.relay.attempt))
 
     def on_rejected(self, link: WorkerLink, message: Rejected) -> None:

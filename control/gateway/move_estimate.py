@@ -10,7 +10,8 @@ the guess is wrong. `rest_tokens` is an upper bound, as nobody knows where a mod
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+import heapq
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -19,6 +20,8 @@ from control.routing import FleetView, WorkerView
 
 #: Steps of the source that a move takes besides the copy: one until it is offered, one until it has stopped.
 MOVE_STEPS: Final = 2
+#: Steps of the target that a stopped sequence waits for: the rest of the one that runs there, and its own first one.
+STALL_STEPS: Final = 1.5
 #: With so few tokens to go it ends sooner than any move is set up.
 SHORT_REST_TOKENS: Final = 4
 
@@ -37,6 +40,8 @@ class MoveFacts:
     kv_tokens: int
     kv_bytes: int
     step_s: float | None = None  # of the source
+    target_step_s: float | None = None
+    stop_s: float | None = None  # what a stop took lately beside the target's steps: messages and the last blocks
     handoff_bytes_per_s: float | None = None
     prefill_tokens_per_s: float | None = None
     queued_prefill_tokens: int = 0  # where it would be computed anew, ahead of it
@@ -51,6 +56,7 @@ class MoveEstimate:
     rest_s: float | None
     move_s: float | None
     recompute_s: float | None
+    stall_s: float | None  # how long its stream stands if it is moved
 
 
 def estimate(facts: MoveFacts) -> MoveEstimate:
@@ -73,7 +79,28 @@ def estimate(facts: MoveFacts) -> MoveEstimate:
     elif recompute_s is not None and step_s is not None and recompute_s <= step_s:
         choice = MoveChoice.RECOMPUTE
         reason = f"computing {facts.kv_tokens} tokens anew takes {1000 * recompute_s:.1f} ms, less than one step"
-    return MoveEstimate(choice=choice, reason=reason, rest_s=rest_s, move_s=move_s, recompute_s=recompute_s)
+    target_s = facts.target_step_s
+    stall_s = None if target_s is None or facts.stop_s is None else facts.stop_s + STALL_STEPS * target_s
+    return MoveEstimate(
+        choice=choice, reason=reason, rest_s=rest_s, move_s=move_s, recompute_s=recompute_s, stall_s=stall_s
+    )
+
+
+def leaving_s(estimates: Sequence[MoveEstimate], per_worker: int) -> float | None:
+    """How long until all of these have left, in this order, so many at a time. None: a part of it is unknown.
+
+    What is recomputed leaves at once; what finishes where it is takes no place from those that move.
+    """
+    ends_s, finished_s = [0.0] * per_worker, 0.0
+    for each in estimates:
+        took_s = {MoveChoice.MOVE: each.move_s, MoveChoice.FINISH: each.rest_s, MoveChoice.RECOMPUTE: 0.0}[each.choice]
+        if took_s is None:
+            return None
+        if each.choice is MoveChoice.FINISH:
+            finished_s = max(finished_s, took_s)
+        else:
+            heapq.heapreplace(ends_s, ends_s[0] + took_s)
+    return max(finished_s, *ends_s)
 
 
 def queued_ahead(view: FleetView) -> int:

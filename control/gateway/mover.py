@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 from control.gateway.move import Movable, Move
-from control.gateway.move_estimate import MoveChoice, MoveFacts, choose_target, estimate, queued_ahead
+from control.gateway.move_estimate import (
+    STALL_STEPS,
+    MoveChoice,
+    MoveEstimate,
+    MoveFacts,
+    choose_target,
+    estimate,
+    leaving_s,
+    queued_ahead,
+)
 from control.gateway.workers import WorkerLink
 from control.routing import FleetView
 from control.types import MoveKind, RequestMove
@@ -55,9 +65,19 @@ class MoveCounts:
         if move.notice_s is not None:
             self.notice_buckets[bucket_of(move.notice_s)] += 1
 
-    def stalled(self, move: RequestMove) -> None:
+    def stalled(self, move: RequestMove, rest_bytes: int) -> None:
+        self.num_bytes += rest_bytes
         if move.stall_s is not None:
             self.stall_buckets[move.kind, bucket_of(move.stall_s)] += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """A worker's way out of decode, as it was estimated when it began."""
+
+    began_s: float
+    num_requests: int
+    predicted_s: float | None
 
 
 class Mover:
@@ -67,10 +87,12 @@ class Mover:
         self.counts = MoveCounts()
         self.handoff_bytes_per_s: float | None = None
         self.prefill_tokens_per_s: float | None = None
+        self.stop_s: float | None = None
         self._limits = limits
         self._view = view
         self._link_of = link_of
         self._moves: dict[WorkerLink, set[Move]] = {}
+        self._leaving: dict[WorkerLink, Leaving] = {}
 
     # --- what things cost ------------------------------------------------------------------------------------------
 
@@ -82,10 +104,16 @@ class Mover:
         if num_bytes > 0 and seconds > 0:
             self.handoff_bytes_per_s = _mean(self.handoff_bytes_per_s, num_bytes / seconds)
 
+    def note_stop(self, stall_s: float, target_step_s: float) -> None:
+        """A moved stream stood for so long."""
+        self.stop_s = _mean(self.stop_s, max(0.0, stall_s - STALL_STEPS * target_step_s))
+
     # --- who goes now ----------------------------------------------------------------------------------------------
 
     def go_on(self, source: WorkerLink) -> None:
         """Begin as many moves away from this worker as may run at once, if it leaves decode."""
+        if not source.leaves_decode:
+            self._has_left(source)
         if not source.leaves_decode or not self._limits.is_on or not source.is_connected:
             return
         for leg in list(source.legs.values()):
@@ -93,6 +121,8 @@ class Mover:
         running = self._moves.setdefault(source, set())
         found = [leg.movable(source) for leg in list(source.legs.values())]
         waiting = sorted([each for each in found if each is not None], key=lambda each: -each.rest_tokens)
+        if source not in self._leaving:
+            self._leaving[source] = self._foresee(source, waiting)
         for relay in waiting:
             if len(running) >= self._limits.per_worker:
                 break
@@ -103,16 +133,30 @@ class Mover:
     def _begin(self, relay: Movable, source: WorkerLink, running: set[Move]) -> None:
         if relay.move is not None or relay.move_tries >= MAX_TRIES:
             return
-        needs = relay.num_known + relay.rest_tokens
+        target, decision = self._estimate(relay, source)
+        if target is None or decision.choice is MoveChoice.FINISH:
+            return
+        if decision.choice is MoveChoice.RECOMPUTE:
+            relay.recompute_elsewhere(source, decision.reason)
+            return
+        move = Move(relay, source, target, decision, self._ended)
+        running.add(move)
+        move.start(relay.num_known + relay.rest_tokens)
+
+    def _estimate(self, relay: Movable, source: WorkerLink) -> tuple[WorkerLink | None, MoveEstimate]:
+        """Where it would go, and what is best for it."""
         view = self._view()
+        needs = relay.num_known + relay.rest_tokens
         chosen = choose_target((*view.decode, *view.mixed), needs, relay.avoids | {source.worker_id})
         target = None if chosen is None else self._link_of(chosen)
-        decision = estimate(
+        return target, estimate(
             MoveFacts(
                 rest_tokens=relay.rest_tokens,
                 kv_tokens=relay.num_known - 1,
                 kv_bytes=round((relay.num_known - 1) * source.kv_token_bytes),
                 step_s=source.step_s,
+                target_step_s=source.step_s if target is None or target.step_s is None else target.step_s,
+                stop_s=self.stop_s,
                 handoff_bytes_per_s=self.handoff_bytes_per_s,
                 prefill_tokens_per_s=self.prefill_tokens_per_s,
                 queued_prefill_tokens=queued_ahead(view),
@@ -120,14 +164,20 @@ class Mover:
                 is_moving_known=FEATURE in source.features and (target is None or FEATURE in target.features),
             )
         )
-        if target is None or decision.choice is MoveChoice.FINISH:
-            return
-        if decision.choice is MoveChoice.RECOMPUTE:
-            relay.recompute_elsewhere(source, decision.reason)
-            return
-        move = Move(relay, source, target, decision.reason, self._ended)
-        running.add(move)
-        move.start(needs)
+
+    def _foresee(self, source: WorkerLink, waiting: list[Movable]) -> Leaving:
+        estimates = [self._estimate(each, source)[1] for each in waiting]
+        return Leaving(time.monotonic(), len(waiting), leaving_s(estimates, self._limits.per_worker))
+
+    def _has_left(self, source: WorkerLink) -> None:
+        leaving = self._leaving.pop(source, None)
+        if leaving is not None:
+            predicted = "unknown" if leaving.predicted_s is None else f"{leaving.predicted_s:.3f} s"
+            took_s = time.monotonic() - leaving.began_s
+            log.info(
+                "%s has left decode: %d requests, predicted %s, took %.3f s",
+                source.worker_id, leaving.num_requests, predicted, took_s,
+            )  # fmt: skip
 
     def _ended(self, move: Move, problem: str) -> None:
         self._note_copy(move.num_bytes, move.copy_s)
@@ -141,6 +191,7 @@ class Mover:
 
     def look(self, links: list[WorkerLink]) -> None:
         """Called now and then: room may have come, and a move may stand still."""
+        self._leaving = {link: each for link, each in self._leaving.items() if link.is_connected}
         for moves in list(self._moves.values()):
             for move in [each for each in moves if each.age_s >= STUCK_S]:
                 move.abandon(f"not handed over within {STUCK_S:g} s")

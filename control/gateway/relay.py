@@ -307,6 +307,7 @@ class Relay(TokenStream):
 
     def _continue_on(self, link: WorkerLink) -> None:
         """The KV did not arrive: the decode worker computes it itself from prompt + tokens so far."""
+        self.served.rest_bytes = 0
         self._leave()
         self.attempt = self.next_attempt()
         self._decode = link
@@ -366,7 +367,7 @@ class Relay(TokenStream):
         source, target = move.source, move.target
         if yielded.times is not None:
             self.served.note_end(yielded.times, handed_over=self._is_handing_over and not self._has_migrated)
-        self._note_move("migration", source.worker_id, move.reason, move.num_bytes, move.begun_s)
+        self._note_migration(move)
         source.forget(self.wire_id)
         self._lease = (source, lease.lease_id)
         if lease.num_tokens + 1 != self.num_known:
@@ -377,6 +378,7 @@ class Relay(TokenStream):
         self.served.decode_worker = target.worker_id
         self._is_handing_over, self._is_decoding, self._has_migrated = True, False, True
         self._progress_s = time.monotonic()
+        self.served.rest_bytes = move.rest_bytes(lease)
         more = self.tokens[move.num_reserved - len(self.job.prompt) : -1]
         target.send(Pull(self.wire_id, move.attempt, lease, self.tokens[-1], more))
 

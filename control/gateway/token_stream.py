@@ -12,6 +12,7 @@ from control.gateway import errors
 from control.gateway.errors import GatewayError
 from control.gateway.fleet import Fleet
 from control.gateway.job import Job, Served
+from control.gateway.move import Move
 from control.gateway.timeline import Timeline
 from control.types import MoveKind, RequestMove
 from engine.types import FinishReason
@@ -115,16 +116,26 @@ class TokenStream:
         num_bytes: int,
         begun_s: float,
         notice_s: float | None = None,
+        predicted_stall_s: float | None = None,
     ) -> None:
         """It leaves this worker; the rest of the story is known with its next token."""
         at_s = begun_s - self.job.arrival_s
         move = RequestMove(kind=kind, from_worker=from_worker, to_worker="", at_s=at_s, num_bytes=num_bytes,
-                           notice_s=notice_s, reason=reason)  # fmt: skip
+                           notice_s=notice_s, reason=reason, predicted_stall_s=predicted_stall_s)  # fmt: skip
         self.served.moves_to_next(move)
         self._fleet.mover.counts.began(move)
+
+    def _note_migration(self, move: Move) -> None:
+        of = move.estimate
+        self._note_move("migration", move.source.worker_id, of.reason, move.num_bytes, move.begun_s,
+                        predicted_stall_s=of.stall_s)  # fmt: skip
 
     def _note_resumed(self) -> None:
         """The first token after a move; one that had none before was not stalled, its client waits from arrival on."""
         has_begun = self.timeline.first_s is not None
+        mover, rest_bytes = self._fleet.mover, self.served.rest_bytes
         move = self.served.resumed(self._progress_s - self.timeline.last_s if has_begun else None)
-        self._fleet.mover.counts.stalled(move)
+        mover.counts.stalled(move, rest_bytes)
+        link = self._fleet.links.get(move.to_worker)
+        if move.kind == "migration" and move.stall_s is not None and link is not None and link.step_s is not None:
+            mover.note_stop(move.stall_s, link.step_s)

@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 from gateway_builders import LOCAL_ALWAYS, House, house, until
 
-from control.gateway.move_estimate import MoveChoice, MoveFacts, choose_target, estimate, queued_ahead
+from control.gateway.move_estimate import (
+    MoveChoice,
+    MoveEstimate,
+    MoveFacts,
+    choose_target,
+    estimate,
+    leaving_s,
+    queued_ahead,
+)
 from control.gateway.mover import MoveLimits
 from control.gateway.null_worker import Faults, NullConfig
 from control.routing import FleetView, WorkerView
@@ -71,11 +79,12 @@ async def test_a_request_is_moved_while_it_decodes_and_its_record_says_so(text: 
         await until(lambda: len(place.records) == 1)
         (move,) = place.records[0].moves
         assert (move.kind, move.from_worker, move.to_worker) == ("migration", "m0", "m1")
-        assert move.num_bytes > 0
+        (pull,) = place.seen(1, Pull)
+        lease = pull.lease
+        assert move.num_bytes == len(lease.blocks) * lease.layout.block_bytes  # ahead and in the stall, each block once
         assert move.stall_s is not None
         assert place.records[0].decode_worker == "m1"
         assert (place.records[0].num_reroutes, place.records[0].handoff_s) == (0, None)
-        (pull,) = place.seen(1, Pull)
         (submit,) = place.seen(1, Submit)
         assert len(pull.more) >= 1  # it decoded on meanwhile
         assert len(submit.prompt) >= submit.num_prompt + 5
@@ -248,6 +257,34 @@ def test_the_estimate_says_what_costs_least(change: dict[str, Any], choice: Move
     decision = estimate(MoveFacts(**(FACTS | change)))
     assert decision.choice is choice
     assert words in decision.reason
+
+
+def planned(choice: MoveChoice, *, rest_s: float = 5.0, move_s: float | None = 1.0) -> MoveEstimate:
+    return MoveEstimate(choice=choice, reason="", rest_s=rest_s, move_s=move_s, recompute_s=None, stall_s=None)
+
+
+@pytest.mark.parametrize(
+    ("choices", "per_worker", "seconds"),
+    [
+        ("", 2, 0.0),
+        ("move move move", 2, 2.0),
+        ("move move move", 3, 1.0),
+        ("recompute move", 1, 1.0),
+        ("move finish move", 1, 5.0),
+    ],
+)
+def test_a_worker_has_left_when_the_last_of_its_requests_has(choices: str, per_worker: int, seconds: float) -> None:
+    assert leaving_s([planned(MoveChoice(each)) for each in choices.split()], per_worker) == seconds
+
+
+def test_how_long_a_worker_takes_to_leave_is_unknown_while_a_part_of_it_is() -> None:
+    assert leaving_s([planned(MoveChoice.MOVE), planned(MoveChoice.MOVE, move_s=None)], 8) is None
+
+
+def test_the_stall_is_what_a_stop_took_lately_and_the_steps_of_the_target() -> None:
+    facts = FACTS | {"target_step_s": 0.04}
+    assert estimate(MoveFacts(**facts)).stall_s is None
+    assert estimate(MoveFacts(**facts, stop_s=0.005)).stall_s == pytest.approx(0.065)
 
 
 def test_what_is_computed_anew_waits_behind_the_emptiest_prefill_queue() -> None:
