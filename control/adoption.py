@@ -1,4 +1,4 @@
-"""Taking a fleet over at start: desired state, fence and unfinished commands as the history has them.
+"""Taking a fleet over at start: desired state and unfinished commands as the history has them.
 
 Decided here: the first desired state of a fleet that has none (recorded as version 1). The workers themselves are
 adopted by the first ticks, which compare desired with what lives. Not decided here: how a fleet finds its workers.
@@ -17,6 +17,7 @@ from control.errors import HistoryError
 from control.events import Events
 from control.fleets.base import Fleet
 from control.history.store import History
+from control.lease import Lease
 from control.plane import Plane
 from control.recorder import Recorder
 from control.settings import Settings
@@ -28,16 +29,20 @@ INITIAL_WHO = "phaseline"
 
 
 async def adopt(
-    fleet: Fleet, history: History, settings: Settings, version: str = "", now: Callable[[], float] = time.time
+    fleet: Fleet,
+    history: History,
+    settings: Settings,
+    lease: Lease,
+    version: str = "",
+    now: Callable[[], float] = time.time,
 ) -> Plane:
-    """A plane that goes on where the last one stopped. Raises HistoryError."""
+    """A plane that goes on where the last one stopped, under this lease. Raises HistoryError, StaleFence."""
     recorder = Recorder()
     desired = await recorder.read(history.load_desired, fleet.fleet_id)
     wanted = starting_desired(desired, settings)
     if wanted is not desired:
         await recorder.write(history.record_command, starting_command(fleet.fleet_id, desired, wanted, now()))
         desired = wanted
-    fence = await recorder.write(history.next_fence, fleet.fleet_id)
     await write_spooled(recorder, history, settings)
     unfinished = await recorder.read(history.unfinished_commands, fleet.fleet_id)
     accountant = Accountant(fleet.fleet_id)
@@ -56,7 +61,7 @@ async def adopt(
         history=history,
         settings=settings,
         desk=desk,
-        fence=fence,
+        lease=lease,
         accountant=accountant,
         version=version,
         now=now,

@@ -7,6 +7,9 @@ ControlError                  retry_helps False unless said
 ├── NotFound                  no such worker, command, fleet or metric                    -> 404
 ├── NotAllowed                no principal, or one whose role may not                     -> 401 / 403
 ├── HistoryError              the history cannot be opened or written (retry helps)       -> 503
+│   └── DatabaseAway          it cannot be reached now: waiting helps, without a change of ours
+├── StaleFence                another plane has taken over; this one records nothing      -> 503
+├── NotActive                 this plane waits for its database, or stands by             -> 503
 ├── FleetError                a serving system cannot be started or reached (retry helps) -> 503
 └── PlaneUnreachable          the client got no answer (retry helps)
 """
@@ -51,6 +54,20 @@ class NotAllowed(ControlError):
 
 
 class HistoryError(ControlError):
+    status = 503
+    retry_helps = True
+
+
+class DatabaseAway(HistoryError):
+    """What `History.open` waits for."""
+
+
+class StaleFence(ControlError):
+    status = 503
+    retry_helps = True  # another plane answers
+
+
+class NotActive(ControlError):
     status = 503
     retry_helps = True
 

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from control.accounting import Accountant, UtilizationView
 from control.desk import Desk, refusal_error
-from control.errors import FleetError, HistoryError
+from control.errors import FleetError, HistoryError, StaleFence
 from control.events import Events
 from control.facts import FleetFacts
 from control.fleets.base import Fleet, Observation
@@ -27,6 +27,7 @@ from control.gateway_hub import GatewayHub
 from control.history.deferred import TickWrite, encode
 from control.history.store import History, RequestQuery
 from control.intake import Intake
+from control.lease import Lease
 from control.notices import notices_of
 from control.orders import Orders
 from control.points import Ingested
@@ -43,6 +44,7 @@ from control.types import (
     CommandRequest,
     Desired,
     FleetSnapshot,
+    PlaneStatus,
     Preview,
     Principal,
     RequestRecord,
@@ -75,7 +77,7 @@ class Plane:
         history: History,
         settings: Settings,
         desk: Desk,
-        fence: int,
+        lease: Lease,
         accountant: Accountant,
         version: str = "",
         now: Callable[[], float] = time.time,
@@ -86,7 +88,7 @@ class Plane:
         self.desk = desk
         self.recorder: Recorder = desk.recorder
         self.events: Events = desk.events
-        self._fence = fence
+        self._fence = lease.fence
         self._accountant = accountant
         self._now = now
         self._traffic = TrafficStats(settings.effective_slo)
@@ -98,7 +100,7 @@ class Plane:
         )
         self._status = self._traffic.status(now())
         self._expected_output = self._traffic.expected_output_tokens()
-        self._tables = Tables(fence)
+        self._tables = Tables(lease.fence)
         self._intake = Intake()
         self._identity = FleetIdentity(
             fleet_id=fleet.fleet_id,
@@ -108,6 +110,7 @@ class Plane:
             capabilities=tuple(sorted(fleet.capabilities)),
             started_unix_s=now(),
             version=version,
+            plane=plane_status(lease),
         )
         self._wake = asyncio.Event()
         self._running = asyncio.Lock()
@@ -126,7 +129,7 @@ class Plane:
     # --- life -------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Start or adopt the fleet, then tick until `close`."""
+        """Start or adopt the fleet, then tick until `close` or `abandon`. Raises StaleFence: another plane acts."""
         async with self._running:
             while not self._closing and not await self._started():
                 await self._pause(START_AGAIN_S)
@@ -134,6 +137,8 @@ class Plane:
                 started_s = time.monotonic()
                 try:
                     await self.tick()
+                except StaleFence:  # another plane has taken over: nothing that this one does counts any more
+                    raise
                 except Exception as error:  # the one broad except: a failed tick is told, and the next one repairs it
                     _log.exception("tick %d failed", self._num_ticks)
                     self._tick_problem = f"{type(error).__name__}: {error}"
@@ -159,6 +164,14 @@ class Plane:
             self._publish(self._now())
             return False
         return True
+
+    async def abandon(self) -> None:
+        """Stop acting at once, and write nothing more: another plane has taken over."""
+        self._closing = True
+        self.wake()
+        self.events.close()
+        await self._orders.close()
+        await self.hub.close()
 
     async def close(self) -> None:
         """Let go of fleet and gateways, and write what waits. Workers go on."""
@@ -356,6 +369,11 @@ class Plane:
     def observed(self) -> bool:
         return self._observation is not None
 
+    @property
+    def newest_fence(self) -> int:
+        """Of the orders that the workers were seen to obey: larger than ours when another plane acts."""
+        return max((each.fence for each in self._readings.values()), default=0)
+
     def snapshot_json(self) -> bytes:
         """The last snapshot; with its true age and the reason when ticks have stopped coming."""
         snapshot, now = self._snapshot, self._now()
@@ -397,3 +415,15 @@ class Plane:
         records = await self.recorder.read(self.history.requests, query)
         since = records[-1].arrival_unix_s if len(records) == WHAT_IF_RECORDS else now - window_s
         return what_if(records, policy, self.desired, self._expected_output, since, now)
+
+
+def plane_status(lease: Lease) -> PlaneStatus:
+    """The plane that this lease makes the active one."""
+    holder = lease.holder
+    return PlaneStatus(
+        pid=holder.pid,
+        hostname=holder.hostname,
+        address=holder.address,
+        fence=lease.fence,
+        since_unix_s=lease.taken_unix_s,
+    )

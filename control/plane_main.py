@@ -1,36 +1,40 @@
-"""`python -m control.plane_main`: the plane's process. Tick, history writer and control API on one event loop.
+"""`python -m control.plane_main`: the plane's process. Lease, tick, history writer and control API on one event loop.
 
-Put together here: settings, history, fleet, plane, API. SIGTERM and SIGINT close cleanly: what waits is written,
-gateways are told, workers go on. A start that fails says why in one line and exits 1 (2: settings).
+Put together here: settings, history, fleet, plane, API. Everything is loaded before the lease is asked for, so that a
+standby acts at once. SIGTERM and SIGINT close cleanly: what waits is written, gateways are told, the lease is released,
+workers go on. A start that fails says why in one line and exits 1 (2: settings); a plane that another one has taken
+over from exits 3, to be started again and stand by.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib.metadata
 import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
-
-import uvicorn
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
 
 from control.adoption import adopt
 from control.api.app import create_app
 from control.api.context import ApiContext
 from control.auth import open_auth
-from control.errors import ControlError, SettingsError
+from control.door import Door
+from control.errors import ControlError, DatabaseAway, FleetError, SettingsError, StaleFence
 from control.fleets.base import Fleet
 from control.history.store import History, Retention
+from control.lease import this_process
+from control.lease_keeper import LOOK_EVERY_S, LeaseKeeper
 from control.plane import Plane
 from control.settings import Settings, load_settings
 from control.write_points import crash_point
 
 _log = logging.getLogger("phaseline.plane")
 CLOSE_LIMIT_S = 10.0
+TAKEN_OVER = 3
 
 
 def ray_fleet(settings: Settings) -> Fleet:
@@ -57,80 +61,144 @@ def main() -> int:
     except SettingsError as error:
         print(f"phaseline plane: {error.detail}", file=sys.stderr)
         return 2
+    except StaleFence as stale:
+        print(f"phaseline plane: {stale}; it ends, to stand by again", file=sys.stderr)
+        return TAKEN_OVER
     except (ControlError, OSError) as error:
         print(f"phaseline plane: {error}", file=sys.stderr)
         return 1
 
 
 async def serve(settings: Settings) -> int:
-    """Run until a signal. The API answers while the fleet is still starting. Raises ControlError on a failed start."""
+    """Run until a signal. Raises ControlError on a failed start, StaleFence when another plane has taken over."""
     settings.run_dir.mkdir(parents=True, exist_ok=True)
-    version = own_version()
-    auth = open_auth(settings.run_dir, time.time())
-    history = History.open(database_url(settings), retention=retention_of(settings), reach=crash_point(os.environ))
-    plane = await adopt(FLEETS[settings.fleet_kind](settings), history, settings, version)
-    context = ApiContext(
-        planes={plane.fleet.fleet_id: plane},
-        auth=auth,
-        settings=settings,
-        version=version,
-        started_unix_s=time.time(),
-    )
-    server = ApiServer(
-        uvicorn.Config(
-            create_app(context),
-            host=settings.host,
-            port=settings.api_port,
-            log_level="warning",
-            lifespan="off",
-            ws="websockets-sansio",
-            ws_max_size=64 * 2**20,
-            timeout_graceful_shutdown=3,
-        )
-    )
-    try:
-        return await _until_stopped(server, plane)
-    finally:
-        history.close()
-
-
-class ApiServer(uvicorn.Server):
-    """uvicorn without its own signal handling: the plane has to close first."""
-
-    def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
-        return contextlib.nullcontext()
-
-
-async def _until_stopped(server: uvicorn.Server, plane: Plane) -> int:
-    """The API and the ticks side by side until a signal comes or one of the two ends by itself."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    api = asyncio.create_task(_serve_api(server), name="api")
-    ticks = asyncio.create_task(plane.run(), name="ticks")
+    process = PlaneProcess(settings)
+    living = asyncio.create_task(process.live(), name="plane")
     stopped = asyncio.create_task(stop.wait(), name="signals")
-    await asyncio.wait({api, ticks, stopped}, return_when=asyncio.FIRST_COMPLETED)
-    async with asyncio.timeout(CLOSE_LIMIT_S):
-        await plane.close()
-        server.should_exit = True
-        results = await asyncio.gather(api, ticks, return_exceptions=True)
+    await asyncio.wait({living, stopped}, return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
-    for error in (each for each in results if isinstance(each, BaseException)):
-        raise error
+    living.cancel()
+    await asyncio.wait({living})
+    if not living.cancelled():
+        living.result()
     return 0 if stop.is_set() else 1
 
 
-async def _serve_api(server: uvicorn.Server) -> None:
-    """uvicorn ends the process when its port is taken; here that is one of our errors."""
+class PlaneProcess:
+    """One life of a plane: wait for the database, stand by for the lease, act until the end."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._problem = "it is starting"
+        self._planes: dict[str, Plane] = {}
+        self._version = own_version()
+        context = ApiContext(
+            planes=self._planes,
+            auth=open_auth(settings.run_dir, time.time()),
+            settings=settings,
+            version=self._version,
+            started_unix_s=time.time(),
+            waiting=lambda: self._problem,
+        )
+        self._door = Door(create_app(context), settings.host, settings.api_port)
+
+    async def live(self) -> None:
+        """Until cancelled, which is an orderly end. Raises StaleFence when another plane has taken over."""
+        history = await self._open_history()
+        try:
+            fleet = FLEETS[self._settings.fleet_kind](self._settings)
+            await _prepare(fleet)
+            me = this_process(api_address(self._settings))
+            keeper = LeaseKeeper(history, fleet.fleet_id, me, self._settings.plane_lease_s)
+            try:
+                await self._stand_by_and_act(fleet, history, keeper)
+            finally:
+                await keeper.close()
+        finally:
+            history.close()
+            await self._door.close()
+
+    async def _open_history(self) -> History:
+        """The history, once its database answers. Meanwhile the API says what we wait for, where nobody else does."""
+        url = database_url(self._settings)
+        while True:
+            try:
+                return await asyncio.to_thread(
+                    History.open, url, retention=retention_of(self._settings), reach=crash_point(os.environ)
+                )
+            except DatabaseAway as away:
+                if self._problem != away.detail:
+                    _log.warning("waiting for the database: %s", away.detail)
+                self._problem = away.detail
+                self._door.offer()
+                await asyncio.sleep(LOOK_EVERY_S)
+
+    async def _stand_by_and_act(self, fleet: Fleet, history: History, keeper: LeaseKeeper) -> None:
+        lease = await keeper.take(lambda: self._wait_for(keeper))
+        history.hold(fleet.fleet_id, lease.fence)
+        plane = await adopt(fleet, history, self._settings, lease, self._version)
+        self._planes[fleet.fleet_id] = plane
+        former = keeper.before.holder if keeper.before else None
+        kept = asyncio.create_task(_kept(keeper, plane), name="lease")
+        acting = [
+            asyncio.create_task(plane.run(), name="ticks"),
+            asyncio.create_task(self._door.keep_open(former, keeper.me), name="door"),
+        ]
+        try:
+            done, _ = await asyncio.wait({kept, *acting}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+                raise ControlError(f"the plane's {task.get_name()} ended by itself")
+        except StaleFence:
+            self._door.retract(at_once=True)
+            await _within(plane.abandon())
+            raise
+        except BaseException:
+            await _within(self._close(plane, acting))
+            await keeper.release()
+            raise
+        finally:
+            for task in (kept, *acting):
+                task.cancel()
+            await asyncio.gather(kept, *acting, return_exceptions=True)
+
+    def _wait_for(self, keeper: LeaseKeeper) -> None:
+        """Another plane answers on the port, or nobody does because the database is away: then we say so there."""
+        self._problem = keeper.problem or "this plane stands by; another one is active"
+        if keeper.problem:
+            self._door.offer()
+        else:
+            self._door.retract()
+
+    async def _close(self, plane: Plane, acting: list[asyncio.Task[None]]) -> None:
+        await plane.close()
+        await self._door.close()
+        await asyncio.gather(*acting, return_exceptions=True)
+
+
+async def _kept(keeper: LeaseKeeper, plane: Plane) -> None:
+    raise await keeper.keep(lambda: plane.newest_fence)
+
+
+async def _within(end: Coroutine[Any, Any, None]) -> None:
+    async with asyncio.timeout(CLOSE_LIMIT_S):
+        await end
+
+
+async def _prepare(fleet: Fleet) -> None:
+    """What does not work yet is tried again, and told, once we are active."""
     try:
-        await server.serve()
-    except SystemExit as error:
-        config = server.config
-        raise ControlError(
-            f"api_port {config.port} on {config.host} cannot be listened on: it is in use",
-            field="api_port",
-            value=config.port,
-        ) from error
+        await fleet.prepare()
+    except FleetError as error:
+        _log.warning("the fleet cannot be reached yet: %s", error.detail)
+
+
+def api_address(settings: Settings) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{settings.api_port}"
 
 
 def own_version() -> str:

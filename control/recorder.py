@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any, TypeVar
 
-from control.errors import ControlError, HistoryError
+from control.errors import ControlError, HistoryError, StaleFence
 from control.spool import Frame, Spool
 
 _log = logging.getLogger("phaseline.recorder")
@@ -207,6 +207,8 @@ class Recorder:
                 if error.retry_helps:
                     return False
                 self._lose(first, error)
+            except StaleFence:  # nothing of this plane counts any more: not to be lost, nor written
+                raise
             except Exception as error:
                 self._lose(first, error)
                 raise
@@ -282,6 +284,8 @@ class Recorder:
             if error.retry_helps:
                 return False
             self._lose_frame(frame, error)
+        except StaleFence:  # the plane that has taken over writes it
+            raise
         except (ValueError, ControlError) as error:
             self._lose_frame(frame, error)
         return True

@@ -88,6 +88,16 @@ class Settings(BaseSettings):
     api_port: Port = Field(8080, description="Control API.")
     console_port: Port = Field(8501, description="Console.")
 
+    num_planes: int = Field(
+        1, ge=1, le=8, description="Planes that `up` starts: one is active, the others stand by for its death."
+    )
+    plane_lease_s: Seconds = Field(
+        1.5, description="The active plane renews its lease so often that a standby takes over after this long silence."
+    )
+    plane_urls: str = Field(
+        "", description="Addresses of planes on other hosts, tried too: `http://a:8080,http://b:8080`."
+    )
+
     database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite at <run_dir>/history.db.")
     spool_max_bytes: int = Field(
         512 * 2**20,

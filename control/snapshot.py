@@ -22,6 +22,7 @@ from control.types import (
     FleetSnapshot,
     Phase,
     PhaseUtilization,
+    PlaneStatus,
     PoolStatus,
     Role,
     RouteRule,
@@ -53,6 +54,7 @@ class FleetIdentity:
     capabilities: tuple[Capability, ...]
     started_unix_s: float
     version: str = ""
+    plane: PlaneStatus | None = None
 
 
 def build_snapshot(
@@ -86,6 +88,7 @@ def build_snapshot(
         capabilities=identity.capabilities,
         at_unix_s=at,
         started_unix_s=identity.started_unix_s,
+        plane=identity.plane,
         tick=tick,
         stale_s=max(0.0, now_unix_s - at),
         health=health.level,

@@ -337,6 +337,17 @@ class TrafficStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlaneStatus:
+    """The plane that is active: who it is, and since when it acts under which fence."""
+
+    pid: int
+    hostname: str
+    address: str
+    fence: int
+    since_unix_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FleetSnapshot:
     """All that a screen needs to say "are we fine?" at one instant."""
 
@@ -359,6 +370,7 @@ class FleetSnapshot:
     traffic: TrafficStatus
     notices: tuple[str, ...] = ()  # banners: "thresholds of the local profile: not production values"
     active_command_ids: tuple[int, ...] = ()
+    plane: PlaneStatus | None = None
 
 
 # --- history --------------------------------------------------------------------------------------------------------

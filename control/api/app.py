@@ -51,12 +51,14 @@ def create_app(context: ApiContext) -> FastAPI:
 
 
 def healthz(context: Context) -> dict[str, object]:
-    """The process answers."""
-    return {"status": "ok", "version": context.version, "started_unix_s": context.started_unix_s}
+    """The process answers: "ok", or "waiting" with what it waits for."""
+    status = {"status": "ok"} if context.planes else {"status": "waiting", "problem": context.waiting()}
+    return {**status, "version": context.version, "started_unix_s": context.started_unix_s}
 
 
 def readyz(context: Context) -> Response:
-    """503 until every fleet has been observed once."""
+    """503 until every fleet has been observed once. Raises NotActive."""
+    assert context.fleet_ids
     waiting = sorted(fleet_id for fleet_id, plane in context.planes.items() if not plane.observed)
     if waiting:
         return problem_response(problem_of(FleetError(f"not observed yet: {', '.join(waiting)}")))

@@ -13,7 +13,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from control.auth import Auth, unauthenticated
-from control.errors import NotAllowed, NotFound
+from control.errors import NotActive, NotAllowed, NotFound
 from control.plane import Plane
 from control.settings import Settings
 from control.types import Principal
@@ -23,19 +23,27 @@ from control.types import Principal
 class ApiContext:
     """One API over all attached fleets."""
 
-    planes: Mapping[str, Plane]
+    planes: Mapping[str, Plane]  # none: this process is not active, and `waiting` says why
     auth: Auth
     settings: Settings
     version: str
     started_unix_s: float
     now: Callable[[], float] = time.time
+    waiting: Callable[[], str] = lambda: ""
+
+    @property
+    def fleet_ids(self) -> list[str]:
+        """Of the attached fleets. Raises NotActive."""
+        if not self.planes:
+            raise NotActive(f"no plane is active here: {self.waiting()}")
+        return sorted(self.planes)
 
     def plane(self, fleet_id: str | None) -> Plane:
-        """The plane of one fleet; None and "-" mean the only one. Raises NotFound."""
+        """The plane of one fleet; None and "-" mean the only one. Raises NotFound, NotActive."""
+        known = ", ".join(self.fleet_ids)
         if fleet_id in (None, "-") and len(self.planes) == 1:
             return next(iter(self.planes.values()))
         if fleet_id is None or fleet_id not in self.planes:
-            known = ", ".join(sorted(self.planes))
             raise NotFound(f"no fleet is named {fleet_id}", field="fleet_id", value=fleet_id, bound=known)
         return self.planes[fleet_id]
 

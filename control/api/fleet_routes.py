@@ -27,7 +27,7 @@ class WhatIf:
 @router.get("/fleets", response_model=list[str])
 def fleets(principal: Reader, context: Context) -> Response:
     """Ids of the attached fleets."""
-    return answer(list[str], sorted(context.planes))
+    return answer(list[str], context.fleet_ids)
 
 
 @router.get("/fleets/{fleet_id}/snapshot", response_model=FleetSnapshot)

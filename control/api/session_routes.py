@@ -49,7 +49,7 @@ def info(principal: Reader, context: Context) -> Response:
             version=context.version,
             started_unix_s=context.started_unix_s,
             profile=context.settings.profile,
-            fleets=tuple(sorted(context.planes)),
+            fleets=tuple(context.fleet_ids),
             settings=masked(context.settings),
             principal=principal,
         ),

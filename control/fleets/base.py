@@ -63,6 +63,9 @@ class Fleet(Protocol):
     simulated: bool
     capabilities: frozenset[Capability]
 
+    async def prepare(self) -> None:
+        """What a plane that stands by may do: load and connect, so that `start` is quick. Changes nothing."""
+
     async def start(self, on_change: Callable[[], None]) -> None:
         """Start or adopt the workers. `on_change` is called whenever a worker's state changes: tick at once."""
 

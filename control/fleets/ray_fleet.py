@@ -63,14 +63,19 @@ class RayFleet:
         self._links: dict[str, WorkerLink] = {}
         self._watches: list[HostWatch] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self._is_prepared = False
 
     # --- Fleet ----------------------------------------------------------------------------------------------------
+
+    async def prepare(self) -> None:
+        """Join the cluster, as a driver that does nothing yet."""
+        await asyncio.to_thread(connect, self._settings)
+        self._is_prepared = True
 
     async def start(self, on_change: Callable[[], None]) -> None:
         """Connect, then adopt or create every actor. Raises ControlError, one line, when that is not possible."""
         token = fleet_token(self._settings.run_dir)
-        await asyncio.to_thread(connect, self._settings)
-        resources = await asyncio.to_thread(cluster_resources)
+        resources = await self._connected()
         kind = resolve_kind(self._settings.worker_kind, resources.get("GPU", 0.0))
         specs = host_specs(self._settings, kind, token)
         await asyncio.to_thread(end_surplus, self.fleet_id, specs)
@@ -86,6 +91,15 @@ class RayFleet:
                     worker_id, token, on_change=on_change, on_lost=watch.ask_again, simulated=kind == "paced"
                 )
             self._tasks.append(asyncio.create_task(watch.run(), name=f"watch-{spec.name}"))
+
+    async def _connected(self) -> dict[str, float]:
+        """The cluster's resources; joined anew where what was prepared has ended meanwhile."""
+        is_prepared, self._is_prepared = self._is_prepared, False
+        if is_prepared:
+            with contextlib.suppress(ray_error(), ConnectionError, RuntimeError):
+                return await asyncio.to_thread(cluster_resources)
+        await asyncio.to_thread(connect, self._settings)
+        return await asyncio.to_thread(cluster_resources)
 
     async def observe(self, now_unix_s: float) -> Observation:
         """One call per node; a node that is late is named, and its answer is taken at a later tick."""

@@ -98,6 +98,9 @@ class SimFleet:
 
     # --- Fleet ---------------------------------------------------------------------------------------------------
 
+    async def prepare(self) -> None:
+        """Nothing to load."""
+
     async def start(self, on_change: Callable[[], None]) -> None:
         """Nothing runs yet: the workers come up at the first observation, which says when that is."""
         self._on_change = on_change

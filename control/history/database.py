@@ -17,12 +17,16 @@ import alembic.config
 import alembic.util.exc
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DataError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, IntegrityError, OperationalError, SQLAlchemyError
 
-from control.errors import HistoryError
+from control.errors import DatabaseAway, HistoryError
 
 #: The plane is the only writer, so a lock that lasts is somebody's tool: refuse before a client gives up (5 s).
 BUSY_TIMEOUT_S = 1.5
+#: A plane that stands still inside a transaction keeps others from taking over only for so long; the server ends it.
+IDLE_IN_TRANSACTION_S = 5.0
+#: What was sent and is not acknowledged for so long ends the connection: the network is gone.
+DEAD_PEER_S = 5.0
 #: Any constant: two processes that upgrade one PostgreSQL database at once take turns.
 _UPGRADE_LOCK = 0x70686173
 
@@ -41,7 +45,7 @@ def history_error(error: SQLAlchemyError) -> HistoryError:
 
 
 def open_engine(url: str) -> Engine:
-    """An engine on a database with the newest schema. Raises HistoryError."""
+    """An engine on a database with the newest schema. Raises HistoryError; DatabaseAway when waiting may help."""
     parsed = _parse(url)
     shown = parsed.render_as_string(hide_password=True)
     try:
@@ -53,7 +57,8 @@ def open_engine(url: str) -> Engine:
             _upgrade(connection)
     except (SQLAlchemyError, OSError) as error:
         engine.dispose()
-        raise HistoryError(f"the history {shown} cannot be opened: {one_line(error)}", field="database_url") from error
+        kind = DatabaseAway if _is_away(parsed, error) else HistoryError
+        raise kind(f"the history {shown} cannot be opened: {one_line(error)}", field="database_url") from error
     except alembic.util.exc.CommandError as error:
         engine.dispose()
         raise HistoryError(
@@ -62,6 +67,12 @@ def open_engine(url: str) -> Engine:
             field="database_url",
         ) from error
     return engine
+
+
+def _is_away(url: URL, error: Exception) -> bool:
+    """It may come back: a server that does not answer, a file that somebody else has locked."""
+    is_server = url.get_backend_name() == "postgresql"
+    return isinstance(error, OperationalError) and (is_server or "locked" in str(error))
 
 
 @contextlib.contextmanager
@@ -112,7 +123,12 @@ def _sqlite(url: URL) -> Engine:
 
 
 def _postgresql(url: URL) -> Engine:
-    return create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 5})
+    options = {
+        "connect_timeout": 5,
+        "tcp_user_timeout": round(DEAD_PEER_S * 1000),
+        "options": f"-c idle_in_transaction_session_timeout={round(IDLE_IN_TRANSACTION_S * 1000)}",
+    }
+    return create_engine(url, pool_pre_ping=True, connect_args=options)
 
 
 def migration_config(connection: Connection) -> alembic.config.Config:

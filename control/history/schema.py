@@ -4,6 +4,7 @@
     commands ──< command_steps            desired_states     request_records     role_intervals     worker_epochs
     fleet_events  what happened to workers, and to the requests that left them
     cursors, gateway_seqs, spools, fences, marks  what makes each thing count exactly once
+    plane_leases    which plane acts
 
 `line_id` stands for (fleet_id, model_id, scope, name, epoch, role, simulated). `step_s` 1 is what was measured; 10, 60,
 600 and 3600 are rolled up from the step below. Times are Unix seconds; `t` is the start of a bucket.
@@ -242,6 +243,20 @@ spools = Table(  # number of the last frame of each spool that is written
     metadata,
     Column("owner", Text, primary_key=True),
     Column("number", BigInteger, nullable=False),
+)
+plane_leases = Table(  # the one plane that acts; times are of the database's clock
+    "plane_leases",
+    metadata,
+    Column("fleet_id", Text, primary_key=True),
+    Column("holder_id", Text, nullable=False),
+    Column("hostname", Text, nullable=False),
+    Column("machine", Text, nullable=False),
+    Column("pid", BigInteger, nullable=False),
+    Column("started_unix_s", Double, nullable=False),
+    Column("address", Text, nullable=False),
+    Column("fence", BigInteger, nullable=False),
+    Column("taken_unix_s", Double, nullable=False),
+    Column("expires_unix_s", Double, nullable=False),
 )
 marks = Table(  # rolled-<step>: buckets before it are rolled up; pruned-<step>: points before it are gone
     "marks",

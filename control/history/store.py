@@ -8,7 +8,9 @@ state that it makes. One thread writes; any number of threads read beside it.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from math import floor
 from typing import Any
@@ -18,7 +20,7 @@ from sqlalchemy import Connection, Engine, case, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from control.fleet_events import move_events
-from control.history import events, journal, requests, schema
+from control.history import events, journal, leases, requests, schema
 from control.history.database import history_error, open_engine, writing
 from control.history.deferred import TickWrite, decode
 from control.history.events import EventQuery
@@ -27,6 +29,7 @@ from control.history.requests import RequestQuery
 from control.history.retention import Retention, prune_events, prune_intervals, prune_records, prune_step
 from control.history.rollup import read_marks, roll_up
 from control.history.series import SeriesQuery, read_series
+from control.lease import MAX_LOCK_WAIT_S, Holder, Lease, Standing, Verdict
 from control.points import Ingested, Mark, WorkerCursor, WorkerEpoch, is_new
 from control.spool import Frame, Place
 from control.types import (
@@ -54,6 +57,7 @@ class History:
         self._engine = engine
         self._retention = retention
         self._reach = reach
+        self._held: tuple[str, int] | None = None  # the fleet and fence under which everything is written
         self._line_ids: LineIds = {}
         self._saved: dict[tuple[str, str], WorkerCursor] = {}  # cursors as the database has them
         self._is_unsure = False  # the last tick failed, and its commit may have been done all the same
@@ -67,11 +71,17 @@ class History:
         self._engine.dispose()
 
     @contextlib.contextmanager
-    def _writing(self, name: str) -> Iterator[Connection]:
-        """The one way to write: a transaction, whose moments are write points of that name."""
+    def _writing(self, name: str, *, is_fenced: bool = True) -> Iterator[Connection]:
+        """The one way to write: a transaction, whose moments are write points of that name.
+
+        Raises StaleFence, and writes nothing, when the fence that we hold is not the newest. The lease's own statements
+        look at the fence themselves.
+        """
         self._reach(f"{name}:before")
         try:
             with writing(self._engine) as connection:
+                if is_fenced and self._held is not None:
+                    leases.check_fence(connection, *self._held)
                 yield connection
                 self._reach(f"{name}:uncommitted")
         except SQLAlchemyError as error:
@@ -86,7 +96,36 @@ class History:
         except SQLAlchemyError as error:
             raise history_error(error) from error
 
-    # --- desired state, commands, fences ----------------------------------------------------------------------------
+    # --- the lease --------------------------------------------------------------------------------------------------
+
+    def lease(self, fleet_id: str) -> tuple[Lease | None, float]:
+        """Who has the fleet, None when nobody ever had; and the time by the database's clock."""
+        with self._reading() as connection:
+            return leases.find(connection, fleet_id), leases.clock(connection)
+
+    def take_lease(self, fleet_id: str, me: Holder, lease_s: float, standing: Standing) -> tuple[Lease | None, Verdict]:
+        """Take over under a new fence, larger than any before, if the rule lets us; and what it said."""
+        begun_s = time.monotonic()
+        with self._writing("take_lease", is_fenced=False) as connection:
+            if time.monotonic() - begun_s > MAX_LOCK_WAIT_S:  # so may the holder's renewal have waited
+                standing = replace(standing, reachable_s=0.0)
+            return leases.take(connection, fleet_id, me, lease_s, standing)
+
+    def hold(self, fleet_id: str, fence: int) -> None:
+        """From now on everything is written under this fence, or refused with StaleFence."""
+        self._held = (fleet_id, fence)
+
+    def renew_lease(self, fleet_id: str, fence: int, lease_s: float) -> None:
+        """Raises StaleFence when another plane has taken over."""
+        with self._writing("renew_lease", is_fenced=False) as connection:
+            leases.renew(connection, fleet_id, fence, lease_s)
+
+    def release_lease(self, fleet_id: str, fence: int) -> None:
+        """A standby may take over at once."""
+        with self._writing("release_lease", is_fenced=False) as connection:
+            leases.release(connection, fleet_id, fence)
+
+    # --- desired state, commands ------------------------------------------------------------------------------------
 
     def load_desired(self, fleet_id: str) -> Desired | None:
         """The newest desired state; None for a fleet that has none yet."""
@@ -130,11 +169,6 @@ class History:
         """Oldest first."""
         with self._reading() as connection:
             return journal.unfinished_commands(connection, fleet_id)
-
-    def next_fence(self, fleet_id: str) -> int:
-        """Durable and larger than any before: orders under it outrank those of every earlier plane."""
-        with self._writing("next_fence") as connection:
-            return journal.next_fence(connection, fleet_id)
 
     # --- what a tick found out --------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Defaults for control's values, and a fleet of six methods that does what it is told."""
+"""Defaults for control's values, and a fleet of seven methods that does what it is told."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from control.facts import FleetFacts, WorkerFacts, natural
 from control.fleets.base import FleetStep, Observation, StepOutcome, WorkerLife
+from control.lease import Holder, Lease
 from control.types import (
     Action,
     Capability,
@@ -206,7 +207,7 @@ class FakeWorker:
 
 @dataclass(slots=True)
 class FakeFleet:
-    """The six methods of `control.fleets.base.Fleet` over values in memory. `orders` keeps what was asked of it."""
+    """The seven methods of `control.fleets.base.Fleet` over values in memory. `orders` keeps what was asked of it."""
 
     workers: dict[str, FakeWorker]
     fleet_id: str = "test"
@@ -224,6 +225,9 @@ class FakeFleet:
     @classmethod
     def of(cls, num_workers: int = 4) -> FakeFleet:
         return cls({f"w{i}": FakeWorker(f"w{i}") for i in range(num_workers)})
+
+    async def prepare(self) -> None:
+        pass
 
     async def start(self, on_change: Callable[[], None]) -> None:
         if self.start_error is not None:
@@ -285,3 +289,15 @@ class FakeFleet:
 
 def policy(**changes: Any) -> RoutingPolicy:
     return replace(RoutingPolicy(), **changes)
+
+
+def holder(holder_id: str = "a", **changes: Any) -> Holder:
+    """A process of no machine that we know."""
+    values = {"hostname": "host", "machine": "", "pid": 4711, "started_unix_s": NOW, "address": "http://127.0.0.1:8080"}
+    return Holder(**{"holder_id": holder_id, **values, **changes})
+
+
+def lease(fence: int = 1, of: Holder | None = None, **changes: Any) -> Lease:
+    """Taken at NOW, for 1.5 s."""
+    values = {"holder": of or holder(), "fence": fence, "taken_unix_s": NOW, "expires_unix_s": NOW + 1.5}
+    return Lease(**{**values, **changes})

@@ -16,7 +16,6 @@ class FakeHistory:
     """What `control.plane` and `control.desk` call of `control.history`."""
 
     rows: dict[int, Command] = field(default_factory=dict)
-    fence: int = 0
     records: dict[tuple[str, int], RequestRecord] = field(default_factory=dict)
     num_ticks: int = 0
     broken: str = ""
@@ -30,11 +29,6 @@ class FakeHistory:
 
     def load_cursors(self, fleet_id: str) -> dict[str, Any]:
         return {}
-
-    def next_fence(self, fleet_id: str) -> int:
-        self._check()
-        self.fence += 1
-        return self.fence
 
     def record_command(self, draft: Command) -> Command:
         self._check()

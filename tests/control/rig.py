@@ -15,7 +15,7 @@ from control.auth import Auth, open_auth, read_token
 from control.plane import Plane
 from control.settings import Settings
 from control.types import Action, Command, CommandRequest, CommandState, Principal, Role
-from tests.control.builders import NOW, FakeFleet
+from tests.control.builders import NOW, FakeFleet, lease
 from tests.control.fake_history import FakeHistory
 
 ALICE = Principal(name="alice", role="operator")
@@ -36,7 +36,8 @@ class Rig:
     async def start(self, **changes: Any) -> Rig:
         values = {"run_dir": self.run_dir, "num_workers": len(self.fleet.workers), "drain_limit_s": 60.0} | changes
         settings = Settings(**values)
-        self.plane = await adopt(self.fleet, self.history, settings, "test", lambda: self.now)
+        fence = max((each.fence for each in self.fleet.workers.values()), default=0) + 1
+        self.plane = await adopt(self.fleet, self.history, settings, lease(fence), "test", lambda: self.now)
         self.auth = open_auth(self.run_dir, self.now)
         await self.ticks(2)
         return self

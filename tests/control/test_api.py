@@ -11,7 +11,7 @@ import pytest
 from control.api.limits import MAX_BODY_BYTES, depth_of
 from control.settings import Settings
 from control.types import CommandState
-from tests.control.builders import FakeFleet, record
+from tests.control.builders import FakeFleet, lease, record
 from tests.control.rig import Rig
 
 API = "/api/v1"
@@ -174,7 +174,7 @@ async def test_health_needs_no_token_and_readiness_waits_for_the_first_look(tmp_
     from control.adoption import adopt
     from control.auth import open_auth
 
-    rig.plane = await adopt(rig.fleet, rig.history, Settings(run_dir=tmp_path), "test", lambda: rig.now)
+    rig.plane = await adopt(rig.fleet, rig.history, Settings(run_dir=tmp_path), lease(), "test", lambda: rig.now)
     rig.auth = open_auth(tmp_path, rig.now)
     async with caller(rig, None) as http:
         assert (await http.get("/healthz")).json()["status"] == "ok"

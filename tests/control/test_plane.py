@@ -14,7 +14,7 @@ from control.gateway import link
 from control.reconcile import REPEAT_S
 from control.settings import Settings
 from control.types import Action, CommandRequest, CommandState, Role, Verb, WorkerState
-from tests.control.builders import NOW, FakeFleet, drain, flip, record, resize, set_routing
+from tests.control.builders import NOW, FakeFleet, drain, flip, lease, record, resize, set_routing
 from tests.control.rig import BOB, Rig
 from tests.control.test_gateway_hub import HELLO, FakeSocket, beat
 
@@ -308,7 +308,7 @@ async def test_what_if_counts_rules_before_and_after(rig: Rig) -> None:
 async def test_the_plane_ticks_by_itself_after_a_command_and_survives_a_failed_tick(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     settings = Settings(run_dir=tmp_path, num_workers=4, tick_s=30.0)
-    rig.plane = await adopt(rig.fleet, rig.history, settings, "test", lambda: rig.now)  # type: ignore[arg-type]
+    rig.plane = await adopt(rig.fleet, rig.history, settings, lease(), "test", lambda: rig.now)  # type: ignore[arg-type]
     events = rig.plane.events.listen()
     first = asyncio.ensure_future(anext(events))
     running = asyncio.create_task(rig.plane.run())
@@ -332,7 +332,8 @@ async def test_the_plane_ticks_by_itself_after_a_command_and_survives_a_failed_t
 
 async def test_a_fleet_that_cannot_be_reached_is_told_and_tried_again(tmp_path: Path) -> None:
     rig = Rig(tmp_path, FakeFleet(FakeFleet.of().workers, start_error=FleetError("Ray does not answer")))
-    plane = await adopt(rig.fleet, rig.history, Settings(run_dir=tmp_path), "", lambda: NOW)  # type: ignore[arg-type]
+    settings = Settings(run_dir=tmp_path)
+    plane = await adopt(rig.fleet, rig.history, settings, lease(), "", lambda: NOW)  # type: ignore[arg-type]
     assert not await plane._started()
     assert not plane.observed
     assert any("Ray does not answer" in each for each in json.loads(plane.snapshot_json())["notices"])

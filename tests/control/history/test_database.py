@@ -15,10 +15,12 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import text
 
-from control.errors import HistoryError
+from control.errors import DatabaseAway, HistoryError
 from control.history import schema
 from control.history.database import writing
 from control.history.store import History
+from control.lease import Standing
+from tests.control.builders import holder
 
 REPO = Path(__file__).resolve().parents[3]
 
@@ -30,8 +32,14 @@ def test_migrations_make_exactly_the_schema(history: History) -> None:
 
 
 def test_opening_again_changes_nothing(url: str, opened: Callable[[str], History]) -> None:
-    assert opened(url).next_fence("f") == 1
-    assert opened(url).next_fence("f") == 2
+    assert taken(opened(url)) == 1
+    assert taken(opened(url)) == 2
+
+
+def taken(history: History) -> int | None:
+    """The fence under which the lease was taken, each time by the same holder."""
+    lease, _ = history.take_lease("f", holder(), 1.5, Standing(reachable_s=0.0))
+    return None if lease is None else lease.fence
 
 
 def test_a_newer_schema_is_refused_and_left_alone(url: str, opened: Callable[[str], History]) -> None:
@@ -67,6 +75,14 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
         History.open(f"sqlite:///{path}")
 
 
+def test_a_server_that_does_not_answer_may_come_back_and_a_folder_does_not(tmp_path: Path) -> None:
+    with pytest.raises(DatabaseAway):
+        History.open("postgresql://ann:secret@127.0.0.1:1/db")
+    with pytest.raises(HistoryError) as caught:
+        History.open(f"sqlite:///{tmp_path}")
+    assert not isinstance(caught.value, DatabaseAway)
+
+
 def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(HistoryError, match="unable to open database file"):
         History.open(f"sqlite:///{tmp_path}")
@@ -79,9 +95,9 @@ def test_a_locked_database_is_an_error_and_not_a_wait_for_ever(tmp_path: Path, m
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(HistoryError, match="locked"):
-        history.next_fence("f")
+        taken(history)
     other.execute("ROLLBACK")
-    assert history.next_fence("f") == 1
+    assert taken(history) == 1
     history.close()
     other.close()
 
@@ -103,6 +119,7 @@ import sys
 sys.path.insert(0, sys.argv[2])
 from control.accounting import Accountant
 from control.history.store import History
+from control.lease import Standing
 from tests.control.history.test_journal import draft
 from tests.control.metered import FakeWorker, observe
 history, worker, accountant, second = History.open(sys.argv[1]), FakeWorker(), Accountant("f"), 0

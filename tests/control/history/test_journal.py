@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -134,10 +133,3 @@ def test_an_undo_marks_what_it_undid(history: History) -> None:
     assert found is not None
     assert found.undone_by == undo.command_id
     assert undo.undo_of == first.command_id
-
-
-def test_fences_only_grow_and_survive_closing(url: str, opened: Callable[[str], History]) -> None:
-    first = opened(url)
-    assert [first.next_fence("f"), first.next_fence("f"), first.next_fence("g")] == [1, 2, 1]
-    first.close()
-    assert opened(url).next_fence("f") == 3
