@@ -51,7 +51,7 @@ class Component:
 
 
 def kind_of(name: str) -> str:
-    """`gateway` of `gateway-2`, and of one that is on its way out."""
+    """`gateway` of `gateway-2` and of one that is on its way out, `plane` of `plane-1`."""
     return name.partition("-")[0]
 
 
@@ -117,7 +117,7 @@ def components(settings: Settings, traffic: str = "") -> tuple[Component, ...]:
     if traffic and is_sim:
         raise SettingsError("sample traffic needs a gateway; a sim fleet has its own arrivals", field="traffic")
     found = [_ray(settings)] if owns_head(settings) else []
-    found.append(_plane(settings))
+    found += [_plane(settings, index) for index in range(settings.num_planes)]
     if not is_sim:
         found += [_gateway(settings, index) for index in range(settings.num_gateways)]
     found.append(_console(settings))
@@ -148,14 +148,15 @@ def _ray(settings: Settings) -> Component:
     )
 
 
-def _plane(settings: Settings) -> Component:
-    has_head = owns_head(settings)
+def _plane(settings: Settings, index: int) -> Component:
+    """One is active and answers on the API's port; the others stand by, and are ready as soon as it answers."""
+    has_head, name = owns_head(settings), f"{PLANE}-{index}" if index else PLANE
     return Component(
-        name=PLANE,
+        name=name,
         command=(sys.executable, "-m", "control.plane_main"),
         environment=shared_environment(settings),
         cwd=Path.cwd(),
-        log=log_path(settings, PLANE),
+        log=log_path(settings, name),
         stop_limit_s=20.0,
         ready_url=_url(settings, settings.api_port, "/healthz"),
         needs=(RAY,) if has_head else (),

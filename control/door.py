@@ -25,7 +25,7 @@ from control.processes import send_signal
 _log = logging.getLogger("phaseline.plane")
 RETRY_S = 0.02
 #: A stale plane that runs finds out by its next renewal; one that still holds the port after this long is ended.
-EVICT_AFTER_S = 1.0
+EVICT_AFTER_S = 0.6
 #: Somebody else's port: told as an error of the setting.
 PORT_LIMIT_S = 5.0
 

@@ -1,4 +1,4 @@
-"""The plane is killed at every point of a resize: before, inside and after each durable write, around each order."""
+"""A plane is killed, paused or cut off from its database at every point of every verb, and another one takes over."""
 
 from __future__ import annotations
 
@@ -14,24 +14,36 @@ import pytest
 
 from control.errors import SettingsError
 from control.history.store import History
-from control.types import CommandState, Role
+from control.types import Verb
 from control.write_points import MOMENTS, crash_point, pass_by
-from tests.control.crash_rig import CrashRig, PlaneKilled
+from tests.control.crash_rig import CrashRig, Trouble
+from tests.control.crash_scripts import check, points_to_try, run, settle
 
 ROOT = Path(__file__).resolve().parents[2]
-TARGET = [Role.PREFILL, Role.PREFILL, Role.DECODE, Role.DECODE]
-BEFORE = [Role.PREFILL, Role.DECODE, Role.DECODE, Role.DECODE]
-WRITES = {"record_command", "update_command", "next_fence", "write_tick"}
-ORDERS = {"order-place", "order-flip"}
+WRITES = {"take_lease", "renew_lease", "record_command", "update_command", "write_tick"}
+ORDERS = {
+    Verb.RESIZE: {"order-place", "order-flip"},
+    Verb.FLIP: {"order-place", "order-flip"},
+    Verb.DRAIN: {"order-place", "order-drain"},
+    Verb.UNDRAIN: {"order-place", "order-drain", "order-undrain"},
+    Verb.SET_ROUTING: {"order-place"},
+    Verb.UNDO: {"order-place", "order-flip"},
+}
+#: Every n-th point in `make test`; `make soak` and bench/planes.py try all.
+STRIDES = {Trouble.KILL: 1, Trouble.PAUSE: 3, Trouble.CUT: 3}
+
+MakeRig = Callable[[int | None, Trouble], CrashRig]
 
 
 @pytest.fixture
-async def make_rig(tmp_path: Path) -> AsyncIterator[Callable[[str], CrashRig]]:
+async def make_rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MakeRig]:
+    monkeypatch.setattr("control.history.database.BUSY_TIMEOUT_S", 0.2)
     rigs: list[CrashRig] = []
 
-    def make(name: str) -> CrashRig:
-        (tmp_path / name).mkdir()
-        rigs.append(CrashRig(tmp_path / name, f"sqlite:///{tmp_path / name / 'history.db'}"))
+    def make(at: int | None, trouble: Trouble) -> CrashRig:
+        folder = tmp_path / str(len(rigs))
+        folder.mkdir()
+        rigs.append(CrashRig(folder, f"sqlite:///{folder / 'history.db'}", at, trouble))
         return rigs[-1]
 
     yield make
@@ -39,72 +51,35 @@ async def make_rig(tmp_path: Path) -> AsyncIterator[Callable[[str], CrashRig]]:
         await rig.bury()
 
 
-def roles(rig: CrashRig) -> list[Role]:
-    return [row.role for row in rig.fleet.routes()]
-
-
-async def whole_life(rig: CrashRig, kill_at: int | None) -> None:
-    """First start, workers placed, traffic, a resize to its end. Raises PlaneKilled."""
-    await rig.start(kill_at)
-    await rig.until(rig.is_settled, "the workers are placed")
-    for _ in range(8):
-        await rig.tick()
-    command = await rig.resize()
-    await rig.until(lambda: rig.ended(command), "the resize ends")
-    await rig.tick()
-
-
-async def killed_and_started_again(rig: CrashRig, kill_at: int) -> None:
-    """The client of a killed plane sends its command again only after the next plane has settled."""
-    point = f"point {kill_at}"
-    with pytest.raises(PlaneKilled):
-        await whole_life(rig, kill_at)
-    point = f"{point}: {rig.points.reached[-1]}"
-    await rig.bury()
-    await rig.start()
-    old_fence = max(rig.fleet.fences, default=0)
-    assert rig.plane._fence > old_fence or old_fence == 0, point
-    await rig.until(rig.is_settled, f"the fleet converges, {point}")
-    recorded = rig.commands()
-    assert sorted(roles(rig)) == sorted(TARGET if recorded else BEFORE), (
-        point
-    )  # who flips depends on who has least work
-    command = await rig.resize()
-    await rig.until(lambda: rig.ended(command), f"the resize ends, {point}")
-    await rig.until(lambda: rig.fleet.fences == {rig.plane._fence}, f"every worker obeys the new plane, {point}")
-    assert [(each.command_id, each.state) for each in rig.commands()] == [(command.command_id, CommandState.DONE)], (
-        point
-    )
-    steps = rig.commands()[0].steps
-    assert len(set(steps)) == len(steps), point
-    assert sorted(roles(rig)) == sorted(TARGET), point
-    assert dict(zip(sorted(rig.plane.desired.roles), roles(rig), strict=True)) == dict(rig.plane.desired.roles), point
-    assert max(rig.fleet.role_orders.values()) == 1, (point, rig.fleet.role_orders)
-    assert len(rig.fleet._workers) == 4, point
-    assert all(record.status == 200 for record in rig.fleet.records), point
-
-
-async def test_a_plane_killed_at_any_point_of_a_resize_converges_with_no_effect_twice(
-    make_rig: Callable[[str], CrashRig],
-) -> None:
-    undisturbed = make_rig("undisturbed")
-    await whole_life(undisturbed, None)
-    reached = undisturbed.points.reached
-    await undisturbed.bury()
-    assert {point for point in reached if "order" in point} == {f"{o}:{m}" for o in ORDERS for m in ("before", "after")}
-    written = {point.partition(":")[0] for point in reached} - ORDERS - {"observe"}
+@pytest.mark.parametrize("verb", list(ORDERS))
+async def test_an_undisturbed_command_passes_every_kind_of_point(make_rig: MakeRig, verb: Verb) -> None:
+    rig = make_rig(None, Trouble.KILL)
+    given = await run(rig, verb)
+    reached = rig.first.points.reached
+    check(rig, given, rig, "undisturbed")
+    assert {point for point in reached if "order" in point} == {
+        f"{order}:{moment}" for order in ORDERS[verb] for moment in ("before", "after")
+    }
+    written = {point.partition(":")[0] for point in reached if not point.startswith(("order", "observe"))}
     assert written == WRITES
     assert all(f"{write}:{moment}" in reached for write in written for moment in MOMENTS)
-    assert undisturbed.fleet.records
-    for number in points_to_try(reached):
-        await killed_and_started_again(make_rig(str(number)), number)
 
 
-def points_to_try(reached: list[str]) -> list[int]:
-    """Every point of a command; of the many equal ones of idle ticks those of the first, and of three later ticks."""
-    ticks = [n for n, point in enumerate(reached) if point.startswith(("write_tick", "observe"))]
-    idle = set(ticks[4:]) - set(ticks[len(ticks) // 2 : len(ticks) // 2 + 4]) - set(ticks[-8:])
-    return [number for number in range(len(reached)) if number not in idle]
+@pytest.mark.parametrize("trouble", list(Trouble))
+@pytest.mark.parametrize("verb", list(ORDERS))
+async def test_whatever_happens_to_a_plane_at_any_point_the_next_one_finishes_and_no_effect_comes_twice(
+    make_rig: MakeRig, verb: Verb, trouble: Trouble
+) -> None:
+    undisturbed = make_rig(None, trouble)
+    await run(undisturbed, verb)
+    for number in points_to_try(undisturbed.first.points.reached)[:: STRIDES[trouble]]:
+        rig = make_rig(number, trouble)
+        given = await run(rig, verb)
+        what = f"{trouble} at point {number}: {rig.first.points.reached[number]}"
+        assert rig.first.points.in_trouble, what
+        await settle(rig)
+        check(rig, given, undisturbed, what)
+        await rig.bury()
 
 
 def test_a_crash_point_in_the_environment_names_a_write_and_a_moment() -> None:
@@ -118,8 +93,8 @@ def test_a_crash_point_in_the_environment_names_a_write_and_a_moment() -> None:
 
 
 def test_the_planes_own_process_dies_at_the_point_that_its_environment_names(tmp_path: Path) -> None:
-    """next_fence is durable, and the plane is gone: the next one takes a larger fence."""
-    own = {"RUN_DIR": str(tmp_path), "FLEET_KIND": "sim", "API_PORT": str(free_port()), "CRASH_AT": "next_fence:after"}
+    """The lease is taken, and the plane is gone: the next one follows at once, under a larger fence."""
+    own = {"RUN_DIR": str(tmp_path), "FLEET_KIND": "sim", "API_PORT": str(free_port()), "CRASH_AT": "take_lease:after"}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PHASELINE_")}
     environment |= {f"PHASELINE_{name}": value for name, value in own.items()}
     for _ in range(2):
@@ -134,7 +109,9 @@ def test_the_planes_own_process_dies_at_the_point_that_its_environment_names(tmp
         )
         assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     history = History.open(f"sqlite:///{tmp_path / 'history.db'}")
-    assert history.next_fence("local") == 3
+    lease, _ = history.lease("local")
+    assert lease is not None
+    assert lease.fence == 2
     history.close()
 
 

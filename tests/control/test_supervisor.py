@@ -294,6 +294,7 @@ def test_the_parts_of_a_deployment_follow_from_the_settings(tmp_path: Path, monk
     assert names("gentle") == ["ray", "plane", "gateway", "console", "traffic"]
     assert names(ray_address="10.0.0.1:6379") == ["plane", "gateway", "console"]
     assert names(fleet_kind="sim") == ["plane", "console"]
+    assert names(fleet_kind="sim", num_planes=3) == ["plane", "plane-1", "plane-2", "console"]
     with pytest.raises(SettingsError, match="sample traffic needs a gateway"):
         names("gentle", fleet_kind="sim")
 
