@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from control.errors import SettingsError
-from control.types import RoutingPolicy, Slo
+from control.types import Fraction, RoutingPolicy, Slo
 
 #: Variables of ours that are no settings: the file to read, a test's crash point, the inherited listening socket.
 OUTSIDE_SETTINGS = frozenset({"PHASELINE_CONFIG", "PHASELINE_CRASH_AT", "PHASELINE_LISTEN_FD"})
@@ -127,6 +127,10 @@ class Settings(BaseSettings):
     )
     migrations_per_worker: int = Field(
         8, ge=1, le=1024, description="Requests that one gateway moves away from one worker at the same time."
+    )
+
+    recovery_share: Fraction = Field(
+        0.5, description="Share of a worker's prefill queue that requests of lost workers may fill beside new ones."
     )
 
     default_max_tokens: int = Field(128, ge=1, description="max_tokens of a request that names none.")

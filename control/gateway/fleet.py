@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 from control.gateway.mover import MoveLimits, Mover
 from control.gateway.prefix_index import PrefixIndex
+from control.gateway.recovery import Recovery
 from control.gateway.turns import Turn
 from control.gateway.workers import WorkerLink
 from control.routing import FleetView, WorkerView
@@ -45,11 +46,12 @@ def _turn(waiter: Waiter) -> Turn:
 class Fleet:
     """Links by worker id, and a view of them that is rebuilt only when something changed."""
 
-    def __init__(self, hello: Hello, moving: MoveLimits | None = None) -> None:
+    def __init__(self, hello: Hello, moving: MoveLimits | None = None, recovery_share: float = 0.5) -> None:
         self.table: RoutingTable | None = None
         self.links: dict[str, WorkerLink] = {}
         self.waiters: list[Waiter] = []  # in the order of their turns
         self.mover = Mover(moving or MoveLimits(), self.view, lambda worker_id: self.links[worker_id])
+        self.recovery = Recovery(recovery_share)
         self._hello = hello
         self._prefixes = PrefixIndex()
         self._tasks: dict[WorkerLink, asyncio.Task[None]] = {}

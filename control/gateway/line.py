@@ -11,6 +11,8 @@ from control.gateway.fleet import Fleet, Waiter
 
 #: How long a request waits for room before it is told to come back.
 MAX_WAIT_S: Final = 10.0
+#: One whose client has tokens already cannot come back: it waits for its fleet to be rebuilt.
+BEGUN_WAIT_S: Final = 60.0
 
 
 class Place:
@@ -38,6 +40,7 @@ class Place:
             self._since_s = None
             self._fleet.stop_waiting(self._waiter)
 
-    def is_over(self, now_s: float) -> bool:
-        """It waits, and has done so for as long as anybody may."""
-        return self._since_s is not None and self._waited_s + now_s - self._since_s >= MAX_WAIT_S
+    def is_over(self, now_s: float, *, has_begun: bool) -> bool:
+        """It waits, and has done so for as long as anybody of its kind may."""
+        limit_s = BEGUN_WAIT_S if has_begun else MAX_WAIT_S
+        return self._since_s is not None and self._waited_s + now_s - self._since_s >= limit_s

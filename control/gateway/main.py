@@ -120,7 +120,11 @@ def make_server(settings: Settings, gateway: Gateway, channel: Channel) -> Serve
 def make_gateway(settings: Settings, gateway_id: str) -> Gateway:
     hello = Hello(gateway_id, "gateway", fleet_token(settings.run_dir))
     return Gateway(
-        fleet=Fleet(hello, MoveLimits(is_on=settings.live_migration, per_worker=settings.migrations_per_worker)),
+        fleet=Fleet(
+            hello,
+            MoveLimits(is_on=settings.live_migration, per_worker=settings.migrations_per_worker),
+            settings.recovery_share,
+        ),
         admission=Admission(settings.max_in_flight),
         records=RecordLog(),
         origin=Origin(gateway_id=gateway_id, fleet_id=settings.fleet_id, slo=settings.effective_slo),

@@ -116,6 +116,8 @@ class NullWorker:
         for timer in (self._clock, self._heartbeat):
             if timer is not None:
                 timer.cancel()
+        self._clock = None
+        self._batch.clear()
         for connection in list(self._connections):
             connection.abort("the null worker ends")
 

@@ -9,7 +9,7 @@ there. Not here: text, HTTP, and the choice of a worker (`control.routing`).
           -> remote: Submit(decode) -> Reserved -> Submit(prefill) -> Prefilled -> Pull -> tokens ... finish
     refused          -> ROUTE without that worker
     handoff failed   -> Submit(local) on the decode worker, with prompt + tokens so far
-    lost or hung     -> ROUTE with prompt + tokens so far; after MAX_DEATHS the request ends with an error
+    lost or hung     -> RECOVER (in turn) -> ROUTE with prompt + tokens so far; after MAX_DEATHS an error ends it
     worker drains    -> the mover takes it elsewhere while it decodes on (`control.gateway.move`)
 """
 
@@ -25,6 +25,7 @@ from control.gateway.job import Job
 from control.gateway.line import Place
 from control.gateway.losses import Losses
 from control.gateway.move import Movable, Move
+from control.gateway.recovery import Need
 from control.gateway.token_stream import TokenStream
 from control.gateway.turns import Turn, turn_of
 from control.gateway.workers import WorkerLink
@@ -104,7 +105,7 @@ class Relay(TokenStream):
             )
         elif not self.tokens and now_s - job.arrival_s >= first_token_timeout_s:
             self.fail(errors.timed_out(f"no first token within {first_token_timeout_s:g} s", "first_token_timeout"))
-        elif self._place.is_over(now_s):
+        elif self._place.is_over(now_s, has_begun=bool(self.tokens)):
             self.fail(self._place.why)
 
     def waits_for(self, link: WorkerLink, since_s: float) -> bool:
@@ -157,6 +158,8 @@ class Relay(TokenStream):
         if not self.tokens:
             served.cached_tokens = decision.cached_tokens
         uncached = self.num_known - decision.cached_tokens
+        if self.served.is_moving:
+            self._fleet.recovery.sent(self, served.prefill_worker, uncached)
         return self._ask(
             self._decode,
             WorkKind.LOCAL if is_local else WorkKind.DECODE,
@@ -204,7 +207,10 @@ class Relay(TokenStream):
             return True
         self._excluded = frozenset()
         self._num_tries = 0
-        if not self._route():
+        recovery = self._fleet.recovery
+        if self.served.is_moving and not recovery.admits(self.need()):
+            recovery.join(self)
+        elif not self._route():
             return False
         self._place.leave()
         return True
@@ -333,8 +339,21 @@ class Relay(TokenStream):
         move = self.move
         if move is not None and move.copied_tokens and move.target.is_ready:
             self._continue_on(move.target)  # most of the KV is there already
-        else:
-            self._reroute(without=link)
+            return
+        self._excluded |= {link.worker_id}
+        self.served.num_reroutes += 1
+        self._leave()
+        self._fleet.recovery.join(self)
+
+    def need(self) -> Need:
+        decision, links = self._decide(), self._fleet.links
+        worker_id = decision.prefill_worker or decision.decode_worker
+        queued = links[worker_id].view().queued_prefill_tokens if worker_id is not None else 0
+        uncached = self.num_known - decision.cached_tokens
+        return Need(worker_id, uncached, self.num_known, self.job.priority, self.timeline.last_s, queued)
+
+    def recover(self) -> None:
+        self._route()
 
     # --- leaving a worker that drains ------------------------------------------------------------------------------
 
@@ -390,6 +409,7 @@ class Relay(TokenStream):
     def _leave(self) -> None:
         """Give up all that this attempt holds on workers, and a place in the line."""
         wire_id = self.job.wire_id
+        self._fleet.recovery.leave(self)
         if self.move is not None:
             self.move.abandon("the request has left its worker")
         for link in (self._decode, self._prefill):

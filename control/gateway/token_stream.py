@@ -139,3 +139,4 @@ class TokenStream:
         link = self._fleet.links.get(move.to_worker)
         if move.kind == "migration" and move.stall_s is not None and link is not None and link.step_s is not None:
             mover.note_stop(move.stall_s, link.step_s)
+        self._fleet.recovery.leave(self)

@@ -397,7 +397,7 @@ async def test_a_request_that_only_waits_its_turn_at_a_busy_worker_stays(text: M
         assert link.legs
         for worker in place.workers:
             worker.config.faults = Faults()
-        link.leave_if_hung(later_s + 59.0, 60.0)
+        link.leave_if_hung(later_s + 60.0, 60.0)
         assert await asking == expected(text)
 
 
