@@ -20,7 +20,7 @@ from control.facts import FleetFacts, Refusal
 from control.guards import pools_of
 from control.history.deferred import JournalWrite, encode
 from control.history.store import History
-from control.progress import Progress, superseded_by
+from control.progress import Progress, departed, departed_in_all, departures_of, superseded_by
 from control.recorder import Recorder
 from control.types import (
     Action,
@@ -28,6 +28,7 @@ from control.types import (
     CommandRequest,
     CommandState,
     CommandStep,
+    Departure,
     Desired,
     Preview,
     Principal,
@@ -35,6 +36,8 @@ from control.types import (
 )
 from control.words import action_words
 
+#: After its end a command waits this long for the gateways' word of what left its workers: a beat may be on its way.
+LATE_WORD_S = 5.0
 #: How far back an undo and a stale form look for who changed what.
 LOOK_BACK = 200
 
@@ -49,6 +52,8 @@ class Desk:
     events: Events
     desired: Desired
     unfinished: dict[int, Command] = field(default_factory=dict)
+    departures: tuple[Departure, ...] = ()  # as the gateways told last
+    _ended: dict[int, Command] = field(default_factory=dict)  # just now: what left their workers is not all told yet
     _newest_id: int = 0  # of the commands that this desk knows
     _is_unsure: bool = False  # the answer to a command's commit was lost: it may be durable
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -117,26 +122,43 @@ class Desk:
             return
         self._journal(command, state, progress.steps, progress.result)
 
+    def note_departures(self, departures: tuple[Departure, ...], now_unix_s: float) -> None:
+        """Journal what has left the workers of commands that run or have just ended."""
+        self.departures = departures
+        for command in (*self.unfinished.values(), *self._ended.values()):
+            steps = departed(command, departures, now_unix_s)
+            in_all = departed_in_all(command, departures) if command.state in ENDED else ""
+            if steps or in_all:
+                result = "; ".join(each for each in (command.result, in_all) if each)
+                self._journal(command, command.state, steps, result)
+            if in_all or now_unix_s - command.updated_unix_s > LATE_WORD_S:
+                self._ended.pop(command.command_id, None)
+
     async def command(self, command_id: int) -> Command:
         """One command with its journal. Raises NotFound."""
         found = await self.recorder.look_up(self.history.command, command_id)
         if found is None or found.fleet_id != self.fleet_id:
             raise NotFound(f"no command {command_id}", field="command_id", value=command_id)
-        return self.annotated(self.unfinished.get(command_id, found))
+        return self.annotated(self._known(found))
 
     async def commands(self, limit: int, before_id: int | None) -> list[Command]:
         """Newest first."""
         found = await self.recorder.read(self.history.commands, self.fleet_id, limit, before_id)
-        return [self.annotated(self.unfinished.get(each.command_id, each)) for each in found]
+        return [self.annotated(self._known(each)) for each in found]
+
+    def _known(self, found: Command) -> Command:
+        """As it is here, where its newest lines may not be written yet."""
+        return self.unfinished.get(found.command_id) or self._ended.get(found.command_id) or found
 
     def annotated(self, command: Command) -> Command:
-        """With `can_undo`: what it changed is still as it left it."""
+        """With `can_undo`: what it changed is still as it left it; and with what leaves its workers now."""
         before, after = command.desired_before, command.desired_after
         changes = changes_between(before, after) if before and after else None
         can = bool(changes) and command.undone_by is None
         if can and changes is not None and after is not None:
             can = not changes.differing(self.desired, after)
-        return replace(command, can_undo=can)
+        is_moving = command.command_id in self.unfinished or command.command_id in self._ended
+        return replace(command, can_undo=can, departures=departures_of(command, self.departures) if is_moving else ())
 
     # --- parts ------------------------------------------------------------------------------------------------------
 
@@ -252,7 +274,8 @@ class Desk:
 
     def _journal(self, command: Command, state: CommandState, steps: tuple[CommandStep, ...], result: str) -> None:
         """Keep one command up, here at once and in the history as soon as it can be written."""
-        at = steps[-1].at_unix_s if steps else command.updated_unix_s
+        has_ended = command.state in ENDED  # what is told after the end does not move it
+        at = steps[-1].at_unix_s if steps and not has_ended else command.updated_unix_s
         changed = replace(command, state=state, steps=(*command.steps, *steps), result=result, updated_unix_s=at)
         lines = [JournalWrite(command.command_id, command.state, step, "") for step in steps[:-1]]
         lines.append(JournalWrite(command.command_id, state, steps[-1] if steps else None, result))
@@ -262,6 +285,7 @@ class Desk:
         self.unfinished[command.command_id] = changed
         if state in ENDED:
             del self.unfinished[command.command_id]
+            self._ended[command.command_id] = changed
         self._announce(changed)
 
     def _announce(self, command: Command) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from control.departures import total_of
 from control.fleets.base import Observation
-from control.types import PoolStatus, Role, TrafficStatus, WorkerState, WorkerStatus
+from control.stories import departure_words, time_words
+from control.types import Departure, PoolStatus, Role, TrafficStatus, WorkerState, WorkerStatus
 
 BOTTLENECK_KV = 0.9
 BOTTLENECK_PREFILL_S = 2.0
 SILENT_S = 5.0
 AIM = 0.95
+#: A death is worth a word for this long.
+RECENT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,15 +30,18 @@ def health_of(
     pools: tuple[PoolStatus, ...],
     traffic: TrafficStatus,
     observation: Observation,
+    departures: Sequence[Departure] = (),
 ) -> Health:
     """The first of these that holds: cannot serve, workers away, a bottleneck, the SLO, no gateway; else fine."""
+    now_unix_s = observation.at_unix_s
+    deaths = {each.worker_id: each for each in departures if each.kind == "died"}
     checks = (
         _cannot_serve(workers),
-        _workers_away(workers, observation),
+        _workers_away(workers, observation, deaths),
         _bottleneck(workers, pools),
         _service(traffic),
     )
-    return next((found for found in checks if found), _fine(workers, traffic))
+    return next((found for found in checks if found), _fine(workers, traffic, deaths, now_unix_s))
 
 
 def _cannot_serve(workers: tuple[WorkerStatus, ...]) -> Health | None:
@@ -52,7 +60,12 @@ def _cannot_serve(workers: tuple[WorkerStatus, ...]) -> Health | None:
     return Health(level="broken", text=f"No worker can decode{why}")
 
 
-def _workers_away(workers: tuple[WorkerStatus, ...], observation: Observation) -> Health | None:
+def _workers_away(
+    workers: tuple[WorkerStatus, ...], observation: Observation, deaths: Mapping[str, Departure]
+) -> Health | None:
+    dead = [w for w in workers if w.state == WorkerState.FAILED and not w.alive and (w.pid or w.worker_id in deaths)]
+    if dead:
+        return Health(level="attention", text=_death_words(dead, deaths, observation.at_unix_s))
     failed = [w for w in workers if w.state in (WorkerState.FAILED, WorkerState.STOPPED)]
     if failed:
         first = failed[0]
@@ -77,6 +90,19 @@ def _workers_away(workers: tuple[WorkerStatus, ...], observation: Observation) -
     if observation.problems:
         return Health(level="attention", text=observation.problems[0])
     return None
+
+
+def _death_words(dead: Sequence[WorkerStatus], deaths: Mapping[str, Departure], now_unix_s: float) -> str:
+    """What was lost, what became of its requests, what is done about it."""
+    first = dead[0]
+    more = f" (and {len(dead) - 1} more)" if len(dead) > 1 else ""
+    seen = deaths.get(first.worker_id)
+    ago_s = first.heartbeat_age_s if first.pid or seen is None else now_unix_s - seen.since_unix_s
+    parts = [f"{first.worker_id}{more} died {time_words(max(0, round(ago_s)))} ago"]
+    told = total_of(deaths[w.worker_id] for w in dead if w.worker_id in deaths)
+    if told is not None:
+        parts.append(departure_words(told))
+    return f"{': '.join(parts)}; {'it is' if len(dead) == 1 else 'they are'} being started anew"
 
 
 def _bottleneck(workers: tuple[WorkerStatus, ...], pools: tuple[PoolStatus, ...]) -> Health | None:
@@ -104,13 +130,22 @@ def _service(traffic: TrafficStatus) -> Health | None:
     return None
 
 
-def _fine(workers: tuple[WorkerStatus, ...], traffic: TrafficStatus) -> Health:
+def _fine(
+    workers: tuple[WorkerStatus, ...], traffic: TrafficStatus, deaths: Mapping[str, Departure], now_unix_s: float
+) -> Health:
     ready = sum(1 for w in workers if w.state == WorkerState.READY)
     head = f"All {ready} workers are ready" if ready == len(workers) else f"{ready} of {len(workers)} workers are ready"
     if not traffic.offered_rps and not traffic.num_in_flight:
         return Health(level="ok", text=f"No traffic. {head}")
     good = f", {traffic.attainment:.0%} of requests are good" if traffic.attainment is not None else ""
-    return Health(level="ok", text=f"{head}{good}")
+    recent = [each for each in deaths.values() if now_unix_s - each.since_unix_s < RECENT_S]
+    if not recent:
+        return Health(level="ok", text=f"{head}{good}")
+    newest = max(recent, key=lambda each: each.since_unix_s)
+    ago = time_words(max(0, round(now_unix_s - newest.since_unix_s)))
+    return Health(
+        level="ok", text=f"{head}{good}. {newest.worker_id} died {ago} ago and is back: {departure_words(newest)}"
+    )
 
 
 def _count(num: int, total: int, doing: str) -> str:

@@ -217,6 +217,7 @@ class Plane:
         )
         for each in [look(c, now_unix_s=seen, since_unix_s=since) for c in self.desk.unfinished.values()]:
             self.desk.apply(each)
+        self.desk.note_departures(self._traffic.departures(now), seen)
 
         self._record_samples(ingested, now)
         self._tick_problem = ""
@@ -296,6 +297,7 @@ class Plane:
             tick=self._num_ticks,
             notices=self._notices(),
             active_command_ids=tuple(sorted(self.desk.unfinished)),
+            departures=self.desk.departures,
         )
         self._snapshot = snapshot
         self._snapshot_bytes = _snapshot_json.dump_json(snapshot)

@@ -7,14 +7,16 @@ recorded and the plane goes on trying: `result` says what was left.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from control.changes import Changes, changes_between
+from control.departures import departures_since, total_of
 from control.facts import FleetFacts, WorkerFacts, natural
 from control.fleets.base import StepOutcome
 from control.reconcile import holds, words_of
-from control.types import Command, CommandState, CommandStep, Desired, Verb, WorkerState
+from control.stories import departure_words
+from control.types import Command, CommandState, CommandStep, Departure, Desired, Verb, WorkerState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +63,37 @@ def progress_of(
     if not event and command.state == CommandState.ACCEPTED:
         event = "start"
     return Progress(command_id=command.command_id, steps=new, event=event, result=result)
+
+
+def departed(command: Command, departures: Iterable[Departure], now_unix_s: float) -> tuple[CommandStep, ...]:
+    """A line about the sequences of each worker that is where the command wants it and that they all have left."""
+    told = {step.worker_id for step in command.steps if step.state == "moved"}
+    return tuple(
+        CommandStep(
+            at_unix_s=now_unix_s,
+            text=f"{each.worker_id}: {departure_words(each)}",
+            worker_id=each.worker_id,
+            state="moved",
+        )
+        for each in departures_of(command, departures)
+        if each.is_over and each.worker_id not in told and (_last(command, each.worker_id) or ("",))[0] == "done"
+    )
+
+
+def departed_in_all(command: Command, departures: Iterable[Departure]) -> str:
+    """What left the workers of a command that has ended; "" when nothing did, or not all is known yet."""
+    own = departures_of(command, departures)
+    total = total_of(own)
+    return departure_words(total) if total is not None and total.is_over else ""
+
+
+def departures_of(command: Command, departures: Iterable[Departure]) -> tuple[Departure, ...]:
+    """What this command has set going."""
+    before, after = command.desired_before, command.desired_after
+    if before is None or after is None:
+        return ()
+    found = departures_since(departures, changes_between(before, after).workers, command.created_unix_s)
+    return tuple(found[worker_id] for worker_id in sorted(found, key=natural))
 
 
 def superseded_by(newer: Command, older: Command) -> str:
@@ -159,6 +192,6 @@ def _ending(
 def _last(command: Command, worker_id: str | None) -> tuple[str, str] | None:
     """(state, text) of the newest journal line about this worker."""
     for step in reversed(command.steps):
-        if step.worker_id == worker_id and step.state != "planned":
+        if step.worker_id == worker_id and step.state not in ("planned", "moved"):
             return step.state, step.text
     return None

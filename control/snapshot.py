@@ -18,6 +18,7 @@ from control.health import Health, health_of
 from control.overdue import overdue_step_s
 from control.types import (
     Capability,
+    Departure,
     Desired,
     FleetSnapshot,
     Phase,
@@ -69,6 +70,7 @@ def build_snapshot(
     tick: int,
     notices: tuple[str, ...] = (),
     active_command_ids: tuple[int, ...] = (),
+    departures: tuple[Departure, ...] = (),
 ) -> FleetSnapshot:
     """The whole screen. `readings` are the newest per worker (`newest_readings`)."""
     lives = {each.worker_id: each for each in observation.lives} if observation else {}
@@ -79,7 +81,7 @@ def build_snapshot(
         worker_status(identity, w, desired, readings.get(w), lives.get(w), devices, utilization, at) for w in ids
     )
     pools = tuple(pool_status(role, desired, workers, utilization, traffic) for role in POOLS)
-    health = health_of(workers, pools, traffic, observation) if observation else STARTING
+    health = health_of(workers, pools, traffic, observation, departures) if observation else STARTING
     return FleetSnapshot(
         fleet_id=identity.fleet_id,
         model_id=identity.model_id,
@@ -101,6 +103,7 @@ def build_snapshot(
         traffic=traffic,
         notices=notices,
         active_command_ids=active_command_ids,
+        departures=departures,
     )
 
 

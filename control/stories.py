@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from control.types import FleetEvent, RequestMove
+from control.types import Departure, FleetEvent, RequestMove
 
 UNITS: Final = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 #: Workers that are named before the rest is only counted.
@@ -59,7 +59,10 @@ def _figures(event: FleetEvent) -> str:
 def move_words(move: RequestMove) -> str:
     """One move of one request, as it is told on its page."""
     target = move.to_worker or "another worker"
-    stall = "it ended before its next token" if move.stall_s is None else f"stall {time_words(move.stall_s)}"
+    if move.stall_s is not None:
+        stall = f"stall {time_words(move.stall_s)}"
+    else:  # nothing stands still before the first token: its client waits from arrival on
+        stall = "before its first token" if move.to_worker else "it ended before its next token"
     why = f": {move.reason}" if move.reason else ""
     if move.kind == "failover" and not move.to_worker:
         return f"was lost with {move.from_worker} ({stall}){why}"
@@ -73,9 +76,27 @@ def move_words(move: RequestMove) -> str:
     return f"left {move.from_worker} and was computed anew on {target} ({stall}){why}"
 
 
+def departure_words(departure: Departure) -> str:
+    """ "5 of 11 sequences moved, 1.2 GiB, worst stall 61 ms"; then what became of the others."""
+    d = departure
+    if d.kind == "died":
+        went = d.num_continued
+        parts = [f"{went} request{'' if went == 1 else 's'} continued elsewhere"]
+    else:
+        went = d.num_moved
+        parts = [f"{went} of {d.num_sequences} sequence{'' if d.num_sequences == 1 else 's'} moved"]
+    ended = d.num_sequences - d.num_moved - d.num_recomputed - d.num_continued - d.num_left
+    parts += [size_words(d.num_bytes)] if d.num_bytes else []
+    parts += [f"worst stall {time_words(d.stall_s)}"] if d.stall_s is not None else []
+    parts += [f"{d.num_recomputed} computed anew elsewhere"] if d.num_recomputed else []
+    parts += [f"{ended} ended there"] if ended > 0 else []
+    parts += [f"{d.num_given_up} tries came to nothing"] if d.num_given_up else []
+    return ", ".join(parts)
+
+
 def time_words(seconds: float) -> str:
     """Three significant digits: 340 ms, 3.2 s, 12 min 3 s."""
-    if seconds < 1.0:
+    if 0.0 < seconds < 1.0:
         return f"{seconds * 1000:.3g} ms"
     if seconds < 120.0:
         return f"{seconds:.3g} s"

@@ -19,8 +19,9 @@ from math import floor
 from statistics import median
 from typing import Final
 
+from control.departures import sum_departures
 from control.gateway.link import Beat
-from control.types import SAMPLE_TRAFFIC_KEY, RequestRecord, Slo, TrafficStatus
+from control.types import SAMPLE_TRAFFIC_KEY, Departure, RequestRecord, Slo, TrafficStatus
 from engine.histogram import bucket_of, quantile
 
 KEEP_S: Final = 300.0
@@ -167,6 +168,11 @@ class TrafficStats:
         """Its connection is gone: what it holds now is unknown."""
         self._num_changes += 1
         self._beats.pop(gateway_id, None)
+
+    def departures(self, now_unix_s: float) -> tuple[Departure, ...]:
+        """What leaves or left workers lately, over all gateways that are heard."""
+        newest = [beats[-1] for beats in self._beats.values() if now_unix_s - beats[-1].at_unix_s <= FRESH_BEAT_S]
+        return sum_departures(each for beat in newest for each in beat.departures)
 
     def expected_output_tokens(self) -> int:
         """Median output of the recent requests that ended well."""

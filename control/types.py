@@ -23,6 +23,7 @@ Provenance = Literal["measured", "derived", "assumed", "simulated"]
 MoveKind = Literal["failover", "migration", "recompute"]
 LifeKind = Literal["started", "died", "stopped", "restarted"]
 EventKind = LifeKind | MoveKind
+DepartureKind = Literal["leaves", "died"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0.0, le=100.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=100_000, strict=True)]
@@ -207,7 +208,27 @@ class CommandStep:
     at_unix_s: float
     text: str
     worker_id: str | None = None
-    state: Literal["planned", "running", "done", "failed"] = "done"
+    state: Literal["planned", "running", "moved", "done", "failed"] = "done"  # moved: what became of its sequences
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Departure:
+    """What became of the sequences that decoded on one worker since it began to leave decode, or since it died: as the
+    gateways count them now, before the requests' records say it for good."""
+
+    worker_id: str
+    kind: DepartureKind
+    since_unix_s: float
+    num_sequences: int  # that decoded there
+    num_moved: int = 0  # elsewhere, with their KV
+    num_recomputed: int = 0  # elsewhere, computed anew
+    num_continued: int = 0  # elsewhere, after it died
+    num_left: int = 0  # decode there still; what is neither elsewhere nor left has ended there
+    num_given_up: int = 0  # moves that came to nothing
+    num_bytes: int = 0  # KV that was copied
+    stall_s: float | None = None  # the longest so far
+    to_workers: dict[str, int] = field(default_factory=dict)
+    is_over: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +253,7 @@ class Command:
     undo_of: int | None = None
     undone_by: int | None = None
     can_undo: bool = False
+    departures: tuple[Departure, ...] = ()  # while it is carried out: what leaves its workers. Not recorded
 
 
 # --- what is --------------------------------------------------------------------------------------------------------
@@ -371,6 +393,7 @@ class FleetSnapshot:
     notices: tuple[str, ...] = ()  # banners: "thresholds of the local profile: not production values"
     active_command_ids: tuple[int, ...] = ()
     plane: PlaneStatus | None = None
+    departures: tuple[Departure, ...] = ()  # of the last minutes
 
 
 # --- history --------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import typer
 from control.cli.shell import Exit, JsonFlag, connect, percent, plain, print_json, print_table, say
 from control.client import ENDED, PhaselineClient
 from control.errors import CommandRefused, SettingsError
+from control.stories import departure_words
 from control.types import (
     Action,
     Command,
@@ -32,6 +33,9 @@ TimeoutOption = Annotated[float, typer.Option("--timeout", help="Seconds that --
 DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="Print what would happen; change nothing.")]
 ConfirmOption = Annotated[str, typer.Option("--confirm", help="The word that the preview asks for.")]
 KeyOption = Annotated[str, typer.Option("--idempotency-key", help="The same key is carried out once.")]
+
+#: Between two looks of --wait at its command.
+FOLLOW_S = 0.2
 
 route_app = typer.Typer(no_args_is_help=True)
 
@@ -293,16 +297,27 @@ def _show_preview(preview: Preview, as_json: bool) -> None:
 
 def _follow(client: PhaselineClient, command: Command, timeout_s: float, as_json: bool) -> Command:
     """Wait for the end, printing the journal as it grows."""
-    told, until_s = 0, time.monotonic() + timeout_s
+    told, until_s, underway = 0, time.monotonic() + timeout_s, ""
     while True:
         if not as_json:
             for step in command.steps[told:]:
                 say(f"  {step.text}")
-            told = len(command.steps)
+            now = _underway(command)
+            if now and now != underway:
+                say(f"  {now}")
+            told, underway = len(command.steps), now
         left_s = until_s - time.monotonic()
-        if command.state in ENDED or left_s <= 0:
+        if left_s <= 0 or (command.state in ENDED and not _underway(command)):
             return command
-        command = client.wait(command.command_id, timeout_s=min(0.3, left_s))
+        time.sleep(min(FOLLOW_S, left_s))
+        command = client.command(command.command_id)
+
+
+def _underway(command: Command) -> str:
+    """What leaves its workers now; just after the end, what has left them and is not counted to its end yet."""
+    told = {step.worker_id for step in command.steps if step.state == "moved"}
+    found = [each for each in command.departures if each.worker_id not in told]
+    return "; ".join(f"{each.worker_id}: {departure_words(each)}" for each in found)
 
 
 def _code(command: Command) -> Exit:

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from control.types import RequestRecord, RoutingTable
+from control.types import Departure, RequestRecord, RoutingTable
 
 
 class LinkMessage(msgspec.Struct, frozen=True, tag=True):
@@ -55,6 +55,7 @@ class Beat(LinkMessage, frozen=True, tag=True):
     by_rule: dict[str, int]
     cpu_s: float
     table_version: int
+    departures: list[Departure] = []  # of the last minutes
 
 
 AnyLinkMessage = GatewayHello | TablePush | Records | RecordsAck | Beat

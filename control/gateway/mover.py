@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from control.gateway.departures import Departures
 from control.gateway.move import Movable, Move
 from control.gateway.move_estimate import (
     STALL_STEPS,
@@ -85,6 +86,7 @@ class Mover:
 
     def __init__(self, limits: MoveLimits, view: Callable[[], FleetView], link_of: Callable[[str], WorkerLink]) -> None:
         self.counts = MoveCounts()
+        self.departures = Departures()
         self.handoff_bytes_per_s: float | None = None
         self.prefill_tokens_per_s: float | None = None
         self.stop_s: float | None = None
@@ -108,19 +110,36 @@ class Mover:
         """A moved stream stood for so long."""
         self.stop_s = _mean(self.stop_s, max(0.0, stall_s - STALL_STEPS * target_step_s))
 
+    # --- what came of it --------------------------------------------------------------------------------------------
+
+    def left(self, wire_id: str, move: RequestMove) -> None:
+        """A request has left this worker; its next token is to come."""
+        self.counts.began(move)
+        self.departures.left(wire_id, move)
+
+    def resumed(self, move: RequestMove, rest_bytes: int) -> None:
+        """Its next token has come, from another worker."""
+        self.counts.stalled(move, rest_bytes)
+        self.departures.resumed(move, rest_bytes)
+
     # --- who goes now ----------------------------------------------------------------------------------------------
 
     def go_on(self, source: WorkerLink) -> None:
         """Begin as many moves away from this worker as may run at once, if it leaves decode."""
         if not source.leaves_decode:
             self._has_left(source)
-        if not source.leaves_decode or not self._limits.is_on or not source.is_connected:
+        if not source.leaves_decode or not source.is_connected:
+            self.departures.stays(source.worker_id)
             return
-        for leg in list(source.legs.values()):
-            leg.leave_reservation(source)
-        running = self._moves.setdefault(source, set())
+        if self._limits.is_on:
+            for leg in list(source.legs.values()):
+                leg.leave_reservation(source)
         found = [leg.movable(source) for leg in list(source.legs.values())]
         waiting = sorted([each for each in found if each is not None], key=lambda each: -each.rest_tokens)
+        self.departures.there(source.worker_id, waiting)
+        if not self._limits.is_on:
+            return
+        running = self._moves.setdefault(source, set())
         if source not in self._leaving:
             self._leaving[source] = self._foresee(source, waiting)
         for relay in waiting:
@@ -184,6 +203,7 @@ class Mover:
         self._moves.get(move.source, set()).discard(move)
         if problem:
             self.counts.num_given_up += 1
+            self.departures.given_up(move.source.worker_id)
             move.relay.avoids.add(move.target.worker_id)
             move.relay.move_tries += 1
             log.info("a move from %s was given up: %s", move.source.worker_id, problem)

@@ -123,7 +123,7 @@ class TokenStream:
         move = RequestMove(kind=kind, from_worker=from_worker, to_worker="", at_s=at_s, num_bytes=num_bytes,
                            notice_s=notice_s, reason=reason, predicted_stall_s=predicted_stall_s)  # fmt: skip
         self.served.moves_to_next(move)
-        self._fleet.mover.counts.began(move)
+        self._fleet.mover.left(self.wire_id, move)
 
     def _note_migration(self, move: Move) -> None:
         of = move.estimate
@@ -135,7 +135,7 @@ class TokenStream:
         has_begun = self.timeline.first_s is not None
         mover, rest_bytes = self._fleet.mover, self.served.rest_bytes
         move = self.served.resumed(self._progress_s - self.timeline.last_s if has_begun else None)
-        mover.counts.stalled(move, rest_bytes)
+        mover.resumed(move, rest_bytes)
         link = self._fleet.links.get(move.to_worker)
         if move.kind == "migration" and move.stall_s is not None and link is not None and link.step_s is not None:
             mover.note_stop(move.stall_s, link.step_s)

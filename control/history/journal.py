@@ -138,7 +138,7 @@ def update_command(
     if is_late and is_past:
         return
     values: dict[str, Any] = {"state": state.value}
-    if step is not None:
+    if step is not None and step.state != "moved":  # told after the end, it does not move the end
         values["updated_unix_s"] = step.at_unix_s
     if result:
         values["result"] = result

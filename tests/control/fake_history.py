@@ -45,7 +45,10 @@ class FakeHistory:
         self._check()
         before = self.rows[command_id]
         steps = (*before.steps, step) if step else before.steps
-        self.rows[command_id] = replace(before, state=state, steps=steps, result=result)
+        at = step.at_unix_s if step and step.state != "moved" else before.updated_unix_s
+        self.rows[command_id] = replace(
+            before, state=state, steps=steps, result=result or before.result, updated_unix_s=at
+        )
 
     def command(self, command_id: int) -> Command | None:
         return self.rows.get(command_id)

@@ -3,8 +3,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from control.adoption import adopt
@@ -13,7 +15,7 @@ from control.fleets.base import StepOutcome
 from control.gateway import link
 from control.reconcile import REPEAT_S
 from control.settings import Settings
-from control.types import Action, CommandRequest, CommandState, Role, Verb, WorkerState
+from control.types import Action, CommandRequest, CommandState, Departure, Role, Verb, WorkerState
 from tests.control.builders import NOW, FakeFleet, drain, flip, lease, record, resize, set_routing
 from tests.control.rig import BOB, Rig
 from tests.control.test_gateway_hub import HELLO, FakeSocket, beat
@@ -285,6 +287,29 @@ async def test_routing_waits_for_the_gateways_and_says_so(rig: Rig) -> None:
     assert "every connected gateway (1) has the new routing table" in done.result
     await rig.plane.hub.close()
     await serving
+
+
+async def test_what_left_a_worker_is_journalled_also_when_it_is_told_after_the_end(rig: Rig) -> None:
+    """A beat comes once a second, and a flip may be over by then."""
+    command = await rig.submit(resize(prefill=2, decode=2))
+    await rig.ticks(2)
+    done = await rig.plane.command(command.command_id)
+    assert (done.state, done.departures) == (CommandState.DONE, ())
+    moved = next(each.worker_id for each in done.steps if each.worker_id)
+    left = Departure(worker_id=moved, kind="leaves", since_unix_s=command.created_unix_s, num_sequences=5, num_moved=3)
+    told = replace(left, num_left=2), replace(left, num_moved=5, stall_s=0.06, is_over=True)
+    for departure in told:
+        rig.plane.hub._on_beat("g", msgspec.structs.replace(beat(1), at_unix_s=rig.now, departures=[departure]))
+        await rig.ticks()
+        now = await rig.plane.command(command.command_id)
+        if not departure.is_over:
+            assert [each.num_left for each in now.departures] == [2]
+    assert [each.text for each in now.steps if each.state == "moved"] == [
+        f"{moved}: 5 of 5 sequences moved, worst stall 60 ms"
+    ]
+    assert now.result.endswith("; 5 of 5 sequences moved, worst stall 60 ms")
+    assert now.updated_unix_s == done.updated_unix_s
+    assert rig.history.command(command.command_id).result == now.result
 
 
 async def test_without_a_gateway_routing_is_done_at_once_and_says_so(rig: Rig) -> None:

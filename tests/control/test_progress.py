@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from control.facts import FleetFacts
 from control.fleets.base import StepOutcome
-from control.progress import Progress, TablesSeen, progress_of, superseded_by
-from control.types import Action, Command, CommandState, Desired, Role, Verb, WorkerState
+from control.progress import Progress, TablesSeen, departed, departed_in_all, progress_of, superseded_by
+from control.types import Action, Command, CommandState, CommandStep, Departure, Desired, Role, Verb, WorkerState
 from tests.control.builders import NOW, command, desired, drain, facts, flip, policy, resize, worker
 
 BEFORE = desired(1, 3)
@@ -115,3 +116,49 @@ def test_a_newer_routing_value_takes_over_only_that_value() -> None:
     assert superseded_by(newer(half, none, Action(verb=Verb.SET_ROUTING, policy={"remote_share": 0.0})), older)
     size = replace(half, version=3, policy=policy(remote_share=0.5, min_fleet_devices=3))
     assert not superseded_by(newer(half, size, Action(verb=Verb.SET_ROUTING, policy={"min_fleet_devices": 3})), older)
+
+
+# --- what leaves a worker --------------------------------------------------------------------------------------------
+
+
+def departure(worker_id: str = "w1", **changes: Any) -> Departure:
+    """11 sequences, all moved."""
+    values: dict[str, Any] = {"kind": "leaves", "since_unix_s": NOW + 0.1, "num_sequences": 11, "num_moved": 11}
+    values |= {"num_bytes": 3 * 2**20, "stall_s": 0.061, "is_over": True}
+    return Departure(**{"worker_id": worker_id, **values, **changes})
+
+
+REACHED = CommandStep(at_unix_s=NOW + 1, text="w1 is prefill, ready", worker_id="w1")
+
+
+def test_what_left_a_worker_is_one_line_when_it_has_arrived() -> None:
+    each = command(BEFORE, AFTER, state=CommandState.RUNNING)
+    assert departed(each, [departure()], NOW + 1) == ()
+    there = replace(each, steps=(REACHED,))
+    assert departed(there, [departure(is_over=False)], NOW + 1) == ()
+    (line,) = departed(there, [departure()], NOW + 2)
+    assert line.text == "w1: 11 of 11 sequences moved, 3 MiB, worst stall 61 ms"
+    assert departed(replace(there, steps=(REACHED, line)), [departure()], NOW + 3) == ()
+
+
+def test_a_line_about_sequences_does_not_make_the_worker_a_new_story() -> None:
+    line = CommandStep(at_unix_s=NOW, text="w1: 11 of 11 sequences moved", worker_id="w1", state="moved")
+    again = look(command(BEFORE, AFTER, state=CommandState.RUNNING, steps=(REACHED, line)), facts(AFTER))
+    assert again.steps == ()
+
+
+def test_what_left_before_the_command_or_by_a_death_is_not_its_doing() -> None:
+    there = command(BEFORE, AFTER, steps=(REACHED,))
+    other = [departure(since_unix_s=NOW - 5), departure(kind="died"), departure("w9")]
+    assert departed(there, other, NOW + 2) == ()
+    assert departed_in_all(there, other) == ""
+
+
+def test_the_sum_of_a_command_is_told_when_all_of_it_is_known() -> None:
+    after = replace(AFTER, roles={**AFTER.roles, "w2": Role.PREFILL})
+    each = command(BEFORE, after, state=CommandState.DONE)
+    both = [departure(), departure("w2", num_sequences=4, num_moved=2, num_recomputed=1, stall_s=0.09)]
+    assert departed_in_all(each, [both[0], replace(both[1], is_over=False)]) == ""
+    assert departed_in_all(each, both) == (
+        "13 of 15 sequences moved, 6 MiB, worst stall 90 ms, 1 computed anew elsewhere, 1 ended there"
+    )

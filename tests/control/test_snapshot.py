@@ -8,7 +8,17 @@ from control.accounting import UtilizationView
 from control.fleets.base import Observation, WorkerLife
 from control.notices import LOCAL_PROFILE, notices_of
 from control.snapshot import FleetIdentity, build_snapshot, fleet_facts, newest_readings
-from control.types import Capability, Desired, FleetSnapshot, Phase, PoolStatus, Role, RoutingPolicy, WorkerState
+from control.types import (
+    Capability,
+    Departure,
+    Desired,
+    FleetSnapshot,
+    Phase,
+    PoolStatus,
+    Role,
+    RoutingPolicy,
+    WorkerState,
+)
 from engine.readings import DeviceInfo, MeterReading, PhaseCounters
 from engine.types import Load
 from tests.control.builders import NOW, desired, phase, reading, traffic
@@ -87,6 +97,34 @@ def test_a_process_that_ended_reads_as_failed() -> None:
     snap = snapshot(state, readings_of(state, w2={"alive": False}))
     assert snap.workers[2].state == WorkerState.FAILED
     assert snap.workers[2].reason == "its process 100 has ended"
+
+
+def died(worker_id: str, **changes: Any) -> Departure:
+    values: dict[str, Any] = {"kind": "died", "since_unix_s": NOW - 12, "num_sequences": 14, "num_continued": 14}
+    return Departure(**{"worker_id": worker_id, **values, "stall_s": 0.24, **changes})
+
+
+def test_health_says_what_became_of_a_dead_workers_requests() -> None:
+    state = desired(1, 3)
+    dead = {"alive": False, "heartbeat_age_s": 12.3}
+    snap = snapshot(state, readings_of(state, w2=dead), departures=(died("w2"),))
+    assert snap.health == "attention"
+    assert snap.health_text == (
+        "w2 died 12 s ago: 14 requests continued elsewhere, worst stall 240 ms; it is being started anew"
+    )
+    both = snapshot(state, readings_of(state, w2=dead, w3=dead), departures=(died("w2"), died("w3", stall_s=0.4)))
+    assert both.health_text == (
+        "w2 (and 1 more) died 12 s ago: 28 requests continued elsewhere, worst stall 400 ms; "
+        "they are being started anew"
+    )
+
+
+def test_health_remembers_a_death_for_a_minute() -> None:
+    state = desired(1, 3)
+    back = snapshot(state, readings_of(state), departures=(died("w2"),))
+    assert (back.health, "w2 died 12 s ago and is back: 14 requests" in back.health_text) == ("ok", True)
+    later = snapshot(state, readings_of(state), departures=(died("w2", since_unix_s=NOW - 61),))
+    assert "died" not in later.health_text
 
 
 def test_one_worker_that_starts_is_counted() -> None:

@@ -59,6 +59,7 @@ def move(kind: str, **changes: Any) -> RequestMove:
             move("migration", num_bytes=12_900_000, stall_s=0.058, reason="decode-1 drains"),
             "moved from decode-1 to decode-3 while it decoded (12.3 MiB, stall 58 ms): decode-1 drains",
         ),
+        (move("failover"), "continued on decode-3 after decode-1 died (before its first token)"),
         (
             move("failover", to_worker=""),
             "was lost with decode-1 (it ended before its next token)",

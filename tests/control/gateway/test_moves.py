@@ -113,6 +113,25 @@ async def test_many_requests_leave_a_few_at_a_time_and_all_arrive(text: ModelTex
         assert 1 <= most <= MoveLimits().per_worker
         assert await asyncio.gather(*asking) == [expected(text, 200)] * 20
         assert not place.workers[0]._running
+        (told,) = mover.departures.told()
+        assert (told.worker_id, told.kind, told.num_sequences, told.num_moved) == ("m0", "leaves", 20, 20)
+        assert (told.num_left, told.is_over, sum(told.to_workers.values())) == (0, True, 20)
+        assert told.num_bytes == mover.counts.num_bytes
+        assert told.stall_s is not None
+
+
+async def test_a_worker_that_leaves_decode_again_has_another_departure(text: ModelText) -> None:
+    """And one that nobody decodes on has none."""
+    async with decoding(text, length=400) as (place, (asking,)):
+        departures = place.gateway.fleet.mover.departures
+        drain(place)
+        await until(lambda: [each.num_moved for each in departures.told()] == [1])
+        place.workers[0].set_state(WorkerState.READY)
+        await until(lambda: place.gateway.fleet.links["m0"].state is WorkerState.READY)
+        drain(place)
+        await until(lambda: place.gateway.fleet.links["m0"].leaves_decode)
+        assert [each.num_sequences for each in departures.told()] == [1]
+        assert await asking == expected(text, 400)
 
 
 async def test_a_reservation_whose_prompt_is_still_queued_is_made_anew_elsewhere(text: ModelText) -> None:
