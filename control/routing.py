@@ -32,6 +32,10 @@ class WorkerView(msgspec.Struct, frozen=True):
     queued_prefill_tokens: int  # waiting there, and sent there since its last message
     kv_used_tokens: int  # held and reserved there, and sent there since its last message
     kv_total_tokens: int
+    num_free_slots: int | None = None  # of its decode batch; None: it does not say
+    num_taken_slots: int = 0
+    prefill_tokens_per_s: float | None = None  # as measured; None: not yet
+    is_backlogged: bool = False  # enough is queued there: the next prompt waits in the gateway's line
 
 
 class FleetView(msgspec.Struct, frozen=True):
@@ -45,6 +49,7 @@ class FleetView(msgspec.Struct, frozen=True):
     decode: tuple[WorkerView, ...] = ()
     mixed: tuple[WorkerView, ...] = ()
     prefixes: Mapping[int, int] = {}  # block hash -> bits of the workers that hold the block
+    has_line: bool = False  # who finds all workers full waits at the gateway, not on a worker
 
 
 class RouteRequest(msgspec.Struct, frozen=True):
@@ -133,9 +138,15 @@ def route(request: RouteRequest, view: FleetView, policy: RoutingPolicy) -> Rout
     rule, reason = choose_rule(facts, policy)
     if rule is RouteRule.REMOTE:
         return _split(request, prefill, decode, cached, reason, facts.cached_tokens)
+    roomy = [worker for worker in local if has_room(worker, request) and not worker.is_backlogged]
+    if view.has_line and not roomy:
+        need_tokens = request.prompt_tokens + request.max_tokens
+        return _no_capacity(f"none of {len(local)} workers has KV room for {need_tokens} tokens and time for a prompt")
     if rule is RouteRule.CACHED_LOCAL:
         local = [worker for worker in local if cached.get(worker.slot, 0) == facts.cached_tokens]
-    local = [worker for worker in local if has_room(worker, request)] or local  # a full worker queues it
+        local = [worker for worker in local if worker in roomy] or (roomy if view.has_line else local)
+    else:
+        local = roomy or local  # a full worker queues it
     chosen = pick(local, request, cached, with_queue=True)
     return RouteDecision(
         rule,
@@ -160,6 +171,9 @@ def _split(
     if not roomy:
         need_tokens = request.prompt_tokens + request.max_tokens
         return _no_capacity(f"none of {len(decode)} decode workers has KV room for {need_tokens} tokens")
+    prefill = [worker for worker in prefill if not worker.is_backlogged]
+    if not prefill:
+        return _no_capacity("all prefill workers have enough prompts queued")
     source = pick(prefill, request, cached, with_queue=True, with_kv=False)
     target = pick(roomy, request, cached, with_queue=False)
     return RouteDecision(
@@ -199,7 +213,9 @@ def eligible(workers: Iterable[WorkerView], need_tokens: int, excluded: frozense
 
 
 def has_room(worker: WorkerView, request: RouteRequest) -> bool:
-    """Whether the whole request fits beside what is held and reserved there."""
+    """Whether the whole request fits beside what is held and reserved there, with a place in the decode batch."""
+    if worker.num_free_slots is not None and worker.num_free_slots < 1:
+        return False
     return worker.kv_total_tokens - worker.kv_used_tokens >= request.prompt_tokens + request.max_tokens
 
 

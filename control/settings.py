@@ -24,6 +24,9 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+MAX_KEY_WEIGHT = 1000
+
+
 class Settings(BaseSettings):
     """Effective configuration of every process that `phaseline up` starts."""
 
@@ -136,6 +139,28 @@ class Settings(BaseSettings):
     default_max_tokens: int = Field(128, ge=1, description="max_tokens of a request that names none.")
     max_body_bytes: int = Field(4 * 2**20, ge=1024, description="Largest request body at the gateway.")
     max_in_flight: int = Field(256, ge=1, description="Requests one gateway holds before it answers 429.")
+    admission: Literal["predict", "bound"] = Field(
+        "predict",
+        description="`predict`: 429 as soon as a request would be late, the line and fair shares at the gateway. "
+        "`bound`: only `max_in_flight`, first come first served.",
+    )
+    admission_at_share: float = Field(
+        1.0,
+        gt=0,
+        le=100,
+        allow_inf_nan=False,
+        description="A predicted time to first token above this share of the SLO's bound is refused.",
+    )
+    worker_backlog_s: Seconds = Field(
+        0.5, description="Prompts for so long are queued on one worker; more wait in the gateway's line."
+    )
+    batch_share: float = Field(
+        0.5, gt=0, le=1, description="Share of the decode workers' KV and batch that batch requests may hold."
+    )
+    batch_ttft_s: Seconds = Field(60.0, description="Bound on the time to first token of a batch request.")
+    key_weights: Path | None = Field(
+        None, description="TOML file of API-key id = weight (and `default`): shares of the fleet under overload."
+    )
     first_token_timeout_s: Seconds = Field(
         300.0, description="A request without a first token by then ends with an error."
     )
@@ -213,6 +238,22 @@ class Settings(BaseSettings):
 def worker_ids(num_workers: int) -> tuple[str, ...]:
     """`w0 w1 ..`, not padded: a name must not change when the fleet grows."""
     return tuple(f"w{index}" for index in range(num_workers))
+
+
+def load_key_weights(settings: Settings) -> dict[str, float]:
+    """Weights by API-key id, as request records show it. Raises SettingsError naming file, key and bound."""
+    path = settings.key_weights
+    if path is None:
+        return {}
+    try:
+        values = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"setting key_weights: {path} cannot be read: {error}") from error
+    for key, weight in values.items():
+        if type(weight) not in (int, float) or not 0 < weight <= MAX_KEY_WEIGHT:
+            bound = f"a weight above 0 and up to {MAX_KEY_WEIGHT}"
+            raise SettingsError(f"setting key_weights: {path}: {key} must be {bound}, got {weight!r}")
+    return {key: float(weight) for key, weight in values.items()}
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -144,12 +144,14 @@ class WorkerServer:
             unsent, self._unsent = [*self._unsent, core.take_outbox()], []
             load, delta, status = core.load(self._clock()), core.cache_delta(), core.status_changed()
         events: dict[str, list[TokenEvent]] = {}
+        has_ended = False
         for outboxes in unsent:
             for key, outbox in outboxes.items():
                 self._send(key, outbox.messages)
+                has_ended = has_ended or bool(outbox.messages)
                 if outbox.events:
                     events[key] = events[key] + outbox.events if key in events else outbox.events
-        if events or delta is not None:
+        if events or delta is not None or has_ended:  # what ended, a prefill say, has changed the load
             self._send_steps(events, load, delta)
         for outboxes in unsent:
             for key, outbox in outboxes.items():

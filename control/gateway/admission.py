@@ -1,24 +1,29 @@
-"""What one gateway holds now and has held since it started: the bound on it, and the counts for its beats."""
+"""What one gateway holds now and has held since it started: the bound on it, and the counts for its beats.
+
+Who is let in is decided in `control.gateway.gatekeeper`.
+"""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from typing import Final
 
 from control.gateway.errors import overloaded
+from control.gateway.fleet import Fleet
+from control.gateway.gatekeeper import AdmissionRules, Gatekeeper
 from control.gateway.relay import Relay
 from control.traffic_stats import CLIENT_CLOSED, REJECTED, is_error
 from control.types import RequestRecord
 
-RETRY_AFTER_S: Final = 1.0
+RETRY_AFTER_S = 1.0
 
 
 class Admission:
     """Requests in flight, by wire id. Every request is counted as arrived and ends in one count,
     but for one that could never fit (400): that was the client's."""
 
-    def __init__(self, max_in_flight: int) -> None:
-        self.max_in_flight = max_in_flight
+    def __init__(self, fleet: Fleet, rules: AdmissionRules) -> None:
+        self.gatekeeper = Gatekeeper(fleet, rules)
         self.in_flight: dict[str, Relay] = {}
         self.num_arrived = 0
         self.num_rejected = 0
@@ -26,17 +31,27 @@ class Admission:
         self.num_completed = 0
         self.num_cancelled = 0
         self.by_rule: Counter[str] = Counter()
+        self._rules = rules
 
     def enter(self, wire_id: str, relay: Relay) -> None:
-        """Raises GatewayError (429) when the gateway holds all that it may."""
+        """Raises GatewayError (429) when it had better come later."""
         self.num_arrived += 1
-        if len(self.in_flight) >= self.max_in_flight:
-            raise overloaded(f"the gateway holds {self.max_in_flight} requests, its bound max_in_flight", RETRY_AFTER_S)
+        max_in_flight = self._rules.max_in_flight
+        is_full = len(self.in_flight) >= max_in_flight
+        if self._rules.predicts:
+            self.gatekeeper.let_in(relay, time.monotonic(), time.time(), is_full=is_full)
+        elif is_full:
+            raise overloaded(f"the gateway holds {max_in_flight} requests, its bound max_in_flight", RETRY_AFTER_S)
         self.in_flight[wire_id] = relay
 
-    def leave(self, wire_id: str, record: RequestRecord) -> None:
+    def review(self, now_s: float, now_unix_s: float) -> None:
+        """Called now and then: look again at those who wait."""
+        self.gatekeeper.review(now_s, now_unix_s)
+
+    def leave(self, wire_id: str, relay: Relay, record: RequestRecord) -> None:
         """The request has ended, and this is how."""
-        self.in_flight.pop(wire_id, None)
+        if self.in_flight.pop(wire_id, None) is not None:
+            self.gatekeeper.note_end(relay, time.monotonic())
         if record.rule:
             self.by_rule[record.rule] += 1
         if record.status == 200:

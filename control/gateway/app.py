@@ -131,6 +131,7 @@ class Gateway:
         while True:
             await asyncio.sleep(TIME_CHECK_S)
             now_s, now_unix_s = time.monotonic(), time.time()
+            self.admission.review(now_s, now_unix_s)
             for relay in list(self.admission.in_flight.values()):
                 relay.check_time(now_s, now_unix_s, limits.first_token_timeout_s)
             self.fleet.look_at_moves()
@@ -282,7 +283,7 @@ class Gateway:
                 ended_s=time.monotonic(),
                 error=exchange.error,
             )
-            self.admission.leave(job.wire_id, record)
+            self.admission.leave(job.wire_id, relay, record)
             self.records.append(record)
 
 

@@ -44,7 +44,12 @@ class GatewayError(Exception):
     def response_headers(self) -> list[tuple[bytes, bytes]]:
         if self.retry_after_s is None:
             return list(self.headers)
-        return [*self.headers, (b"retry-after", str(max(1, math.ceil(self.retry_after_s))).encode())]
+        whole_s = max(1, math.ceil(self.retry_after_s))
+        return [
+            *self.headers,
+            (b"retry-after", str(whole_s).encode()),
+            (b"x-phaseline-retry-after-s", f"{self.retry_after_s:.3f}".encode()),
+        ]
 
 
 def bad_request(message: str, *, param: str | None = None, code: str | None = "invalid_value") -> GatewayError:

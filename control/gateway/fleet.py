@@ -10,11 +10,17 @@ import asyncio
 import logging
 import time
 from bisect import insort
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from control.gateway.batch_room import BatchRoom
+from control.gateway.fair_share import FairShare
+from control.gateway.forecast import NOTHING
 from control.gateway.mover import MoveLimits, Mover
 from control.gateway.prefix_index import PrefixIndex
 from control.gateway.recovery import Recovery
+from control.gateway.standing import Standing
 from control.gateway.turns import Turn
 from control.gateway.workers import WorkerLink
 from control.routing import FleetView, WorkerView
@@ -28,6 +34,8 @@ _POOLS: Final = (Role.PREFILL, Role.DECODE, Role.MIXED)
 
 class Waiter(Protocol):
     """A request that found no room."""
+
+    standing: Standing
 
     @property
     def turn(self) -> Turn:
@@ -43,13 +51,32 @@ def _turn(waiter: Waiter) -> Turn:
     return waiter.turn
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineRules:
+    """Who waits at the gateway rather than on a worker, from the settings."""
+
+    max_backlog_s: float | None = 0.5  # prompts for so long may be queued on one worker; None: all wait on workers
+    batch_share: float = 0.5
+    key_weights: Mapping[str, float] = field(default_factory=dict)
+
+
 class Fleet:
     """Links by worker id, and a view of them that is rebuilt only when something changed."""
 
-    def __init__(self, hello: Hello, moving: MoveLimits | None = None, recovery_share: float = 0.5) -> None:
+    def __init__(
+        self,
+        hello: Hello,
+        moving: MoveLimits | None = None,
+        recovery_share: float = 0.5,
+        rules: LineRules | None = None,
+    ) -> None:
         self.table: RoutingTable | None = None
         self.links: dict[str, WorkerLink] = {}
         self.waiters: list[Waiter] = []  # in the order of their turns
+        self.rules = rules or LineRules()
+        self.shares = FairShare(self.rules.key_weights)
+        self.batch = BatchRoom(self.rules.batch_share)
+        self.waiting_elsewhere = NOTHING  # in the lines of the other gateways, by the plane's word
         self.mover = Mover(moving or MoveLimits(), self.view, lambda worker_id: self.links[worker_id])
         self.recovery = Recovery(recovery_share)
         self._hello = hello
@@ -84,7 +111,14 @@ class Fleet:
     def _add(self, row: WorkerRoute, lost_s: float | None) -> None:
         taken = {link.slot for link in self._tasks}
         slot = next(slot for slot in range(len(taken) + 1) if slot not in taken)
-        link = WorkerLink(row, slot, self._prefixes, self._on_change, self._on_status)
+        link = WorkerLink(
+            row,
+            slot,
+            self._prefixes,
+            self._on_change,
+            self._on_status,
+            max_backlog_s=self.rules.max_backlog_s,
+        )
         link.lost_s = lost_s  # a restarted process has another address: still the same worker on its way back
         self.links[row.worker_id] = link
         task = asyncio.get_running_loop().create_task(link.keep_connected(self._hello))
@@ -118,8 +152,7 @@ class Fleet:
     @property
     def num_serving(self) -> int:
         """Workers that can serve a request from start to end."""
-        view = self.view()
-        return sum(1 for worker in (*view.decode, *view.mixed) if worker.weight > 0)
+        return len(self.decoding())
 
     @property
     def simulated(self) -> bool:
@@ -150,7 +183,25 @@ class Fleet:
             tuple(pools[Role.DECODE]),
             tuple(pools[Role.MIXED]),
             self._prefixes.holders,
+            self.rules.max_backlog_s is not None,
         )
+
+    def decoding(self) -> list[WorkerView]:
+        """The workers that can take a request that decodes."""
+        view = self.view()
+        return [worker for worker in (*view.decode, *view.mixed) if worker.weight > 0]
+
+    def prefilling(self) -> list[WorkerView]:
+        """Those that most prompts go to: the prefill pool where requests are split, else those that decode."""
+        view, table = self.view(), self.table
+        splits = table is not None and view.num_devices >= table.policy.min_fleet_devices and view.decode
+        pool = [worker for worker in view.prefill if worker.weight > 0] if splits else []
+        return pool or self.decoding()
+
+    def step_s(self) -> float | None:
+        """Between two tokens of a stream, lately."""
+        known = [link.step_s for link in self.links.values() if link.step_s is not None]
+        return sum(known) / len(known) if known else None
 
     # --- waiting for room ----------------------------------------------------------------------------------------
 
@@ -170,6 +221,14 @@ class Fleet:
 
     def wait_for_room(self, waiter: Waiter) -> None:
         insort(self.waiters, waiter, key=_turn)
+
+    def is_next(self, waiter: Waiter) -> bool:
+        """Nobody who waits has a better turn."""
+        return not self.waiters or waiter.turn < self.waiters[0].turn
+
+    def reorder(self) -> None:
+        """Turns of those who wait have changed."""
+        self.waiters.sort(key=_turn)
 
     def stop_waiting(self, waiter: Waiter) -> None:
         if waiter in self.waiters:

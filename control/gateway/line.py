@@ -20,10 +20,15 @@ class Place:
 
     def __init__(self, fleet: Fleet, waiter: Waiter) -> None:
         self.why: GatewayError = errors.overloaded("no worker was asked yet", 1.0)
+        self.max_wait_s = MAX_WAIT_S
         self._fleet = fleet
         self._waiter = waiter
         self._since_s: float | None = None
         self._waited_s = 0.0
+
+    @property
+    def is_taken(self) -> bool:
+        return self._since_s is not None
 
     def join(self, *, is_new: bool) -> bool:
         """False when no worker could serve it however long it waited."""
@@ -41,6 +46,6 @@ class Place:
             self._fleet.stop_waiting(self._waiter)
 
     def is_over(self, now_s: float, *, has_begun: bool) -> bool:
-        """It waits, and has done so for as long as anybody of its kind may."""
-        limit_s = BEGUN_WAIT_S if has_begun else MAX_WAIT_S
+        """It waits, and has done so for as long as it may."""
+        limit_s = BEGUN_WAIT_S if has_begun else self.max_wait_s
         return self._since_s is not None and self._waited_s + now_s - self._since_s >= limit_s

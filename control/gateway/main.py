@@ -25,13 +25,14 @@ from control.fleets.fleet_token import fleet_token
 from control.gateway.admission import Admission
 from control.gateway.app import Gateway, GatewayLimits, running
 from control.gateway.drain import Server
-from control.gateway.fleet import Fleet
+from control.gateway.fleet import Fleet, LineRules
+from control.gateway.gatekeeper import AdmissionRules
 from control.gateway.link import GatewayHello
 from control.gateway.mover import MoveLimits
 from control.gateway.plane_link import PlaneAddress, PlaneLink
 from control.gateway.records import Origin, RecordLog
 from control.listener import BACKLOG, Channel, bind_listener, inherited_listener
-from control.settings import Settings, load_settings
+from control.settings import Settings, load_key_weights, load_settings
 from engine.device_catalogue import model_spec
 from engine.errors import EngineError
 from engine.host import format_address
@@ -119,13 +120,11 @@ def make_server(settings: Settings, gateway: Gateway, channel: Channel) -> Serve
 
 def make_gateway(settings: Settings, gateway_id: str) -> Gateway:
     hello = Hello(gateway_id, "gateway", fleet_token(settings.run_dir))
+    moving = MoveLimits(is_on=settings.live_migration, per_worker=settings.migrations_per_worker)
+    fleet = Fleet(hello, moving, settings.recovery_share, line_rules(settings))
     return Gateway(
-        fleet=Fleet(
-            hello,
-            MoveLimits(is_on=settings.live_migration, per_worker=settings.migrations_per_worker),
-            settings.recovery_share,
-        ),
-        admission=Admission(settings.max_in_flight),
+        fleet=fleet,
+        admission=Admission(fleet, admission_rules(settings)),
         records=RecordLog(),
         origin=Origin(gateway_id=gateway_id, fleet_id=settings.fleet_id, slo=settings.effective_slo),
         limits=GatewayLimits(
@@ -134,6 +133,24 @@ def make_gateway(settings: Settings, gateway_id: str) -> Gateway:
             first_token_timeout_s=settings.first_token_timeout_s,
             token_gap_timeout_s=settings.token_gap_timeout_s,
         ),
+    )
+
+
+def line_rules(settings: Settings) -> LineRules:
+    return LineRules(
+        max_backlog_s=settings.worker_backlog_s if settings.admission == "predict" else None,
+        batch_share=settings.batch_share,
+        key_weights=load_key_weights(settings),
+    )
+
+
+def admission_rules(settings: Settings) -> AdmissionRules:
+    return AdmissionRules(
+        max_in_flight=settings.max_in_flight,
+        predicts=settings.admission == "predict",
+        at_share=settings.admission_at_share,
+        slo=settings.effective_slo,
+        batch_ttft_s=settings.batch_ttft_s,
     )
 
 

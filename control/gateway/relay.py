@@ -26,8 +26,9 @@ from control.gateway.line import Place
 from control.gateway.losses import Losses
 from control.gateway.move import Movable, Move
 from control.gateway.recovery import Need
+from control.gateway.standing import standing_of
 from control.gateway.token_stream import TokenStream
-from control.gateway.turns import Turn, turn_of
+from control.gateway.turns import Turn
 from control.gateway.workers import WorkerLink
 from control.routing import RouteDecision, RouteRequest, route
 from control.types import RouteRule
@@ -57,7 +58,7 @@ class Relay(TokenStream):
     def __init__(self, job: Job, fleet: Fleet) -> None:
         super().__init__(job, fleet)
         self.attempt = 0
-        self.start_tag = 0.0  # its API key's virtual time when it came
+        self.standing = standing_of(job)
         self._prefill: WorkerLink | None = None  # has work of this attempt, until it is prefilled
         self._decode: WorkerLink | None = None  # has work of this attempt; the only one for a local attempt
         self._lease: tuple[WorkerLink, str] | None = None  # from Prefilled until the decode worker shows it has the KV
@@ -68,7 +69,7 @@ class Relay(TokenStream):
         self._excluded: frozenset[str] = frozenset()
         self._num_tries = 0
         self._losses = Losses()
-        self._place = Place(fleet, self)
+        self.place = Place(fleet, self)
         self.move: Move | None = None
         self.move_tries = 0
         self.avoids: set[str] = set()
@@ -80,17 +81,14 @@ class Relay(TokenStream):
     @property
     def turn(self) -> Turn:
         """Its place in the line of those that wait for room."""
-        job = self.job
-        return turn_of(
-            has_begun=bool(self.tokens), priority=job.priority, start_tag=self.start_tag, arrival_s=job.arrival_s
-        )
+        return self.standing.turn(has_begun=bool(self.tokens))
 
     def start(self) -> None:
         """Route it, behind those that wait already. Afterwards `error` may be set."""
-        if self._fleet.waiters:
-            self._wait_for_room(errors.overloaded("other requests wait for room", 1.0))
-        else:
+        if self._fleet.is_next(self):
             self._route()
+        else:
+            self._wait_for_room(errors.overloaded("other requests wait for room", 1.0))
 
     def check_time(self, now_s: float, now_unix_s: float, first_token_timeout_s: float) -> None:
         """Called now and then: ends what waits for longer than its bounds allow."""
@@ -105,8 +103,8 @@ class Relay(TokenStream):
             )
         elif not self.tokens and now_s - job.arrival_s >= first_token_timeout_s:
             self.fail(errors.timed_out(f"no first token within {first_token_timeout_s:g} s", "first_token_timeout"))
-        elif self._place.is_over(now_s, has_begun=bool(self.tokens)):
-            self.fail(self._place.why)
+        elif self.place.is_over(now_s, has_begun=bool(self.tokens)):
+            self.fail(self.place.why)
 
     def waits_for(self, link: WorkerLink, since_s: float) -> bool:
         """Past its first token, and nothing has come of it since `since_s`, where this worker's turn is."""
@@ -117,6 +115,10 @@ class Relay(TokenStream):
 
     def _route(self) -> bool:
         """Choose workers and submit. False when there is no room now, so that it waits."""
+        is_new_batch = self.standing.is_batch and self.standing.began_s is None
+        if is_new_batch and (why := self._fleet.batch.problem(self.standing.need, self._fleet.decoding())):
+            self._wait_for_room(errors.overloaded(why, 1.0))
+            return False
         while not self.is_done:
             decision = self._decide()
             if decision.decode_worker is None:
@@ -148,6 +150,7 @@ class Relay(TokenStream):
     def _submit(self, decision: RouteDecision, decode_worker: str) -> bool:
         """First message of an attempt: a whole request to one worker, or a reservation for its decode phase."""
         links, served = self._fleet.links, self.served
+        self.standing.begin(time.monotonic(), self._fleet.shares, self._fleet.batch)
         is_local = decision.prefill_worker is None
         self.attempt = self.next_attempt()
         self._decode = links[decode_worker]
@@ -197,8 +200,8 @@ class Relay(TokenStream):
 
     def _wait_for_room(self, why: GatewayError) -> None:
         """Join the line, unless no worker could serve it however long it waited. Who waits already keeps its place."""
-        self._place.why = why
-        if not self.is_done and not self._place.join(is_new=not self.attempt):
+        self.place.why = why
+        if not self.is_done and not self.place.join(is_new=not self.attempt):
             self.fail(why)
 
     def on_room(self) -> bool:
@@ -212,7 +215,7 @@ class Relay(TokenStream):
             recovery.join(self)
         elif not self._route():
             return False
-        self._place.leave()
+        self.place.leave()
         return True
 
     # --- the workers' answers ------------------------------------------------------------------------------------
@@ -297,7 +300,7 @@ class Relay(TokenStream):
         elif message.code == "handoff" and self._is_prefill_asked and self._reserve_again():
             pass
         else:
-            self._place.why = errors.overloaded(f"{message.code}: {message.detail}", message.retry_after_s)
+            self.place.why = errors.overloaded(f"{message.code}: {message.detail}", message.retry_after_s)
             self._reroute(without=link)
 
     def _reserve_again(self) -> bool:
@@ -424,4 +427,4 @@ class Relay(TokenStream):
             self._lease = None
         self._is_reserved = self._is_prefill_asked = self._is_handing_over = self._is_decoding = False
         self._prefilled = None
-        self._place.leave()
+        self.place.leave()

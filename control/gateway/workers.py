@@ -12,19 +12,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from control.gateway.losses import Cause
 from control.gateway.prefix_index import PrefixIndex
+from control.gateway.pressure import Pressure
 from control.gateway.pulse import ASK_S, LATE_S, Pulse, pulse_of, pulse_of_step
 from control.processes import asleep_cpu_ticks, stands_still
 from control.routing import WorkerView
 from control.types import WorkerRoute
 from engine.connection import Connection, connect
 from engine.errors import ConnectionLost, WireError
-from engine.types import Load, Role, WorkerState
+from engine.types import Load, Role, WorkerState, WorkKind
 from engine.wire import (
     Goodbye,
     Hello,
@@ -48,8 +48,6 @@ log = logging.getLogger(__name__)
 
 FIRST_BACKOFF_S: Final = 0.05
 LAST_BACKOFF_S: Final = 2.0
-#: A load that arrives this long after a submission has surely counted it.
-REFLECTED_S: Final = 0.02
 #: A longer time between two steps with tokens is idleness, not a step.
 LONGEST_STEP_S: Final = 2.0
 #: A worker that was lost is expected back, restarted, within this time.
@@ -82,6 +80,8 @@ class WorkerLink:
         prefixes: PrefixIndex,
         on_change: Callable[[], None],
         on_leaving: Callable[[WorkerLink], None] = lambda link: None,
+        *,
+        max_backlog_s: float | None = None,
     ) -> None:
         self.row = row
         self.slot = slot
@@ -90,7 +90,7 @@ class WorkerLink:
         self.block_tokens = 0
         self.max_context = 0
         self.simulated = row.simulated
-        self.load = Load()
+        self.pressure = Pressure(max_backlog_s)
         self.legs: dict[str, Leg] = {}
         self.features: tuple[str, ...] = ()
         self.kv_token_bytes = 0.0
@@ -109,9 +109,6 @@ class WorkerLink:
         self._on_leaving = on_leaving
         self._connection: Connection | None = None
         self._closed = asyncio.Event()
-        self._pending: deque[tuple[float, int, int]] = deque()
-        self._pending_prefill = 0
-        self._pending_kv = 0
         self._view: WorkerView | None = None
 
     # --- what routing sees ---------------------------------------------------------------------------------------
@@ -135,15 +132,7 @@ class WorkerLink:
 
     def view(self) -> WorkerView:
         if self._view is None:
-            load = self.load
-            self._view = WorkerView(
-                self.row.worker_id,
-                self.slot,
-                self.row.weight,
-                load.queued_prefill_tokens + self._pending_prefill,
-                (load.kv_blocks_held + load.kv_blocks_reserved) * self.block_tokens + self._pending_kv,
-                load.kv_blocks_total * self.block_tokens,
-            )
+            self._view = self.pressure.view(self.row, self.slot, self.block_tokens)
         return self._view
 
     def set_row(self, row: WorkerRoute) -> None:
@@ -162,9 +151,12 @@ class WorkerLink:
         if connection is None:
             return False
         self.legs[message.req_id] = leg
-        self._pending.append((time.monotonic(), prefill_tokens, kv_tokens))
-        self._pending_prefill += prefill_tokens
-        self._pending_kv += kv_tokens
+        self.pressure.asked(
+            time.monotonic(),
+            prefill_tokens=prefill_tokens,
+            kv_tokens=kv_tokens,
+            num_slots=int(message.kind is not WorkKind.PREFILL),
+        )
         self._changed()
         if connection.send(message):
             return True
@@ -226,16 +218,11 @@ class WorkerLink:
 
     def _set_load(self, load: Load) -> None:
         now_s = time.monotonic()
-        self.load = load
+        self.pressure.told(load, now_s)
         self.heard_s = now_s
         self._asleep = None
         pulse = pulse_of_step(load.step_overdue)
         self.is_late = pulse is not Pulse.BEATS
-        pending = self._pending
-        while pending and pending[0][0] < now_s - REFLECTED_S:
-            _, prefill_tokens, kv_tokens = pending.popleft()
-            self._pending_prefill -= prefill_tokens
-            self._pending_kv -= kv_tokens
         self._changed()
         if pulse is Pulse.GONE and self.legs:
             self._cut_off(
@@ -278,8 +265,7 @@ class WorkerLink:
         self.max_context = welcome.max_context
         self.simulated = welcome.simulated
         self.cause, self.notice_s = Cause.DIED, None
-        self._pending.clear()
-        self._pending_prefill = self._pending_kv = 0
+        self.pressure.restart(welcome.load)
         self._set_load(welcome.load)
         log.info("worker %s connected: %s, %s", self.worker_id, self.role, self.state)
 
@@ -289,7 +275,7 @@ class WorkerLink:
             return
         self._connection = None
         self.lost_s = time.monotonic()
-        in_step_s = self.load.step_running_s if self.cause is Cause.HUNG else 0.0
+        in_step_s = self.pressure.load.step_running_s if self.cause is Cause.HUNG else 0.0
         self.notice_s = self.lost_s - self.heard_s + in_step_s
         self.state = WorkerState.STARTING
         self._prefixes.forget(self.slot)

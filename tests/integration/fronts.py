@@ -21,6 +21,7 @@ from control.gateway.admission import Admission
 from control.gateway.app import Gateway, GatewayLimits
 from control.gateway.app import running as tasks_of
 from control.gateway.fleet import Fleet
+from control.gateway.gatekeeper import AdmissionRules
 from control.gateway.records import Origin, RecordLog
 from control.types import RoutingPolicy, RoutingTable, Slo, WorkerRoute
 from engine.errors import ConnectionLost
@@ -97,9 +98,10 @@ async def open_when_loaded(address: str) -> WorkerClient:
 
 @contextlib.asynccontextmanager
 async def front(text: Text, model: str, processes: Sequence[WorkerProcess]) -> AsyncIterator[Front]:
+    fleet = Fleet(Hello("gw", "gateway", TOKEN))
     gateway = Gateway(
-        fleet=Fleet(Hello("gw", "gateway", TOKEN)),
-        admission=Admission(64),
+        fleet=fleet,
+        admission=Admission(fleet, AdmissionRules(max_in_flight=64)),
         records=RecordLog(),
         origin=Origin(gateway_id="gw", fleet_id="t", slo=Slo()),
         limits=GatewayLimits(

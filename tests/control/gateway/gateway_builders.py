@@ -18,6 +18,7 @@ from control.gateway.admission import Admission
 from control.gateway.app import Gateway, GatewayLimits, running
 from control.gateway.drain import Server
 from control.gateway.fleet import Fleet
+from control.gateway.gatekeeper import AdmissionRules
 from control.gateway.null_worker import NullConfig, NullWorker
 from control.gateway.records import Origin, RecordLog
 from control.types import RequestRecord, RoutingPolicy, RoutingTable, Slo, WorkerRoute
@@ -123,9 +124,10 @@ async def house(
     addresses = [await worker.start() for worker in workers]
     bounds = {"default_max_tokens": 16, "max_body_bytes": 100_000, **(limits or {})}
     bounds = {"first_token_timeout_s": 60.0, "token_gap_timeout_s": 60.0, **bounds}
+    fleet = Fleet(Hello("gw-test", "gateway", "secret"))
     gateway = Gateway(
-        fleet=Fleet(Hello("gw-test", "gateway", "secret")),
-        admission=Admission(max_in_flight),
+        fleet=fleet,
+        admission=Admission(fleet, AdmissionRules(max_in_flight=max_in_flight)),
         records=RecordLog(),
         origin=Origin(gateway_id="gw-test", fleet_id="test", slo=Slo()),
         limits=GatewayLimits(**bounds),

@@ -15,6 +15,7 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from control.gateway import link
 from control.gateway.admission import Admission
 from control.gateway.fleet import Fleet
+from control.gateway.gatekeeper import AdmissionRules
 from control.gateway.plane_link import PlaneAddress, PlaneLink, load_table, save_table
 from control.gateway.records import RecordLog
 from control.types import RequestMove, RequestRecord, RoutingPolicy, RoutingTable
@@ -86,7 +87,7 @@ class Gateway:
     def __init__(self, run_dir: Path, port: int) -> None:
         self.fleet = Fleet(Hello("gw", "gateway", "secret"))
         self.records = RecordLog()
-        self.admission = Admission(8)
+        self.admission = Admission(self.fleet, AdmissionRules(max_in_flight=8))
         self.link = PlaneLink(
             plane=PlaneAddress(url=f"ws://127.0.0.1:{port}/api/v1/gateways/connect", run_dir=run_dir),
             hello=link.GatewayHello("gw", "127.0.0.1:1", "0", 1.0),
