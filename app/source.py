@@ -363,6 +363,6 @@ def merged(old: SeriesResult, fresh: SeriesResult, since_unix_s: float) -> Serie
     )
 
 
-def plane_hub(base_url: str) -> Hub:
-    """The hub of a console process: PhaselineClient to one plane."""
-    return Hub(base_url=base_url, connect=lambda token: PhaselineClient(base_url, token))
+def plane_hub(urls: tuple[str, ...]) -> Hub:
+    """The hub of a console process: PhaselineClient to the plane that is active."""
+    return Hub(base_url=urls[0], connect=lambda token: PhaselineClient(urls, token))

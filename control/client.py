@@ -1,23 +1,25 @@
 """The one Python client of the control API; the console and the CLI use nothing else.
 
 Synchronous httpx. Answers come back as `control.types` values, problem bodies as `control.errors`, and no answer at
-all as PlaneUnreachable. Nothing is decided here and nothing is retried: a caller who wants that says so.
+all as PlaneUnreachable. Decided here: what is asked again while another plane takes over, at which address, and for how
+long. Reading is; a command is, because its idempotency key makes it one command; logging in is not.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import httpx
 from pydantic import TypeAdapter, ValidationError
 
 from control import errors
-from control.errors import ControlError, FleetError, NotFound, PlaneUnreachable
+from control.errors import ControlError, FleetError, NotActive, NotFound, PlaneUnreachable, StaleFence
 from control.types import (
     Action,
     Command,
@@ -44,6 +46,8 @@ from control.types import (
 T = TypeVar("T")
 API = "/api/v1"
 POLL_S = 0.1
+RETRY_S = 0.1
+PATIENCE_S = 3.0
 _adapters: dict[Any, TypeAdapter[Any]] = {}  # built once per type
 ENDED = frozenset({CommandState.DONE, CommandState.FAILED, CommandState.SUPERSEDED})
 ERRORS: Mapping[str, type[ControlError]] = {
@@ -55,26 +59,34 @@ ERRORS: Mapping[str, type[ControlError]] = {
         errors.NotFound,
         errors.NotAllowed,
         errors.HistoryError,
+        errors.DatabaseAway,
+        errors.StaleFence,
+        errors.NotActive,
         errors.FleetError,
     )
 }
 
 
 class PhaselineClient:
-    """One connection pool to one plane. Thread-safe, as httpx.Client is; close it or use it as a context."""
+    """One connection pool to the active plane, wherever it listens. Thread-safe; close it or use it as a context.
+
+    `urls`: the address of the plane, or those of all planes. `patience_s`: a takeover is waited out for so long.
+    """
 
     def __init__(
         self,
-        base_url: str,
+        urls: str | Sequence[str],
         token: str = "",
         timeout_s: float = 5.0,
         *,
+        patience_s: float = PATIENCE_S,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._http = httpx.Client(
-            base_url=base_url, headers=headers, timeout=timeout_s, transport=transport, trust_env=False
-        )
+        self._urls = (urls,) if isinstance(urls, str) else tuple(urls)
+        self._turn = 0  # of the addresses: the one that answered last
+        self._patience_s = patience_s
+        self._http = httpx.Client(headers=headers, timeout=timeout_s, transport=transport, trust_env=False)
 
     def close(self) -> None:
         self._http.close()
@@ -136,16 +148,20 @@ class PhaselineClient:
         """How the last requests would have been routed; `policy` may hold only the keys to change."""
         changes = asdict(policy) if isinstance(policy, RoutingPolicy) else dict(policy)
         body = {"policy": changes, "window_s": window_s, "fleet_id": fleet_id}
-        return self._post(WhatIfRouting, f"{API}/routing/what-if", body)
+        return self._post(WhatIfRouting, f"{API}/routing/what-if", body, is_repeatable=True)
 
     # --- commands ---------------------------------------------------------------------------------------------------
 
     def preview(self, request: CommandRequest) -> Preview:
-        return self._post(Preview, f"{API}/commands/preview", _dump(request))
+        return self._post(Preview, f"{API}/commands/preview", _dump(request), is_repeatable=True)
 
     def submit(self, request: CommandRequest) -> Command:
-        """Record a command; it is carried out from the next tick on. StaleVersion, CommandRefused, NotAllowed."""
-        return self._post(Command, f"{API}/commands", _dump(request))
+        """Record a command; it is carried out from the next tick on. StaleVersion, CommandRefused, NotAllowed.
+
+        A command without an idempotency key gets one, so that it can be sent again when no answer came.
+        """
+        keyed = request if request.idempotency_key else replace(request, idempotency_key=uuid4().hex)
+        return self._post(Command, f"{API}/commands", _dump(keyed), is_repeatable=True)
 
     def undo(self, command_id: int, *, why: str = "", base_version: int | None = None) -> Command:
         action = Action(verb=Verb.UNDO, command_id=command_id)
@@ -255,7 +271,7 @@ class PhaselineClient:
     def events(self, timeout_s: float = 30.0) -> Iterator[dict[str, Any]]:
         """Server-sent events: {"event": "tick" | "command", ...}. Ends when the plane closes the stream."""
         try:
-            with self._http.stream("GET", f"{API}/events", timeout=timeout_s) as response:
+            with self._http.stream("GET", f"{self._url}{API}/events", timeout=timeout_s) as response:
                 if response.is_error:
                     response.read()
                     raise problem_error(response)
@@ -268,26 +284,46 @@ class PhaselineClient:
     # --- transport --------------------------------------------------------------------------------------------------
 
     def _get(self, kind: type[T], path: str, /, **params: Any) -> T:
-        return self._send(kind, "GET", path, params={k: _query(v) for k, v in params.items() if v is not None})
+        query = {k: _query(v) for k, v in params.items() if v is not None}
+        return self._send(kind, "GET", path, True, params=query)
 
-    def _post(self, kind: type[T], path: str, body: Any) -> T:
-        return self._send(kind, "POST", path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+    def _post(self, kind: type[T], path: str, body: Any, *, is_repeatable: bool = False) -> T:
+        headers = {"Content-Type": "application/json"}
+        return self._send(kind, "POST", path, is_repeatable, content=json.dumps(body), headers=headers)
 
-    def _send(self, kind: type[T], method: str, path: str, **options: Any) -> T:
-        try:
-            response = self._http.request(method, path, **options)
-        except httpx.TransportError as error:
-            raise self._unreachable(error) from error
-        if response.is_error:
-            raise problem_error(response)
+    def _send(self, kind: type[T], method: str, path: str, is_repeatable: bool, **options: Any) -> T:
+        response = self._answer(method, path, is_repeatable, **options)
         try:
             answer: T = _adapter(kind).validate_json(response.content)
             return answer
         except ValidationError as error:
             raise FleetError(f"the plane's answer to {path} is not understood: {error.errors()[0]['msg']}") from error
 
+    def _answer(self, method: str, path: str, is_repeatable: bool, **options: Any) -> httpx.Response:
+        """The active plane's answer. Raises the error that it stands for, or PlaneUnreachable."""
+        until_s = time.monotonic() + self._patience_s
+        while True:
+            error: ControlError
+            try:
+                response = self._http.request(method, f"{self._url}{path}", **options)
+                if not response.is_error:
+                    return response
+                error = problem_error(response)
+                may_repeat = isinstance(error, StaleFence | NotActive)  # that plane has done nothing
+            except httpx.TransportError as broken:
+                error = self._unreachable(broken)
+                may_repeat = is_repeatable or isinstance(broken, httpx.ConnectError)
+            if not may_repeat or time.monotonic() > until_s:
+                raise error
+            self._turn += 1
+            time.sleep(RETRY_S)
+
+    @property
+    def _url(self) -> str:
+        return self._urls[self._turn % len(self._urls)].rstrip("/")
+
     def _unreachable(self, error: httpx.TransportError) -> PlaneUnreachable:
-        return PlaneUnreachable(f"the plane at {self._http.base_url} does not answer: {error or type(error).__name__}")
+        return PlaneUnreachable(f"the plane at {self._url} does not answer: {error or type(error).__name__}")
 
 
 def problem_error(response: httpx.Response) -> ControlError:

@@ -101,6 +101,7 @@ def shared_environment(settings: Settings) -> dict[str, str]:
         "PHASELINE_GATEWAY_PORT": str(settings.gateway_port),
         "PHASELINE_API_PORT": str(settings.api_port),
         "PHASELINE_CONSOLE_PORT": str(settings.console_port),
+        "PHASELINE_PLANE_URLS": settings.plane_urls,
         "PYTHONUNBUFFERED": "1",
     }
     if "PHASELINE_CONFIG" in os.environ or config.is_file():

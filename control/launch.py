@@ -159,8 +159,8 @@ def _await_workers(supervisor: Supervisor, settings: Settings) -> None:
     """Say each worker once it is ready. Gives up waiting, not running, after WORKERS_LIMIT_S."""
     told: dict[str, str] = {}
     deadline_s = time.monotonic() + WORKERS_LIMIT_S
-    url = f"http://{settings.host}:{settings.api_port}"
-    with PhaselineClient(url, read_token(settings.run_dir, "operator"), timeout_s=2.0) as client:
+    token = read_token(settings.run_dir, "operator")
+    with PhaselineClient(settings.plane_addresses, token, timeout_s=2.0, patience_s=0.0) as client:
         while not supervisor.stop.is_set() and time.monotonic() < deadline_s:
             supervisor.tick(time.monotonic())
             workers = _workers(client)

@@ -111,7 +111,7 @@ class PlaneProcess:
         try:
             fleet = FLEETS[self._settings.fleet_kind](self._settings)
             await _prepare(fleet)
-            me = this_process(api_address(self._settings))
+            me = this_process(self._settings.plane_addresses[0])
             keeper = LeaseKeeper(history, fleet.fleet_id, me, self._settings.plane_lease_s)
             try:
                 await self._stand_by_and_act(fleet, history, keeper)
@@ -194,11 +194,6 @@ async def _prepare(fleet: Fleet) -> None:
         await fleet.prepare()
     except FleetError as error:
         _log.warning("the fleet cannot be reached yet: %s", error.detail)
-
-
-def api_address(settings: Settings) -> str:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"http://{host}:{settings.api_port}"
 
 
 def own_version() -> str:

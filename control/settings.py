@@ -98,7 +98,9 @@ class Settings(BaseSettings):
         1.5, description="The active plane renews its lease so often that a standby takes over after this long silence."
     )
     plane_urls: str = Field(
-        "", description="Addresses of planes on other hosts, tried too: `http://a:8080,http://b:8080`."
+        "",
+        pattern=r"^(https?://[^\s,/]+/?(,\s*https?://[^\s,/]+/?)*)?$",
+        description="Addresses of planes on other hosts, tried too: `http://a:8080,http://b:8080`.",
     )
 
     database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite at <run_dir>/history.db.")
@@ -216,6 +218,13 @@ class Settings(BaseSettings):
     def worker_ids(self) -> tuple[str, ...]:
         """Names of this fleet's workers."""
         return worker_ids(self.num_workers)
+
+    @property
+    def plane_addresses(self) -> tuple[str, ...]:
+        """Where a client finds the active plane, in the order in which they are tried: this host's, then the others."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        others = [each.strip().rstrip("/") for each in self.plane_urls.split(",")]
+        return (f"http://{host}:{self.api_port}", *(each for each in others if each))
 
     @property
     def initial_policy(self) -> RoutingPolicy:

@@ -13,7 +13,10 @@ import typer
 
 from control.cli.shell import Exit, JsonFlag, connect, percent, plain, print_json, print_table, say
 from control.client import ENDED, PhaselineClient
+from control.components import PLANE, kind_of
+from control.deployment import read_state
 from control.errors import CommandRefused, SettingsError
+from control.settings import load_settings
 from control.stories import departure_words
 from control.types import (
     Action,
@@ -21,6 +24,7 @@ from control.types import (
     CommandRequest,
     CommandState,
     FleetSnapshot,
+    PlaneStatus,
     Preview,
     Role,
     Verb,
@@ -48,6 +52,8 @@ def status(as_json: JsonFlag = False) -> None:
         print_json(snapshot)
         return
     _show_head(snapshot)
+    if snapshot.plane is not None:
+        say(plane_line(snapshot.plane, standbys(snapshot.plane)))
     columns = ("worker", "role", "state", "pid", "host", "device", "KV", "running", "waiting", "restarts", "reason")
     rows = [_worker_row(each) for each in snapshot.workers]
     print_table(columns, rows, right=("pid", "KV", "running", "waiting", "restarts"))
@@ -60,6 +66,20 @@ def _show_head(snapshot: FleetSnapshot) -> None:
     say(f"pools: {', '.join(pools) or 'none'}; version {snapshot.desired.version}, seen {snapshot.stale_s:.1f} s ago")
     for notice in snapshot.notices:
         say(f"note: {notice}")
+
+
+def standbys(active: PlaneStatus) -> list[int]:
+    """Pids of the planes that this machine's supervisor runs beside the active one."""
+    state = read_state(load_settings().run_dir)
+    planes = [each for each in (state.components if state else {}).values() if kind_of(each.name) == PLANE]
+    return [each.root.pid for each in planes if each.root and each.root.is_alive and each.root.pid != active.pid]
+
+
+def plane_line(active: PlaneStatus, standing_by: list[int]) -> str:
+    """Which plane acts, and which would take over."""
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(active.since_unix_s))
+    others = ", ".join(f"pid {pid}" for pid in standing_by) or "none on this machine"
+    return f"plane: pid {active.pid} on {active.hostname}, fence {active.fence}, since {since}; standing by: {others}"
 
 
 def _worker_row(worker: WorkerStatus) -> tuple[object, ...]:

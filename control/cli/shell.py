@@ -76,14 +76,15 @@ def one_line(error: ControlError) -> str:
     return f"{error.detail} ({'; '.join(parts)})" if parts else error.detail
 
 
-def plane_url(settings: Settings) -> str:
+def plane_urls(settings: Settings) -> tuple[str, ...]:
     """Where the plane of this run folder listens: as it was started, which may differ from today's settings."""
     if remote["url"]:
-        return remote["url"].rstrip("/")
+        return (remote["url"].rstrip("/"),)
+    own, *others = settings.plane_addresses
     state = read_state(settings.run_dir)
     if state is not None and (state.supervisor.is_alive or state.running):
-        return f"http://{state.settings['host']}:{state.settings['api_port']}"
-    return f"http://{settings.host}:{settings.api_port}"
+        own = f"http://{state.settings['host']}:{state.settings['api_port']}"
+    return (own, *others)
 
 
 def connect(settings: Settings | None = None, timeout_s: float = 10.0) -> PhaselineClient:
@@ -95,10 +96,10 @@ def connect(settings: Settings | None = None, timeout_s: float = 10.0) -> Phasel
             token = token_file.read_text().strip()
         except OSError as error:
             raise SettingsError(f"--token-file {token_file}: {error.strerror}", field="token-file") from error
-        return PhaselineClient(plane_url(settings), token, timeout_s)
+        return PhaselineClient(plane_urls(settings), token, timeout_s)
     if not (settings.run_dir / "secrets" / "operator_token").exists():
         raise PlaneUnreachable(f"nothing was started in run_dir {settings.run_dir}; `phaseline up` starts it")
-    return PhaselineClient(plane_url(settings), read_token(settings.run_dir, "operator"), timeout_s)
+    return PhaselineClient(plane_urls(settings), read_token(settings.run_dir, "operator"), timeout_s)
 
 
 def say(line: str) -> None:

@@ -155,9 +155,9 @@ def admission_rules(settings: Settings) -> AdmissionRules:
 
 
 def make_plane_link(settings: Settings, gateway: Gateway, gateway_id: str) -> PlaneLink:
-    plane = format_address(settings.host, settings.api_port)
+    urls = tuple(f"ws{each.removeprefix('http')}/api/v1/gateways/connect" for each in settings.plane_addresses)
     return PlaneLink(
-        plane=PlaneAddress(url=f"ws://{plane}/api/v1/gateways/connect", run_dir=settings.run_dir),
+        plane=PlaneAddress(urls=urls, run_dir=settings.run_dir),
         hello=GatewayHello(
             gateway_id=gateway_id,
             address=format_address(settings.host, settings.gateway_port),

@@ -43,9 +43,9 @@ MAX_MESSAGE_BYTES: Final = 64 * 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlaneAddress:
-    """Where the plane is, and where the token lies that it wants to see."""
+    """Where planes may listen, tried in turn, and where the token lies that they want to see."""
 
-    url: str
+    urls: tuple[str, ...]
     run_dir: Path
 
 
@@ -69,6 +69,7 @@ class PlaneLink:
         self._admission = admission
         self._accepts = accepts
         self._is_linked = False
+        self._turn = 0  # of the addresses
         self._table_path = plane.run_dir / "gateway" / "table.json"
         self._unsent_dir = plane.run_dir / "gateway" / "unsent"
 
@@ -79,16 +80,21 @@ class PlaneLink:
             try:
                 await self._connect_once()
             except (OSError, TimeoutError, WebSocketException, SettingsError, msgspec.MsgspecError) as error:
-                log.info("no link to the plane: %s", error)
+                log.info("no link to the plane at %s: %s", self._url, error)
+                self._turn += 1
             if time.monotonic() - started_s > LAST_BACKOFF_S:
                 backoff_s = FIRST_BACKOFF_S
             await asyncio.sleep(backoff_s)
             backoff_s = min(2 * backoff_s, LAST_BACKOFF_S)
 
+    @property
+    def _url(self) -> str:
+        return self._plane.urls[self._turn % len(self._plane.urls)]
+
     async def _connect_once(self) -> None:
         """One connection, from hello to its end."""
         async with self._opened(self._hello) as socket:
-            log.info("linked to the plane at %s", self._plane.url)
+            log.info("linked to the plane at %s", self._url)
             senders = [
                 asyncio.create_task(each)
                 for each in (self._send_records(socket), self._send_beats(socket), self._hand_in_unsent())
@@ -108,7 +114,7 @@ class PlaneLink:
         token = read_token(self._plane.run_dir, "service")
         headers = {"Authorization": f"Bearer {token}"}
         async with connect(
-            self._plane.url, additional_headers=headers, max_size=MAX_MESSAGE_BYTES, compression=None, proxy=None
+            self._url, additional_headers=headers, max_size=MAX_MESSAGE_BYTES, compression=None, proxy=None
         ) as socket:
             await socket.send(link.encode(hello))
             yield socket

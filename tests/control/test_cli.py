@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from control import errors
 from control.auth import open_auth
 from control.cli.bench import benchmarks
-from control.cli.commands import describe, parse_routing
+from control.cli.commands import describe, parse_routing, plane_line
 from control.cli.history import parse_duration
 from control.cli.lifecycle import last_lines, masked
 from control.cli.main import app
@@ -29,6 +29,7 @@ from control.types import (
     CommandState,
     FleetEvent,
     FleetSnapshot,
+    PlaneStatus,
     PlannedStep,
     Preview,
     Problem,
@@ -394,3 +395,10 @@ def test_a_request_is_told_with_its_moves(settings: Path) -> None:
     with PlaneServer({("GET", "/api/v1/requests/r1"): plain(moved)}) as plane:
         result = ask(plane, "request", "r1")
     assert "at 700 ms: continued on w2 after w1 died (stall 240 ms)" in result.output
+
+
+def test_the_active_plane_and_those_that_stand_by_are_one_line() -> None:
+    active = PlaneStatus(pid=7, hostname="host", address="http://127.0.0.1:8080", fence=3, since_unix_s=0.0)
+    assert plane_line(active, [8, 9]).startswith("plane: pid 7 on host, fence 3, since ")
+    assert plane_line(active, [8, 9]).endswith("; standing by: pid 8, pid 9")
+    assert plane_line(active, []).endswith("; standing by: none on this machine")

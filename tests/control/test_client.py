@@ -185,7 +185,8 @@ async def test_a_gateway_connects_with_the_service_token_only(served: Served) ->
 async def test_no_answer_is_plane_unreachable() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    with PhaselineClient(f"http://127.0.0.1:{port}") as client, pytest.raises(PlaneUnreachable) as gone:
+    client = PhaselineClient(f"http://127.0.0.1:{port}", patience_s=0.0)
+    with client, pytest.raises(PlaneUnreachable) as gone:
         client.snapshot()
     assert gone.value.retry_helps
 

@@ -89,7 +89,7 @@ class Gateway:
         self.records = RecordLog()
         self.admission = Admission(self.fleet, AdmissionRules(max_in_flight=8))
         self.link = PlaneLink(
-            plane=PlaneAddress(url=f"ws://127.0.0.1:{port}/api/v1/gateways/connect", run_dir=run_dir),
+            plane=PlaneAddress(urls=(f"ws://127.0.0.1:{port}/api/v1/gateways/connect",), run_dir=run_dir),
             hello=link.GatewayHello("gw", "127.0.0.1:1", "0", 1.0),
             fleet=self.fleet,
             records=self.records,
