@@ -148,7 +148,8 @@ class Desk:
 
     def _known(self, found: Command) -> Command:
         """As it is here, where its newest lines may not be written yet."""
-        return self.unfinished.get(found.command_id) or self._ended.get(found.command_id) or found
+        known = self.unfinished.get(found.command_id) or self._ended.get(found.command_id)
+        return found if known is None else replace(known, undone_by=found.undone_by)
 
     def annotated(self, command: Command) -> Command:
         """With `can_undo`: what it changed is still as it left it; and with what leaves its workers now."""
