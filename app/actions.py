@@ -13,10 +13,11 @@ from html import escape
 
 import streamlit as st
 
-from app import cards, format, session, words
+from app import cards, format, frames, session, words
 from app.session import Form
 from app.source import Hub
 from control.errors import ControlError, StaleVersion
+from control.stories import departure_words
 from control.types import Action, Command, CommandRequest, Preview, Verb
 
 ENDED = ("done", "failed", "superseded")
@@ -216,6 +217,12 @@ def _journal(command: Command, tz: tzinfo) -> str:
         if hidden
         else ""
     )
+    told = {step.worker_id for step in command.steps if step.state == "moved"}
+    leaving = "".join(
+        cards.progress(f"{each.worker_id}: {departure_words(each)}", frames.gone_share(each))
+        for each in command.departures
+        if each.worker_id not in told
+    )
     why = f" · {command.why}" if command.why else ""
     result = f'<div style="margin-top:6px;font-size:13px">{escape(command.result)}</div>' if command.result else ""
     title = escape(words.command(command))
@@ -225,5 +232,5 @@ def _journal(command: Command, tz: tzinfo) -> str:
         f"{cards.state(command.state)}</div>"
         f'<div class="pl-muted" style="font-size:12px">{escape(command.who)}, '
         f"{format.clock(command.created_unix_s, tz)}{escape(why)}</div>"
-        f"{cards.steps(steps, f'Steps of command {command.command_id}')}{more}{result}</section>"
+        f"{cards.steps(steps, f'Steps of command {command.command_id}')}{leaving}{more}{result}</section>"
     )

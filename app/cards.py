@@ -257,11 +257,30 @@ def state(word: str) -> str:
     )
 
 
+def event(kind: str) -> str:
+    """A kind of event as the glyph that a chart draws at its rule, and its word."""
+    color = theme.EVENT_COLORS[kind]
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 10 10"><path d="{theme.EVENT_PATHS[kind]}" '
+        f'fill="{color}"/></svg>'
+    )
+    mark = picture(svg, css="width:9px;height:9px;display:inline-block;margin-right:5px;vertical-align:baseline")
+    return f'<span class="pl-nowrap">{mark}{escape(kind)}</span>'
+
+
 def role(word: str) -> str:
     """A role as a line sample in its colour and dash, and its word."""
     color = theme.ROLE_COLORS.get(word, theme.MIXED)
     dash = " ".join(str(part) for part in theme.ROLE_DASHES.get(word, [1, 0]))
     return f'<span style="white-space:nowrap">{sample(color, dash, 18)}{escape(word)}</span>'
+
+
+def progress(words: str, share: float) -> str:
+    """How far something has come: words over a bar."""
+    return (
+        f'<div class="pl-load" style="margin-top:6px"><span>{escape(words)}</span><div class="pl-bar">'
+        f'<i style="width:{100 * min(1.0, max(0.0, share)):.0f}%;background:{theme.DECODE}"></i></div></div>'
+    )
 
 
 def steps(rows: Sequence[tuple[str, str, str]], caption: str) -> str:

@@ -6,13 +6,16 @@ All arithmetic of the console is here and in `app.format`; everything is pure. U
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
 
-from app import format, words
+from app import format
 from control.types import (
-    Command,
+    Departure,
+    FleetEvent,
+    RequestMove,
     RequestRecord,
     RoleInterval,
     Series,
@@ -148,48 +151,54 @@ def largest(named: Iterable[Labelled]) -> float | None:
     return max((value for value in values if value is not None), default=None)
 
 
-def label_levels(times: Sequence[float], width: float, edge: float) -> list[int]:
-    """Rows for labels `width` wide that start at their time (end at it beyond `edge`), so that none covers another."""
-    ends: list[float] = []  # where each row is free again
-    levels = []
-    for at in times:
-        start = at - width if at > edge else at
-        level = next((index for index, end in enumerate(ends) if end <= start), len(ends))
-        ends[level : level + 1] = [start + width]
-        levels.append(level)
-    return levels
-
-
-def command_marks(commands: Iterable[Command], since_unix_s: float, until_unix_s: float) -> bytes:
-    """Commands within [since, until] as rules with short labels."""
-    inside = sorted(
-        (each for each in commands if since_unix_s <= each.created_unix_s <= until_unix_s),
-        key=lambda each: each.created_unix_s,
-    )
-    edge = until_unix_s - 0.12 * (until_unix_s - since_unix_s)  # a label beyond it would stick out of the chart
-    columns = {
-        "t": [ms(each.created_unix_s) for each in inside],
-        "label": [words.label(each) for each in inside],
-        "late": [each.created_unix_s > edge for each in inside],
-        "near": [6.0 * (until_unix_s - since_unix_s)] * len(inside),  # ms: 0.6% of the window is at the rule
-        "level": label_levels([each.created_unix_s for each in inside], 0.1 * (until_unix_s - since_unix_s), edge),
-    }
-    kinds = (pa.float64(), pa.string(), pa.bool_(), pa.float64(), pa.int32())
-    schema = pa.schema(list(zip(columns, kinds, strict=True)))
-    return arrow(pa.table(columns, schema=schema))
-
-
 # --- bars ------------------------------------------------------------
 
 
-def intervals(found: Iterable[RoleInterval], since_unix_s: float, now_unix_s: float) -> bytes:
-    """Role intervals [start, end) clipped to the window, as bars."""
-    rows = [
-        (each.worker_id, max(each.start_unix_s, since_unix_s), each.end_unix_s or now_unix_s, each)
+@dataclass(frozen=True, slots=True)
+class Away:
+    """A worker was away over [start, end); end None: still."""
+
+    worker_id: str
+    start_unix_s: float
+    end_unix_s: float | None
+    reason: str
+
+
+def absences(events: Iterable[FleetEvent]) -> list[Away]:
+    """From each end of a worker to its next life, oldest first."""
+    found: list[Away] = []
+    ended: dict[str, FleetEvent] = {}
+    for event in sorted(events, key=lambda each: each.at_unix_s):
+        if event.kind in ("died", "stopped"):
+            ended[event.worker_id] = event
+        elif event.kind == "restarted":
+            before = ended.pop(event.worker_id, None)
+            start = before.at_unix_s if before else event.at_unix_s - (event.away_s or 0.0)
+            found.append(Away(event.worker_id, start, event.at_unix_s, event.reason))
+    return [*found, *(Away(each.worker_id, each.at_unix_s, None, each.reason) for each in ended.values())]
+
+
+def intervals(
+    found: Iterable[RoleInterval], since_unix_s: float, now_unix_s: float, away: Iterable[Away] = ()
+) -> bytes:
+    """Role intervals and absences [start, end) clipped to the window, as bars."""
+    held = [
+        (each.worker_id, each.start_unix_s, each.end_unix_s, str(each.role), f"{each.role}, {each.state}")
         for each in found
-        if (each.end_unix_s or now_unix_s) > since_unix_s
     ]
+    gone = [(each.worker_id, each.start_unix_s, each.end_unix_s, "away", "away") for each in away]
     window_s = now_unix_s - since_unix_s  # a bar too short for its words carries none
+    rows = [
+        {
+            "worker": worker,
+            "start": ms(max(start, since_unix_s)),
+            "end": ms(end or now_unix_s),
+            "role": role,
+            "text": text if (end or now_unix_s) - max(start, since_unix_s) > 0.08 * window_s else "",
+        }
+        for worker, start, end, role, text in (*held, *gone)
+        if (end or now_unix_s) > since_unix_s
+    ]
     schema = pa.schema(
         [
             ("worker", pa.string()),
@@ -199,14 +208,7 @@ def intervals(found: Iterable[RoleInterval], since_unix_s: float, now_unix_s: fl
             ("text", pa.string()),
         ]
     )
-    columns = {
-        "worker": [worker for worker, _, _, _ in rows],
-        "start": [ms(start) for _, start, _, _ in rows],
-        "end": [ms(end) for _, _, end, _ in rows],
-        "role": [str(each.role) for _, _, _, each in rows],
-        "text": [f"{each.role}, {each.state}" if end - start > 0.08 * window_s else "" for _, start, end, each in rows],
-    }
-    return arrow(pa.table(columns, schema=schema))
+    return arrow(pa.Table.from_pylist(rows, schema))
 
 
 def stages(record: RequestRecord) -> list[tuple[str, float, float]]:
@@ -220,6 +222,13 @@ def stages(record: RequestRecord) -> list[tuple[str, float, float]]:
     if record.e2e_s is not None and record.e2e_s > at:
         found.append(("decode" if record.prefill_s is not None else "not attributed", at, record.e2e_s))
     return found
+
+
+def gone_share(departure: Departure) -> float:
+    """Of the sequences that decoded on a worker, the part that does not any more."""
+    if not departure.num_sequences:
+        return 1.0
+    return 1.0 - departure.num_left / departure.num_sequences
 
 
 def stage_bars(record: RequestRecord) -> bytes:
@@ -270,6 +279,25 @@ def first_token(record: RequestRecord) -> bytes:
         "label": [f"first token {format.duration(record.ttft_s)}"] if known else [],
     }
     return arrow(pa.table(columns, schema=pa.schema([("at", pa.float64()), ("label", pa.string())])))
+
+
+def request_moves(record: RequestRecord, looks: Mapping[str, str]) -> bytes:
+    """Where it went on elsewhere: a row of their own below the stages, each with its target."""
+    late_s = 0.8 * (record.e2e_s or 0.0)  # a label beyond it stands to the left
+    columns = {
+        "at": [each.at_s for each in record.moves],
+        "stage": ["went on"] * len(record.moves),
+        "kind": [looks[each.kind] for each in record.moves],
+        "label": [_target(each) for each in record.moves],
+        "late": [each.at_s > late_s for each in record.moves],
+    }
+    kinds = (pa.float64(), pa.string(), pa.string(), pa.string(), pa.bool_())
+    return arrow(pa.table(columns, schema=pa.schema(list(zip(columns, kinds, strict=True)))))
+
+
+def _target(move: RequestMove) -> str:
+    stall = "" if move.stall_s is None else f", stall {format.duration(move.stall_s)}"
+    return f"{move.kind} to {move.to_worker}{stall}" if move.to_worker else f"{move.kind}: ended there"
 
 
 def axis_span(result: SeriesResult, named: Iterable[Labelled]) -> bytes:

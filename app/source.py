@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -20,6 +20,8 @@ from control.errors import ControlError, NotAllowed, PlaneUnreachable
 from control.types import (
     Command,
     CommandRequest,
+    EventKind,
+    FleetEvent,
     FleetSnapshot,
     MetricInfo,
     Preview,
@@ -40,6 +42,8 @@ FORGET_AFTER_S = 15.0  # a live series that nobody asked for is no longer read
 OVERLAP_S = 12.0  # the youngest points may still change: read them again
 COMMANDS_EVERY_S = 5.0
 NUM_COMMANDS = 50
+EVENTS_EVERY_S = 2.0
+MAX_EVENTS = 1_000
 RANGES_KEPT = 64
 LEAST_S = 0.3  # of a period: between two readings, whatever the plane says
 PATIENCE = 1.1  # of a period: without a word from the plane
@@ -78,9 +82,19 @@ class Plane(Protocol):
         rule: str | None = None,
         worker_id: str | None = None,
         good: bool | None = None,
+        moved: bool | None = None,
     ) -> list[RequestRecord]: ...
     def request(self, request_id: str) -> RequestRecord: ...
     def events(self) -> Iterator[dict[str, Any]]: ...
+    def fleet_events(
+        self,
+        since_unix_s: float,
+        until_unix_s: float | None = None,
+        *,
+        kinds: Collection[EventKind] = (),
+        worker_id: str | None = None,
+        limit: int = 1_000,
+    ) -> list[FleetEvent]: ...
     def roles(
         self, since_unix_s: float, until_unix_s: float | None = None, fleet_id: str | None = None
     ) -> list[RoleInterval]: ...
@@ -316,6 +330,15 @@ class Hub:
                 self._ranges.pop(next(iter(self._ranges)))
             self._ranges[key] = (self.now(), value)
         return value
+
+    def events(self, since_unix_s: float, until_unix_s: float, worker_id: str | None = None) -> list[FleetEvent]:
+        """What happened in [since, until), newest first; at most EVENTS_EVERY_S old. May raise."""
+        key = ("events", worker_id, int(since_unix_s // EVENTS_EVERY_S), int(until_unix_s // EVENTS_EVERY_S))
+        return self.cached(
+            key,
+            60.0,
+            lambda plane: plane.fleet_events(since_unix_s, until_unix_s, worker_id=worker_id, limit=MAX_EVENTS),
+        )
 
     def memo(self, key: Hashable, version: Hashable, build: Callable[[], T]) -> T:
         """Build once per version for all sessions (a frame, a card row)."""

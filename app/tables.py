@@ -12,11 +12,14 @@ from datetime import UTC, datetime, tzinfo
 
 import pandas as pd
 
-from app import format, words
-from app.frames import mean, newest
+from app import cards, format, words
+from app.frames import Away, mean, newest
+from app.marks import LOOKS
+from control.stories import event_words, move_words
 from control.types import (
     Command,
     Desired,
+    FleetEvent,
     FleetSnapshot,
     PhaseUtilization,
     RequestRecord,
@@ -24,6 +27,8 @@ from control.types import (
     RoleInterval,
     SeriesResult,
 )
+
+MOVE_KINDS = ("failover", "migration", "recompute")
 
 
 def csv_text(results: Iterable[tuple[str, SeriesResult]]) -> str:
@@ -83,19 +88,60 @@ def _state_words(state: str, *, drained: bool, alive: bool) -> str:
     return f"{state} (by order)" if drained and state in ("draining", "drained") else str(state)
 
 
-def interval_rows(found: Iterable[RoleInterval], now_unix_s: float, tz: tzinfo) -> list[tuple[str, str, str, str, str]]:
-    """(from, for, role, state, reason), newest first."""
-    newest_first = sorted(found, key=lambda each: each.start_unix_s, reverse=True)
+def life_rows(
+    held: Iterable[RoleInterval],
+    events: Iterable[FleetEvent],
+    away: Iterable[Away],
+    commands: Iterable[Command],
+    now_unix_s: float,
+    tz: tzinfo,
+) -> list[tuple[cards.Cell, ...]]:
+    """One worker's life, newest first: from, for, what, and the story behind it."""
+    told: list[tuple[float, float | None, str, str]] = [
+        (
+            each.start_unix_s,
+            (each.end_unix_s or now_unix_s) - each.start_unix_s,
+            f"{cards.role(each.role)} {cards.text(str(each.state))}",
+            f"{words.sentence(each.reason) or '–'} (life {each.epoch})",
+        )
+        for each in held
+    ]
+    told += [
+        (
+            each.start_unix_s,
+            (each.end_unix_s or now_unix_s) - each.start_unix_s,
+            cards.event("died"),
+            words.sentence(each.reason) + (". It is being started anew" if each.end_unix_s is None else ""),
+        )
+        for each in away
+    ]
+    told += [
+        (each.at_unix_s, None, cards.event(LOOKS[each.kind]), words.sentence(event_words(each)))
+        for each in events
+        if each.kind in MOVE_KINDS
+    ]
+    told += [
+        (each.created_unix_s, None, "command", f"{each.command_id}: {words.command(each)} by {each.who}")
+        for each in commands
+    ]
+    told.sort(key=lambda row: row[0], reverse=True)
     return [
         (
-            format.moment(each.start_unix_s, tz),
-            format.duration((each.end_unix_s or now_unix_s) - each.start_unix_s),
-            str(each.role),
-            str(each.state),
-            each.reason,
+            cards.Cell(format.moment(at, tz)),
+            cards.Cell("" if length_s is None else format.duration(length_s), num=True),
+            cards.Cell(what, html=True),
+            cards.Cell(text),
         )
-        for each in newest_first
+        for at, length_s, what, text in told
     ]
+
+
+def concerns(command: Command, worker_id: str) -> bool:
+    """Whether a command was about this worker: by name, or because it changed its role."""
+    if command.action.worker_id == worker_id or worker_id in (command.action.weights or {}):
+        return True
+    before, after = command.desired_before, command.desired_after
+    return before is not None and after is not None and before.roles.get(worker_id) != after.roles.get(worker_id)
 
 
 def request_rows(records: Sequence[RequestRecord], tz: tzinfo) -> pd.DataFrame:
@@ -115,8 +161,34 @@ def request_rows(records: Sequence[RequestRecord], tz: tzinfo) -> pd.DataFrame:
             "gap_ms": [_ms_or_none(each.max_gap_s) for each in records],
             "e2e_s": [each.e2e_s for each in records],
             "request": [each.request_id for each in records],
+            "went_on": [went_on(each) for each in records],
+            "stall_ms": [_ms_or_none(worst_stall(each)) for each in records],
         }
     )
+
+
+def went_on(record: RequestRecord) -> str:
+    """ "w3 after w1 died, w2 from w3": where it went on, in order."""
+    told = []
+    for move in record.moves:
+        cause = f"after {move.from_worker} died" if move.kind == "failover" else f"from {move.from_worker}"
+        told.append(f"{move.to_worker or 'nowhere'} {cause}")
+    return ", ".join(told)
+
+
+def worst_stall(record: RequestRecord) -> float | None:
+    return max((move.stall_s for move in record.moves if move.stall_s is not None), default=None)
+
+
+def story(record: RequestRecord) -> list[tuple[str, str, str]]:
+    """(after, what, in words): from its arrival over every move to its end."""
+    rows = [(0.0, "arrived", words.RULE_WORDS.get(record.rule, record.rule or "not routed"))]
+    if record.ttft_s is not None:
+        rows.append((record.ttft_s, "token 1", f"prefilled on {record.prefill_worker or '–'}"))
+    rows += [(each.at_s, LOOKS[each.kind], words.sentence(move_words(each))) for each in record.moves]
+    rows.sort(key=lambda row: row[0])
+    told = [(format.duration(at_s), what, text) for at_s, what, text in rows]
+    return [*told, (format.duration(record.e2e_s), "ended", f"{outcome(record)}, {record.output_tokens} tokens")]
 
 
 def _ms_or_none(seconds: float | None) -> float | None:
@@ -146,6 +218,34 @@ def command_rows(commands: Sequence[Command], tz: tzinfo) -> pd.DataFrame:
             "result": [each.result for each in commands],
         }
     )
+
+
+def latest_rows(
+    commands: Iterable[Command], events: Iterable[FleetEvent], limit: int, tz: tzinfo
+) -> list[tuple[cards.Cell, ...]]:
+    """Commands and events, newest first: when, what, state or kind, who, why, result. A first start is no event."""
+    told: list[tuple[float, tuple[cards.Cell, ...]]] = [
+        (
+            each.created_unix_s,
+            (
+                cards.Cell(format.clock(each.created_unix_s, tz)),
+                cards.Cell(words.command(each)),
+                cards.Cell(cards.state(each.state), html=True),
+                cards.Cell(each.who),
+                cards.Cell(each.why or "–"),
+                cards.Cell(each.result),
+            ),
+        )
+        for each in commands
+    ]
+    for event in events:
+        if event.kind in LOOKS:
+            what, result = words.event_parts(event)
+            cells = (what, cards.event(LOOKS[event.kind]), "–", "–", result)
+            at = cards.Cell(format.clock(event.at_unix_s, tz))
+            told.append((event.at_unix_s, (at, *(cards.Cell(text, html=i == 1) for i, text in enumerate(cells)))))
+    told.sort(key=lambda row: row[0], reverse=True)
+    return [cells for _, cells in told[:limit]]
 
 
 def rule_changes(before: Mapping[str, int], after: Mapping[str, int]) -> list[tuple[str, int, int, int]]:

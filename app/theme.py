@@ -27,6 +27,21 @@ STATE_COLORS: dict[str, str] = {
     "failed": DANGER,
     "superseded": MIXED,
 }
+#: Events on a chart: a colour, a dash and a shape each. Moves with and without their KV look the same.
+EVENT_COLORS: dict[str, str] = {"died": DANGER, "continued": "#bc4c00", "moved": DECODE, "back": OK}
+EVENT_DASHES: dict[str, list[int]] = {"died": [1, 0], "continued": [6, 2], "moved": [1, 3], "back": [8, 4]}
+EVENT_SHAPES: dict[str, str] = {
+    "died": "cross",
+    "continued": "triangle-right",
+    "moved": "diamond",
+    "back": "triangle-up",
+}
+EVENT_PATHS: dict[str, str] = {
+    "died": "M1 3.5H3.5V1H6.5V3.5H9V6.5H6.5V9H3.5V6.5H1Z",
+    "continued": "M2 1L9 5L2 9Z",
+    "moved": "M5 0L10 5L5 10L0 5Z",
+    "back": "M5 1L9.5 9H.5Z",
+}
 CATEGORICAL: tuple[str, ...] = (
     "#2f81f7", "#d97706", "#2da44e", "#a371f7", "#db61a2", "#1b9aaa",
     "#b08800", "#cf222e", "#8b949e", "#57ab5a", "#6cb6ff", "#f69d50",

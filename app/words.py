@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from app import format
-from control.types import Action, Command, PoolStatus, Verb
+from control.stories import event_words
+from control.types import Action, Command, FleetEvent, PoolStatus, Verb
 
 HEALTH_WORDS: dict[str, str] = {"ok": "Fine", "attention": "Attention", "broken": "Broken", "starting": "Starting"}
 RULE_WORDS: dict[str, str] = {
@@ -81,6 +82,12 @@ def command(given: Command) -> str:
     """A command in one line; how a fleet began is no resize."""
     text = action(given.action)
     return text.replace("resize", "start", 1) if began(given) else text
+
+
+def event_parts(event: FleetEvent) -> tuple[str, str]:
+    """What happened, and the figures or the reason behind it."""
+    what, _, rest = event_words(event).partition(": ")
+    return what, sentence(rest)
 
 
 def changed_since(version: int, commands: Iterable[Command]) -> list[Command]:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import cards, charts, draw, format, frames, session, tables, url, words
+from app import cards, charts, draw, format, frames, marks, session, tables, url, words
 from app.source import Hub
 from control.errors import ControlError
-from control.types import FleetSnapshot, MetricInfo, SeriesResult
+from control.types import FleetEvent, FleetSnapshot, MetricInfo, SeriesResult
 
 RANGES: dict[str, int] = {"15m": 900, "1h": 3600, "6h": 21_600, "24h": 86_400, "7d": 604_800, "30d": 2_592_000}
 RANGE_WORDS: dict[str, str] = {
@@ -48,10 +48,11 @@ def page(hub: Hub, snapshot: FleetSnapshot) -> None:
     try:
         result = _read(hub, metric.name, since, until, step_s, by)
         past = _read(hub, metric.name, since - shift_s, until - shift_s, step_s, by) if shift_s else None
+        events = hub.events(since, until)
     except ControlError as error:
         st.html(cards.banner(str(error), "broken", alert=True))
         return
-    _chart(hub, metric, result, past, shift_s)
+    _chart(hub, metric, result, past, events, shift_s)
     _numbers(metric, result, past)
 
 
@@ -92,7 +93,14 @@ def _read(hub: Hub, metric: str, since: float, until: float, step_s: int, by: st
     return hub.cached(key, 60.0, lambda plane: plane.series(metric, since, until, step_s, by))
 
 
-def _chart(hub: Hub, metric: MetricInfo, result: SeriesResult, past: SeriesResult | None, shift_s: float) -> None:
+def _chart(
+    hub: Hub,
+    metric: MetricInfo,
+    result: SeriesResult,
+    past: SeriesResult | None,
+    events: list[FleetEvent],
+    shift_s: float,
+) -> None:
     tz = session.tz()
     shown, left_out = frames.busiest(result, MAX_LINES)
     window = (
@@ -122,7 +130,7 @@ def _chart(hub: Hub, metric: MetricInfo, result: SeriesResult, past: SeriesResul
         "live": frames.lines(named),
         "past": frames.lines(earlier, shift_s),
         "span": frames.axis_span(result, [*named, *earlier]),
-        "commands": frames.command_marks(hub.commands(), result.since_unix_s, result.until_unix_s),
+        **marks.marks(hub.commands(), events, result.since_unix_s, result.until_unix_s),
     }
     if past is None:
         del data["past"]

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from app import cards, charts, draw, figures, format, frames, lines, session, url, words
+from app import cards, charts, draw, figures, format, frames, lines, marks, session, tables, url
 from app.lines import Basis, LineSpec
 from app.source import Hub
 from app.views.shell import health_line
 from control.errors import ControlError
-from control.types import FleetSnapshot, SeriesResult
+from control.types import FleetEvent, FleetSnapshot, SeriesResult
 
 WINDOWS: dict[str, tuple[int, int]] = {"5m": (300, 1), "15m": (900, 1), "60m": (3600, 10)}
 WINDOW_WORDS: dict[str, str] = {"5m": "5 min", "15m": "15 min", "60m": "60 min"}
@@ -22,7 +22,8 @@ BASES: dict[str, Basis] = {"wall": "wall", "in-phase": "in_phase"}
 DAY_S = 86_400
 DAY_STEP_S = 60
 CARRY_S = 15.0  # workers per role: a tick may come late, a worker does not come and go with it
-NUM_SHOWN_COMMANDS = 6
+NUM_SHOWN = 8
+LATEST_S = 3600.0
 LEAST_WINDOW_S = 120.0
 LEAST_STRIP_S = 1800.0
 
@@ -42,7 +43,7 @@ def page(hub: Hub, snapshot: FleetSnapshot) -> None:
         st.fragment(_day, run_every=60.0)(hub, chosen[0])
     with right:
         st.fragment(_loads, run_every=1.0)(hub)
-    st.fragment(_latest_commands, run_every=1.0)(hub)
+    st.fragment(_latest, run_every=1.0)(hub)
 
 
 Chosen = tuple[Basis, str, str, bool]
@@ -110,6 +111,7 @@ def utilization(hub: Hub, chosen: Chosen, past: tuple[float, float] | None) -> N
     try:
         read = {(m, b): _read(hub, m, b, past, window_s, step_s) for m, b in {(line.metric, line.by) for line in drawn}}
         roles = _read(hub, "num_workers", "role", past, window_s, step_s)
+        events = hub.events(since, until)
     except ControlError as error:
         st.html(cards.banner(f"The history did not answer: {error}", "broken", alert=True))
         return
@@ -119,10 +121,10 @@ def utilization(hub: Hub, chosen: Chosen, past: tuple[float, float] | None) -> N
     if past is None:
         named = [(name, points[:-1]) for name, points in named]  # not every worker has told the youngest bucket yet
         since = frames.begin(named, since, until, LEAST_WINDOW_S)
-    data = hub.memo(key, version, lambda: _line_data(hub, named, since, until))
+    data = hub.memo(key, version, lambda: _line_data(hub, named, events, since, until))
     held = [each.label for each in roles.series if frames.largest([("", each.points)])] if roles else []
     step_data = hub.memo(
-        ("roles", window, basis, by, blended), version, lambda: _role_data(hub, snapshot, roles, since, until)
+        ("roles", window, basis, by, blended), version, lambda: _role_data(hub, snapshot, roles, events, since, until)
     )
     means = {name: frames.mean(points) for name, points in named} if past else None
     title = words_of(basis) + (f", mean of {_range_words(past)}" if past else "")
@@ -159,24 +161,31 @@ def _read(
     return hub.cached(key, 60.0, lambda plane: plane.series(metric, since, until, step, by))
 
 
-def _line_data(hub: Hub, named: Sequence[frames.Labelled], since: float, until: float) -> dict[str, bytes]:
+def _line_data(
+    hub: Hub, named: Sequence[frames.Labelled], events: Sequence[FleetEvent], since: float, until: float
+) -> dict[str, bytes]:
     top = frames.top_of([frames.largest(named)])
     return {
         "live": frames.lines(frames.since(named, since)),
         "span": frames.span(since, until, top),
-        "commands": frames.command_marks(hub.commands(), since, until),
+        **marks.marks(hub.commands(), events, since, until),
     }
 
 
 def _role_data(
-    hub: Hub, snapshot: FleetSnapshot, roles: SeriesResult | None, since: float, until: float
+    hub: Hub,
+    snapshot: FleetSnapshot,
+    roles: SeriesResult | None,
+    events: Sequence[FleetEvent],
+    since: float,
+    until: float,
 ) -> dict[str, bytes]:
     held = [each for each in roles.series if frames.largest([("", each.points)])] if roles else []
     named = [(each.label, frames.carried(each.points, CARRY_S)) for each in held]
     return {
         "live": frames.lines(frames.since(named, since)),
         "span": frames.span(since, until, max(1.0, frames.largest(named) or 1.0, float(len(snapshot.workers)))),
-        "commands": frames.command_marks(hub.commands(), since, until),
+        **marks.marks(hub.commands(), events, since, until),
     }
 
 
@@ -243,25 +252,25 @@ def _loads(hub: Hub) -> None:
         )
 
 
-# --- commands ------------------------------------------------------------
+# --- what happened ------------------------------------------------------------
 
 
-def _latest_commands(hub: Hub) -> None:
-    shown = hub.commands()[:NUM_SHOWN_COMMANDS]
-    st.html(cards.legend([], "Latest commands"))
-    if not shown:
-        st.html('<div class="pl pl-muted">No command yet. What somebody changes appears here and on the lines.</div>')
+def _latest(hub: Hub) -> None:
+    """Commands and events in one list, the newest first."""
+    snapshot = hub.look().snapshot
+    if snapshot is None:
         return
-    tz = session.tz()
-    rows = [
-        (
-            cards.Cell(format.clock(each.created_unix_s, tz)),
-            cards.Cell(words.command(each)),
-            cards.Cell(cards.state(each.state), html=True),
-            cards.Cell(each.who),
-            cards.Cell(each.why or "–"),
-            cards.Cell(each.result),
+    try:
+        events = hub.events(snapshot.at_unix_s - LATEST_S, snapshot.at_unix_s)
+    except ControlError as error:
+        st.caption(f"What happened could not be read: {error}")
+        events = []
+    st.html(cards.legend([], "Latest commands and events"))
+    rows = tables.latest_rows(hub.commands(), events, NUM_SHOWN, session.tz())
+    if not rows:
+        st.html(
+            '<div class="pl pl-muted">Nothing yet. What somebody changes, and what happens to workers and their '
+            "requests, appears here and on the lines.</div>"
         )
-        for each in shown
-    ]
-    st.html(cards.table(("At", "Command", "State", "Who", "Why", "Result"), rows, "Latest commands"))
+        return
+    st.html(cards.table(("At", "What", "State", "Who", "Why", "Result"), rows, "Latest commands and events"))

@@ -5,24 +5,29 @@ The list stands still until somebody asks again; filters and the chosen request 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import streamlit as st
 
-from app import cards, charts, draw, format, frames, session, tables, url, words
+from app import cards, charts, draw, format, frames, marks, session, tables, url, words
 from app.source import Hub
 from control.errors import ControlError, NotFound
+from control.stories import move_words
 from control.types import FleetSnapshot, RequestRecord
 
 WINDOWS: dict[str, int] = {"15m": 900, "1h": 3600, "24h": 86_400}
 WINDOW_WORDS: dict[str, str] = {"15m": "15 min", "1h": "1 hour", "24h": "24 hours"}
+MOVED_WORDS: dict[str, str] = {"any": "Any", "yes": "Went on elsewhere", "no": "Stayed on its workers"}
 LIMIT = 200
 
 
 def page(hub: Hub, snapshot: FleetSnapshot) -> None:
     """Filters, the list, one request."""
-    order, window_s, rule, good = _filters()
+    asked = _filters()
     client = hub.client(session.token(hub))
+    since = snapshot.at_unix_s - asked.window_s
     try:
-        records = client.requests(LIMIT, snapshot.at_unix_s - window_s, order, rule=rule, good=good)
+        records = client.requests(LIMIT, since, asked.order, rule=asked.rule, good=asked.good, moved=asked.moved)
     except ControlError as error:
         st.html(cards.banner(f"The request records did not come: {error}", "broken", alert=True))
         return
@@ -34,16 +39,33 @@ def page(hub: Hub, snapshot: FleetSnapshot) -> None:
         _one(hub, request_id, records)
 
 
-def _filters() -> tuple[str, int, str | None, bool | None]:
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the filters say."""
+
+    order: str
+    window_s: int
+    rule: str | None
+    good: bool | None
+    moved: bool | None
+
+
+def _filters() -> Asked:
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         order = url.segmented("Order", {"recent": "Recent", "slowest": "Slowest"}, name="order", default="recent")
         window = url.segmented("Arrived in the last", WINDOW_WORDS, name="arrived", default="1h")
-        rule = url.select("Route rule", {"any": "Any", **words.RULE_WORDS}, name="rule", default="any", width=260)
+        rule = url.select("Route rule", {"any": "Any", **words.RULE_WORDS}, name="rule", default="any", width=240)
         outcomes = {"any": "Any", "good": "Good", "not-good": "Not good"}
-        outcome = url.select("Outcome", outcomes, name="outcome", default="any", width=140)
+        outcome = url.select("Outcome", outcomes, name="outcome", default="any", width=120)
+        moved = url.select("Moved or continued", MOVED_WORDS, name="moved", default="any", width=200)
         st.button("Read again", help="The list does not refresh by itself.")
-    good = {"good": True, "not-good": False}.get(outcome)
-    return order, WINDOWS[window], None if rule == "any" else rule, good
+    return Asked(
+        order=order,
+        window_s=WINDOWS[window],
+        rule=None if rule == "any" else rule,
+        good={"good": True, "not-good": False}.get(outcome),
+        moved={"yes": True, "no": False}.get(moved),
+    )
 
 
 def _list(records: list[RequestRecord]) -> str | None:
@@ -56,6 +78,7 @@ def _list(records: list[RequestRecord]) -> str | None:
         )
         return None
     column = st.column_config
+    moved = any(each.moves for each in records)
     event = st.dataframe(
         tables.request_rows(records, session.tz()),
         hide_index=True,
@@ -81,6 +104,15 @@ def _list(records: list[RequestRecord]) -> str | None:
             "tpot_ms": column.NumberColumn("TPOT, ms", format="%.1f", width=80),
             "gap_ms": column.NumberColumn("Largest gap, ms", format="%.0f", width=110),
             "e2e_s": column.NumberColumn("Whole, s", format="%.2f", width=80),
+            "went_on": column.TextColumn("Went on at", help="Where it went on, and why", width=190) if moved else None,
+            "stall_ms": column.NumberColumn(
+                "Stall, ms",
+                help="The longest: last token before a move to the first one after",
+                format="%.0f",
+                width=80,
+            )
+            if moved
+            else None,
         },
     )
     rows = event.selection.rows
@@ -102,10 +134,16 @@ def _one(hub: Hub, request_id: str, records: list[RequestRecord]) -> None:
     with left:
         st.html(cards.heading_small(f"Request {request_id}"))
         if frames.stages(record):
-            data = {"live": frames.stage_bars(record), "marks": frames.first_token(record)}
+            data = {
+                "live": frames.stage_bars(record),
+                "marks": frames.first_token(record),
+                "moves": frames.request_moves(record, marks.LOOKS),
+            }
             draw.chart(charts.stages(), data, key="stages", alt=stage_words(record))
         else:
             st.html(cards.empty("No stage was timed", record.error or "The request ended before its first stage."))
+        if record.moves:
+            st.html(cards.heading_small("Its way") + cards.steps(tables.story(record), f"The way of {request_id}"))
     with right:
         st.html(facts(record))
 
@@ -113,6 +151,7 @@ def _one(hub: Hub, request_id: str, records: list[RequestRecord]) -> None:
 def stage_words(record: RequestRecord) -> str:
     """The bars as a sentence, for who cannot see them. Pure."""
     parts = [f"{name} {format.duration(end - start)}" for name, start, end in frames.stages(record)]
+    parts += [move_words(move) for move in record.moves]
     return f"Request {record.request_id}: {', '.join(parts)}; first token after {format.duration(record.ttft_s)}."
 
 

@@ -1,4 +1,4 @@
-"""Workers: one row each, refreshed in place, and one worker's life as a timeline of the roles it held.
+"""Workers: one row each, refreshed in place, and one worker's life: its roles, its deaths, whom it left and was told.
 
 The table refreshes; choosing a worker stands outside it and lives in the URL.
 """
@@ -10,14 +10,15 @@ from typing import Any
 
 import streamlit as st
 
-from app import cards, charts, draw, format, frames, session, tables, theme, url
+from app import cards, charts, draw, format, frames, marks, session, tables, theme, url, words
 from app.source import Hub
 from app.views.shell import health_line
 from control.errors import ControlError
-from control.types import FleetSnapshot, RoleInterval, WorkerStatus
+from control.types import Command, FleetEvent, FleetSnapshot, RoleInterval, WorkerStatus
 
 RANGES: dict[str, int] = {"1h": 3600, "6h": 21_600, "24h": 86_400}
 LEAST_LIFE_S = 300.0
+NUM_ROWS = 14
 RANGE_WORDS: dict[str, str] = {"1h": "1 hour", "6h": "6 hours", "24h": "24 hours"}
 
 
@@ -105,38 +106,48 @@ def _life(hub: Hub, worker_id: str | None, range_s: int) -> None:
     since = now - range_s
     try:
         found = hub.cached(("roles", range_s, int(now // 5)), 6.0, lambda plane: plane.roles(since, now))
+        events = hub.events(since, now, worker_id)
     except ControlError as error:
         st.html(cards.banner(f"The history did not answer: {error}", "broken", alert=True))
         return
     own = [each for each in found if each.worker_id == worker_id]
     left, right = st.columns([3, 2], gap="medium")
     with left:
-        _timeline(own, worker, since, now, tz)
+        commands = [each for each in hub.commands() if tables.concerns(each, worker.worker_id)]
+        _timeline(own, events, commands, worker, since, now, tz)
     with right:
         st.html(facts(worker, tz, now))
 
 
-def _timeline(own: list[RoleInterval], worker: WorkerStatus, since: float, now: float, tz: tzinfo) -> None:
+def _timeline(
+    own: list[RoleInterval],
+    events: list[FleetEvent],
+    commands: list[Command],
+    worker: WorkerStatus,
+    since: float,
+    now: float,
+    tz: tzinfo,
+) -> None:
     if not own:
         st.html(cards.empty("No role recorded in this window", "The history holds no interval for this worker yet."))
         return
     first = min(each.start_unix_s for each in own)  # a young worker's life fills the axis
     since = max(since, min(first, now - LEAST_LIFE_S))
-    data = {"live": frames.intervals(own, since, now), "span": frames.span(since, now, 0.0)}
+    away = frames.absences(events)
+    told = [each for each in commands if each.created_unix_s >= since and not words.began(each)]
+    data = {
+        "live": frames.intervals(own, since, now, away),
+        "span": frames.span(since, now, 0.0),
+        **marks.marks(told, events, since, now),
+    }
     draw.chart(
-        charts.timeline(1), data, key="life_chart", alt=f"Roles that {worker.worker_id} held over time, as bars."
+        charts.timeline(1),
+        data,
+        key="life_chart",
+        alt=f"Roles that {worker.worker_id} held over time, when it was away, and what happened, as bars and rules.",
     )
-    rows = [
-        (
-            cards.Cell(start),
-            cards.Cell(length, num=True),
-            cards.Cell(cards.role(role), html=True),
-            cards.Cell(state),
-            cards.Cell(reason or "–"),
-        )
-        for start, length, role, state, reason in tables.interval_rows(own, now, tz)[:12]
-    ]
-    st.html(cards.table(("From", "For", "Role", "State", "Reason"), rows, f"Role intervals of {worker.worker_id}"))
+    rows = tables.life_rows(own, events, away, told, now, tz)[:NUM_ROWS]
+    st.html(cards.table(("From", "For", "What", "Story"), rows, f"Life of {worker.worker_id}"))
 
 
 def facts(worker: WorkerStatus, tz: tzinfo, now_unix_s: float) -> str:

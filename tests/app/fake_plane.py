@@ -6,7 +6,7 @@ It decides nothing: scenes, courses and commands are just enough to see what the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,8 @@ from control.types import (
     CommandState,
     CommandStep,
     Desired,
+    EventKind,
+    FleetEvent,
     FleetSnapshot,
     MetricInfo,
     PhaseUtilization,
@@ -26,6 +28,7 @@ from control.types import (
     PoolStatus,
     Preview,
     Principal,
+    RequestMove,
     RequestRecord,
     Role,
     RoleInterval,
@@ -88,6 +91,7 @@ class FakePlane:
         self.desired = Desired(version=7, roles={} if scene == "empty" else roles, policy=policy)
         self.past: list[tuple[float, Desired]] = [(self.started, self.desired)]
         self.commands_: list[Command] = []
+        self.events_: list[FleetEvent] = []
 
     # --- one principal's view ------------------------------------------------------------
 
@@ -420,7 +424,30 @@ class FakePlane:
             max_gap_s=0.12,
             e2e_s=None if failed else ttft + 2.8,
             good=not late and not failed,
+            moves=(self.move(index),) if index % 10 == 4 else (),
         )
+
+    def move(self, index: int) -> RequestMove:
+        """w1 died under some requests, others left w3."""
+        if index % 20 == 4:
+            reason = "connection lost"
+            return RequestMove(kind="failover", from_worker="w1", to_worker="w2", at_s=0.9, notice_s=0.04, stall_s=0.24,
+                               reason=reason)  # fmt: skip
+        return RequestMove(kind="migration", from_worker="w3", to_worker="w2", at_s=1.4, stall_s=0.058,
+                           num_bytes=12_900_000, reason="w3 drains")  # fmt: skip
+
+    def die(self, worker_id: str, ago_s: float, away_s: float | None = 3.2) -> None:
+        """A worker died; `away_s` None: it is away still."""
+        at = self.now() - ago_s
+
+        def tell(kind: EventKind, after_s: float, **more: Any) -> None:
+            values = {"fleet_id": "local", "worker_id": worker_id, "kind": kind, "at_unix_s": at + after_s} | more
+            self.events_.append(FleetEvent(**values))
+
+        tell("died", 0.0, epoch=1, reason="killed by signal 9")
+        tell("failover", 0.05, num_requests=14, to_workers={"w2": 8, "w3": 6}, notice_s=0.04, stall_s=0.24)
+        if away_s is not None:
+            tell("restarted", away_s, epoch=2, away_s=away_s, reason="killed by signal 9")
 
 
 def _bounded(value: float) -> float:
@@ -564,12 +591,14 @@ class FakeClient:
         rule: str | None = None,
         worker_id: str | None = None,
         good: bool | None = None,
+        moved: bool | None = None,
     ) -> list[RequestRecord]:
         plane = self._answer()
         if plane.scene in ("empty", "starting"):
             return []
         found = [plane.record(index) for index in range(120)]
         found = [each for each in found if (rule in (None, each.rule)) and (good is None or each.good == good)]
+        found = [each for each in found if moved is None or bool(each.moves) == moved]
         found = [each for each in found if since_unix_s is None or each.arrival_unix_s >= since_unix_s]
         if order == "slowest":
             found.sort(key=lambda each: each.e2e_s or 0.0, reverse=True)
@@ -578,6 +607,21 @@ class FakeClient:
     def events(self) -> Iterator[dict[str, Any]]:
         self._answer()
         return iter(())
+
+    def fleet_events(
+        self,
+        since_unix_s: float,
+        until_unix_s: float | None = None,
+        *,
+        kinds: Collection[EventKind] = (),
+        worker_id: str | None = None,
+        limit: int = 1_000,
+    ) -> list[FleetEvent]:
+        plane = self._answer()
+        until = plane.now() if until_unix_s is None else until_unix_s
+        found = [each for each in plane.events_ if since_unix_s <= each.at_unix_s <= until]
+        found = [each for each in found if worker_id in (None, each.worker_id) and (not kinds or each.kind in kinds)]
+        return sorted(found, key=lambda each: each.at_unix_s, reverse=True)[:limit]
 
     def request(self, request_id: str) -> RequestRecord:
         for record in self.requests(limit=500):

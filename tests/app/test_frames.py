@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from app import frames
-from control.types import Action, CommandRequest, RequestRecord, SeriesPoint, Verb
+from app import frames, marks
+from control.types import (
+    Departure,
+    EventKind,
+    FleetEvent,
+    RequestRecord,
+    Role,
+    RoleInterval,
+    SeriesPoint,
+    WorkerState,
+)
 from tests.app.builders import NOW, plane_and_hub, points, result, rows
 
 
@@ -45,14 +55,6 @@ def test_the_step_keeps_a_line_within_the_pixels(range_s: float, step: int) -> N
 def test_an_earlier_window_is_moved_onto_the_chosen_one() -> None:
     (row,) = rows(frames.lines([("a", points(10, [1.0]))], shift_s=90.0))
     assert row["t"] == 100_000.0
-
-
-def test_only_commands_inside_the_window_are_marked() -> None:
-    plane, hub, _ = plane_and_hub()
-    plane.submit_as("alex", CommandRequest(action=Action(verb=Verb.RESIZE, prefill=2, decode=2)))
-    commands = hub.connect("viewer-token").commands()
-    assert [row["label"] for row in rows(frames.command_marks(commands, NOW - 10, NOW + 10))] == ["resize 2:2"]
-    assert rows(frames.command_marks(commands, NOW + 1, NOW + 10)) == []
 
 
 def test_the_newest_value_is_not_an_old_one() -> None:
@@ -96,14 +98,47 @@ def test_a_sparkline_leaves_the_unfinished_bucket_out() -> None:
     assert frames.course(points(0, [1.0, 2.0, 0.1])) == (1.0, 2.0)
 
 
-def test_labels_of_commands_close_together_take_rows_of_their_own() -> None:
-    assert frames.label_levels([0.0, 5.0, 12.0, 99.0], width=10.0, edge=90.0) == [0, 1, 0, 0]
-    assert frames.label_levels([85.0, 99.0], width=10.0, edge=90.0) == [0, 1]
-
-
 def test_a_young_fleet_does_not_leave_its_chart_empty_before_it() -> None:
     young = [("a", points(900, [None, 1.0]))]
     assert frames.begin(young, 100.0, 1000.0, least_s=60.0) == 901.0
     assert frames.begin(young, 100.0, 1000.0, least_s=120.0) == 880.0
     assert frames.begin([("a", points(110, [1.0]))], 100.0, 1000.0, least_s=60.0) == 100.0
     assert frames.begin([("a", [])], 100.0, 1000.0, least_s=60.0) == 940.0
+
+
+# --- a worker's life and a request's moves ---------------------------------------------------------------------------
+
+
+def event(kind: EventKind, at_s: float, worker_id: str = "w1", **more: Any) -> FleetEvent:
+    values: dict[str, Any] = {"fleet_id": "f", "kind": kind, "at_unix_s": NOW + at_s, "worker_id": worker_id}
+    return FleetEvent(**{**values, **more})
+
+
+def test_a_worker_is_away_from_its_death_to_its_next_life() -> None:
+    told = [event("restarted", 3.0, reason="killed"), event("died", 0.0), event("died", 9.0, reason="again")]
+    gone = [(each.start_unix_s - NOW, each.end_unix_s and each.end_unix_s - NOW) for each in frames.absences(told)]
+    assert gone == [(0.0, 3.0), (9.0, None)]
+
+
+def test_an_absence_that_began_before_the_window_is_known_from_its_end() -> None:
+    (gone,) = frames.absences([event("restarted", 5.0, away_s=4.0)])
+    assert (gone.start_unix_s - NOW, gone.end_unix_s) == (1.0, NOW + 5.0)
+
+
+def test_an_absence_is_a_bar_of_its_own() -> None:
+    held = [RoleInterval(worker_id="w1", epoch=1, role=Role.DECODE, state=WorkerState.READY, start_unix_s=NOW - 50,
+                         end_unix_s=NOW)]  # fmt: skip
+    drawn = rows(frames.intervals(held, NOW - 100, NOW + 100, frames.absences([event("died", 0.0)])))
+    assert [(row["role"], row["text"]) for row in drawn] == [("decode", "decode, ready"), ("away", "away")]
+
+
+def test_a_departure_is_gone_when_nothing_is_left() -> None:
+    leaving = Departure(worker_id="w1", kind="leaves", since_unix_s=NOW, num_sequences=8, num_left=2)
+    assert frames.gone_share(leaving) == 0.75
+    assert frames.gone_share(replace(leaving, num_sequences=0, num_left=0)) == 1.0
+
+
+def test_a_move_is_a_mark_at_its_moment_with_its_target() -> None:
+    plane, _, _ = plane_and_hub()
+    (row,) = rows(frames.request_moves(plane.record(4), marks.LOOKS))
+    assert (row["at"], row["kind"], row["label"]) == (0.9, "continued", "failover to w2, stall 240 ms")

@@ -9,7 +9,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from app.source import Hub
-from control.types import Action, CommandRequest, Principal, Verb
+from control.types import Action, CommandRequest, Departure, Principal, Verb
 from tests.app.builders import plane_and_hub
 
 PAGES = ("overview", "pools", "workers", "explore", "requests", "audit")
@@ -262,6 +262,49 @@ def test_one_request_is_shown_as_its_stages() -> None:
     app = opened_with(hub, "requests", request="req-08999")
     assert "Request req-08999" in text(app)
     assert "split: prefill, then decode" in text(app)
+
+
+def test_a_death_is_told_on_the_overview_with_what_became_of_its_requests() -> None:
+    plane, hub, _ = plane_and_hub()
+    plane.die("w1", ago_s=40.0)
+    shown = text(opened(hub, "overview"))
+    assert "14 requests continued on w2 (8) and w3 (6) after w1 died" in shown
+    assert "Noticed after 40 ms, worst stall 240 ms" in shown
+    assert "w1 was back after 3.2 s" in shown
+
+
+def test_a_request_that_went_on_elsewhere_tells_its_way() -> None:
+    _, hub, _ = plane_and_hub()
+    shown = text(opened_with(hub, "requests", request="req-08996", moved="yes"))
+    assert "Continued on w2 after w1 died (noticed after 40 ms, stall 240 ms)" in shown
+    _, hub, _ = plane_and_hub()
+    shown = text(opened_with(hub, "requests", request="req-08986"))
+    assert "Moved from w3 to w2 while it decoded (12.3 MiB, stall 58 ms)" in shown
+
+
+def test_the_list_of_requests_can_be_those_that_went_on_elsewhere() -> None:
+    _, hub, _ = plane_and_hub()
+    app = opened_with(hub, "requests", moved="yes")
+    assert set(app.dataframe[0].value["went_on"]) == {"w2 after w1 died", "w2 from w3"}
+
+
+def test_a_dead_workers_life_has_its_gap_its_reason_and_whom_it_left() -> None:
+    plane, hub, _ = plane_and_hub()
+    plane.die("w1", ago_s=40.0, away_s=None)
+    shown = text(opened_with(hub, "workers", worker="w1"))
+    assert "Killed by signal 9. It is being started anew" in shown
+    assert "14 requests continued on w2 (8) and w3 (6) after w1 died" in shown
+    assert "died" not in text(opened_with(hub, "workers", worker="w2"))
+
+
+def test_a_running_command_says_how_many_sequences_have_left() -> None:
+    plane, hub, _ = plane_and_hub()
+    plane.submit_as("alex", CommandRequest(action=Action(verb=Verb.RESIZE, prefill=2, decode=2)))
+    leaving = Departure(worker_id="w1", kind="leaves", since_unix_s=hub.now(), num_sequences=11, num_moved=5,
+                        num_left=6, num_bytes=2**30, stall_s=0.061)  # fmt: skip
+    plane.commands_[0] = replace(plane.commands_[0], departures=(leaving,))
+    hub.refresh()
+    assert "w1: 5 of 11 sequences moved, 1 GiB, worst stall 61 ms" in text(opened(hub, "pools"))
 
 
 def test_the_audit_log_says_who_did_what_and_why() -> None:

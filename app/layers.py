@@ -1,0 +1,224 @@
+"""What charts are built from, constant pieces of spec: axes, scales, the read-out, commands and events as thin rules.
+
+Commands and events differ in dash and in the glyph at the foot of their rule, never in colour alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from app import theme
+
+Spec = dict[str, Any]
+AXIS_PX = 46  # every chart of a page starts at the same x
+
+X_AXIS: Spec = {
+    "title": None,
+    "grid": False,
+    "tickSize": 4,
+    "labelOverlap": True,
+    "labelPadding": 4,
+    "labelExpr": "timeFormat(datum.value, seconds(datum.value) ? '%H:%M:%S' : '%H:%M')",
+    "tickCount": 10,
+}
+PADDING: Spec = {"left": 4, "right": 8, "top": 6, "bottom": 2}
+CONFIG: Spec = {
+    "view": {"stroke": None},
+    "axis": {"labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal"},
+}
+
+
+def x_time(**more: Any) -> Spec:
+    return {"field": "t", "type": "temporal", "axis": X_AXIS, "scale": {"nice": False}, **more}
+
+
+def y_value(number_format: str, title: str | None, ticks: int = 4) -> Spec:
+    axis = {
+        "title": title,
+        "format": number_format,
+        "tickCount": ticks,
+        "minExtent": AXIS_PX,
+        "maxExtent": AXIS_PX,
+        "domain": False,
+        "ticks": False,
+        "gridOpacity": 0.5,
+    }
+    return {"field": "value", "type": "quantitative", "axis": axis, "scale": {"nice": False, "zero": False}}
+
+
+def line_scales(names: Sequence[str], colors: Sequence[str], dashes: Sequence[Sequence[int]]) -> tuple[Spec, Spec]:
+    color = {
+        "field": "line",
+        "type": "nominal",
+        "scale": {"domain": list(names), "range": list(colors)},
+        "legend": None,
+    }
+    dash = {
+        "field": "line",
+        "type": "nominal",
+        "scale": {"domain": list(names), "range": [list(each) for each in dashes]},
+        "legend": None,
+    }
+    return color, dash
+
+
+def pin_layer(y: Spec) -> Spec:
+    return {"data": {"name": "span"}, "mark": {"type": "point", "opacity": 0}, "encoding": {"x": x_time(), "y": y}}
+
+
+LABEL_ROWS = 3  # further labels at the same time show on hover
+ROW_PX = 13
+HOVERED = "isValid(cursor) && isArray(cursor.t) && abs(cursor.t[0] - datum.t) < datum.near"
+
+
+def mark_layers(*, labels: bool, cursor: bool = True) -> list[Spec]:
+    """Commands and events. Near the right edge a label stands to the left of its rule.
+
+    Labels that would cover each other take rows; beyond LABEL_ROWS one shows when the read-out is at its rule.
+    """
+    layers = [_command_rule(), _event_rule(), _event_glyph()]
+    if labels:
+        for name in ("commands", "events"):
+            layers.append(_label(name, f"datum.level < {LABEL_ROWS}"))
+            if cursor:
+                layers.append(_label(name, f"datum.level >= {LABEL_ROWS} && {HOVERED}"))
+    return layers
+
+
+def _command_rule() -> Spec:
+    return {
+        "data": {"name": "commands"},
+        "mark": {"type": "rule", "strokeWidth": 1, "strokeDash": [3, 3], "opacity": 0.75, "color": theme.MIXED},
+        "encoding": {"x": x_time(), "tooltip": {"field": "label", "type": "nominal", "title": "Command"}},
+    }
+
+
+def by_kind(looks: Mapping[str, object]) -> Spec:
+    """An event's look by its kind, as an expression: a scale would be shared with the lines' own."""
+    *others, last = looks.items()
+    cases = "".join(f"datum.kind == '{kind}' ? {json.dumps(look)} : " for kind, look in others)
+    return {"expr": cases + json.dumps(last[1])}
+
+
+def _event_rule() -> Spec:
+    return {
+        "data": {"name": "events"},
+        "mark": {
+            "type": "rule",
+            "strokeWidth": 1,
+            "opacity": 0.9,
+            "color": by_kind(theme.EVENT_COLORS),
+            "strokeDash": by_kind(theme.EVENT_DASHES),
+        },
+        "encoding": {"x": x_time(), "tooltip": {"field": "words", "type": "nominal", "title": "Event"}},
+    }
+
+
+def _event_glyph() -> Spec:
+    """At the foot of the rule: what kind of event it is, in one shape."""
+    return {
+        "data": {"name": "events"},
+        "mark": {
+            "type": "point",
+            "filled": True,
+            "size": 46,
+            "y": "height",
+            "opacity": 1,
+            "color": by_kind(theme.EVENT_COLORS),
+            "shape": by_kind(theme.EVENT_SHAPES),
+        },
+        "encoding": {"x": x_time(), "tooltip": {"field": "words", "type": "nominal", "title": "Event"}},
+    }
+
+
+def _label(name: str, shown: str) -> Spec:
+    return {
+        "data": {"name": name},
+        "transform": [{"filter": shown}],
+        "mark": {
+            "type": "text",
+            "align": {"expr": "datum.late ? 'right' : 'left'"},
+            "dx": {"expr": "datum.late ? -4 : 4"},
+            "dy": {"expr": f"{ROW_PX} * datum.level"},
+            "baseline": "top",
+            "y": 0,
+            "fontSize": 11,
+            "color": theme.MIXED,
+            "tooltip": None,
+        },
+        "encoding": {"x": x_time(), "text": {"field": "label", "type": "nominal"}},
+    }
+
+
+def cursor_layers(color: Spec, y: Spec, number_format: str) -> list[Spec]:
+    """The read-out: nearest moment, a rule, its time and each line's value. Vega's tooltips vanish at each refresh."""
+    chosen = {"filter": {"param": "cursor", "empty": False}}
+    pick = {
+        "data": {"name": "live"},
+        "params": [
+            {
+                "name": "cursor",
+                "select": {
+                    "type": "point",
+                    "encodings": ["x"],
+                    "nearest": True,
+                    "on": "pointermove",
+                    "clear": "pointerout",
+                },
+            }
+        ],
+        "mark": {"type": "point", "tooltip": None, "opacity": 0},
+        "encoding": {"x": x_time(), "y": y},
+    }
+    rule = {
+        "data": {"name": "live"},
+        "transform": [chosen],
+        "mark": {"type": "rule", "tooltip": None, "strokeWidth": 1, "opacity": 0.5, "color": theme.MIXED},
+        "encoding": {"x": x_time()},
+    }
+    dots = {
+        "data": {"name": "live"},
+        "transform": [chosen],
+        "mark": {"type": "point", "tooltip": None, "filled": True, "size": 36, "opacity": 1},
+        "encoding": {"x": x_time(), "y": y, "color": color},
+    }
+    values = {
+        "data": {"name": "live"},
+        "transform": [chosen],
+        "mark": {
+            "type": "text",
+            "tooltip": None,
+            "align": "left",
+            "dx": 8,
+            "dy": -8,
+            "fontSize": 12,
+            "fontWeight": 600,
+        },
+        "encoding": {
+            "x": x_time(),
+            "y": y,
+            "color": color,
+            "text": {"field": "value", "type": "quantitative", "format": number_format},
+        },
+    }
+    moment = {
+        "data": {"name": "live"},
+        "transform": [chosen, {"aggregate": [], "groupby": ["t"]}],
+        "mark": {
+            "type": "text",
+            "tooltip": None,
+            "align": "center",
+            "baseline": "bottom",
+            "y": "height",
+            "dy": -4,
+            "fontSize": 11,
+        },
+        "encoding": {
+            "x": x_time(),
+            "text": {"field": "t", "type": "temporal", "format": "%H:%M:%S"},
+            "color": {"value": theme.MIXED},
+        },
+    }
+    return [pick, rule, dots, values, moment]
