@@ -124,7 +124,8 @@ class Limits:
     """How late is too late for one request."""
 
     ttft_s: float  # its class's bound on the time to first token
-    at_share: float  # of that bound: what is predicted above it is refused
+    queue_s: float  # the part of it that is for waiting: the same for long prompts, else they would push short ones out
+    at_share: float  # of these bounds: what is predicted above it is refused
     deadline_left_s: float | None  # until the client's own deadline, for the whole answer
     answer_s: float  # how long the answer takes after its first token, as far as that is known
 
@@ -137,14 +138,21 @@ class Lateness:
     reason: str
 
 
+def excess_of(predicted: Forecast, limits: Limits, waited_s: float = 0.0) -> float:
+    """By how much it breaks the SLO's bounds; below 0, what is left to them."""
+    of_ttft_s = waited_s + predicted.ttft_s - limits.at_share * limits.ttft_s
+    return max(of_ttft_s, waited_s + predicted.queue_s - limits.at_share * limits.queue_s)
+
+
 def lateness(predicted: Forecast, limits: Limits, waited_s: float = 0.0) -> Lateness | None:
     """None: it may wait. A deadline that not even an idle fleet could meet is not the queue's fault: it may try."""
     told = f"predicted time to first token {waited_s + predicted.ttft_s:.2f} s ({predicted.queue_s:.2f} s for "
     told += f"{predicted.cause})"
-    excess_s = waited_s + predicted.ttft_s - limits.at_share * limits.ttft_s
+    share = "" if limits.at_share == 1 else f"{limits.at_share:g} of "
+    excess_s = excess_of(predicted, limits, waited_s)
     if excess_s > 0:
-        share = "" if limits.at_share == 1 else f"{limits.at_share:g} of "
-        return Lateness(excess_s=excess_s, reason=f"{told} is over {share}its bound of {limits.ttft_s:.2f} s (SLO)")
+        bound = f"its bound of {limits.ttft_s:.2f} s, {limits.queue_s:.2f} s of it for waiting (SLO)"
+        return Lateness(excess_s=excess_s, reason=f"{told} is over {share}{bound}")
     left_s = limits.deadline_left_s
     if left_s is None:
         return None

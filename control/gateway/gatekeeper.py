@@ -30,6 +30,7 @@ from control.gateway.forecast import (
     Limits,
     Need,
     Store,
+    excess_of,
     forecast,
     kv_store,
     lateness,
@@ -216,6 +217,7 @@ class Gatekeeper:
         expected = min(relay.job.sampling.max_tokens, table.expected_output_tokens if table else 0)
         return Limits(
             ttft_s=self._ttft_bound_s(relay),
+            queue_s=self.rules.batch_ttft_s if relay.standing.is_batch else self.rules.slo.ttft_base_s,
             at_share=self.rules.at_share,
             deadline_left_s=None if deadline is None else deadline - now_unix_s,
             answer_s=(step_s or 0.0) * max(0, expected - 1),
@@ -246,7 +248,7 @@ class Gatekeeper:
             return overloaded(f"{reason}; its place is kept as it was told", max(kept.due_s - now_s, 0.0))
         predicted = self._forecast(relay, self._ahead(relay).plus(self.promises.ahead_of(relay.turn)))
         if predicted is not None:
-            excess_s = max(excess_s, predicted.ttft_s - self.rules.at_share * self._ttft_bound_s(relay))
+            excess_s = max(excess_s, excess_of(predicted, self._limits(relay, 0.0)))
         retry_after_s = min(MAX_RETRY_AFTER_S, max(1.0, excess_s) * (1 + JITTER_SHARE * self._jitter()))
         retry_after_s += JITTER_S * self._jitter()
         due_s, until_s = window(now_s, retry_after_s)

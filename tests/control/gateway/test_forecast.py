@@ -75,7 +75,7 @@ def test_a_worker_without_a_measurement_is_taken_as_the_others():
 
 
 def limits(**changes: Any) -> Limits:
-    fields: dict[str, Any] = {"ttft_s": 2.0, "at_share": 1.0, "deadline_left_s": None, "answer_s": 0.0}
+    fields: dict[str, Any] = {"ttft_s": 2.0, "queue_s": 2.0, "at_share": 1.0, "deadline_left_s": None, "answer_s": 0.0}
     return Limits(**{**fields, **changes})
 
 
@@ -92,13 +92,20 @@ def test_the_reason_names_what_is_predicted_and_the_bound_it_breaks():
     assert late is not None
     assert late.excess_s == 0.25
     assert late.reason == (
-        "predicted time to first token 1.50 s (1.00 s for KV room) is over its bound of 1.25 s (SLO)"
+        "predicted time to first token 1.50 s (1.00 s for KV room) is over its bound of 1.25 s, "
+        "2.00 s of it for waiting (SLO)"
     )
+
+
+def test_a_long_prompt_may_not_use_its_larger_bound_to_wait_in_line():
+    late = lateness(SOON, limits(ttft_s=5.0, queue_s=0.75))
+    assert late is not None
+    assert late.excess_s == 0.25
 
 
 def test_the_share_of_the_bound_is_the_operators():
     assert lateness(SOON, limits(at_share=0.7)) is not None
-    assert lateness(SOON, limits(ttft_s=1.0, at_share=2.0)) is None
+    assert lateness(SOON, limits(ttft_s=1.0, queue_s=0.6, at_share=2.0)) is None
 
 
 def test_what_it_has_waited_already_counts():
