@@ -1,4 +1,4 @@
-"""The plane's end of the gateways' WebSocket: tables and acknowledgements down, records and beats up.
+"""The plane's end of the gateways' WebSocket: tables, acknowledgements and usage down, records and beats up.
 
 Decided here: who is connected, and that a slow gateway gets the newest table rather than all of them. Not decided
 here: what is in a table (`control.tables`), what becomes of records and beats (the plane's callbacks).
@@ -15,6 +15,7 @@ from typing import Protocol
 import msgspec
 
 from control.gateway import link
+from control.gateway.usage import Usage, add_used, sum_of
 from control.intake import IntakeFull
 from control.progress import TablesSeen
 from control.types import RequestRecord, RoutingTable
@@ -50,6 +51,9 @@ class Connection:
     table: RoutingTable | None = None  # newest, not sent yet
     ack: int | None = None  # newest, not sent yet
     table_version: int = 0  # as the gateway's beats say
+    usage: Usage | None = None  # of its newest beat
+    used_elsewhere_s: dict[str, float] = field(default_factory=dict)  # by others, not told it yet
+    is_due: bool = False  # to be told what the others take
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -151,6 +155,7 @@ class GatewayHub:
                         self._on_records(connection.spool, message.first_seq, message.records)
                     case link.Beat():
                         connection.table_version = message.table_version
+                        self._share(connection, message.usage)
                         self._on_beat(gateway_id, message)
                     case _:
                         raise msgspec.ValidationError(f"a gateway does not send {type(message).__name__}")
@@ -163,6 +168,23 @@ class GatewayHub:
             except msgspec.MsgspecError as error:
                 return await _close(connection.socket, POLICY_VIOLATION, f"not a link message: {error}")
 
+    def _share(self, connection: Connection, usage: Usage | None) -> None:
+        """Keep what this gateway took for the others, and tell it what they took."""
+        connection.usage = usage
+        if usage is None:
+            return
+        for other in self._connections.values():
+            if other is not connection and other.usage is not None:
+                other.used_elsewhere_s = add_used(other.used_elsewhere_s, usage.used_s)
+        connection.is_due = True
+        connection.wake.set()
+
+    def _elsewhere(self, connection: Connection) -> Usage:
+        """What all others take now, and have used since this one was told."""
+        others = [each.usage for each in self._connections.values() if each is not connection and each.usage]
+        used_s, connection.used_elsewhere_s = connection.used_elsewhere_s, {}
+        return Usage(used_s, sum_of(each.waiting for each in others), sum_of(each.batch for each in others))
+
     async def _send(self, connection: Connection) -> None:
         while True:
             await connection.wake.wait()
@@ -173,6 +195,9 @@ class GatewayHub:
                 await connection.socket.send_bytes(link.encode(link.TablePush(table=table)))
             if ack is not None:
                 await connection.socket.send_bytes(link.encode(link.RecordsAck(up_to_seq=ack)))
+            if connection.is_due:
+                connection.is_due = False
+                await connection.socket.send_bytes(link.encode(link.Elsewhere(usage=self._elsewhere(connection))))
 
 
 async def _close(socket: Socket, code: int, reason: str) -> None:

@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from control.gateway.usage import most_used
+
 MAX_KEYS: Final = 4096
 #: Under this name the file of weights gives the weight of all keys that it does not name.
 DEFAULT: Final = "default"
@@ -25,11 +27,10 @@ class FairShare:
     """All keys that one gateway knows; those that owe nothing are forgotten."""
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
-        self.used_s: dict[str, float] = {}  # device-seconds here, since the gateway started
+        self.used_s: dict[str, float] = {}  # device-seconds here, since the others were told
         self._weights = dict(weights or {})
         self._now = 0.0
         self._finish: dict[str, float] = {}
-        self._elsewhere_s: dict[str, float] = {}
 
     def weight(self, key: str) -> float:
         return self._weights.get(key, self._weights.get(DEFAULT, 1.0))
@@ -57,16 +58,14 @@ class FairShare:
                 del self.used_s[min(self.used_s, key=lambda each: self.used_s[each])]
 
     def learn_elsewhere(self, used_s: Mapping[str, float]) -> None:
-        """Device-seconds per key at all other gateways, since they started. One that went away takes its sum along."""
-        for key, total_s in used_s.items():
-            before_s = self._elsewhere_s.get(key)
-            if before_s is not None and total_s > before_s:
-                self.charge(key, total_s - before_s)
-        self._elsewhere_s = dict(used_s)
+        """Device-seconds per key at the other gateways, since the last time."""
+        for key, device_s in used_s.items():
+            self.charge(key, device_s)
 
-    def most_used_s(self, most: int) -> dict[str, float]:
-        """What the other gateways should know: of the keys that used most."""
-        return dict(sorted(self.used_s.items(), key=lambda each: -each[1])[:most])
+    def take_used(self) -> dict[str, float]:
+        """What the other gateways should know, once."""
+        used_s, self.used_s = self.used_s, {}
+        return most_used(used_s)
 
     def _forget(self) -> None:
         if len(self._finish) > MAX_KEYS:

@@ -41,6 +41,7 @@ from control.gateway.line import MAX_WAIT_S
 from control.gateway.promises import Promise, PromiseBook, window
 from control.gateway.rates import Mean
 from control.gateway.relay import Relay
+from control.gateway.usage import Usage, sum_of
 from control.routing import RouteRequest, cached_tokens
 from control.types import Slo
 
@@ -166,12 +167,19 @@ class Gatekeeper:
                 self._fleet.batch.give_back(standing.need)
         self._fleet.shares.settle(standing.api_key_id, standing.charged_s, used_s)
 
-    def waiting(self) -> Need:
-        """What those in the line will take: for the other gateways to know."""
-        total = NOTHING
-        for each in self._fleet.waiters:
-            total = total.plus(each.standing.need)
-        return total
+    # --- other gateways ------------------------------------------------------------------------------------------
+
+    def usage(self) -> Usage:
+        """What is taken through this gateway: for the others to know."""
+        fleet = self._fleet
+        waiting = sum_of(each.standing.need for each in fleet.waiters)
+        return Usage(fleet.shares.take_used(), waiting, fleet.batch.here)
+
+    def learn(self, elsewhere: Usage) -> None:
+        """What is taken through all others together."""
+        self._fleet.shares.learn_elsewhere(elsewhere.used_s)
+        self._fleet.waiting_elsewhere = elsewhere.waiting
+        self._fleet.batch.elsewhere = elsewhere.batch
 
     # --- what is known -------------------------------------------------------------------------------------------
 

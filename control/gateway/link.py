@@ -1,7 +1,7 @@
 """Messages between a gateway and the plane, as msgpack over one WebSocket (`/api/v1/gateways/connect`, service token).
 
-Down: tables (full, versioned) and acknowledgements. Up: request records, numbered, resent until acknowledged and
-bounded; and one beat a second, which carries what has not ended yet.
+Down: tables (full, versioned), acknowledgements, and what the other gateways take. Up: request records, numbered,
+resent until acknowledged and bounded; and one beat a second, which carries what has not ended yet.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from control.gateway.usage import Usage
 from control.types import Departure, RequestRecord, RoutingTable
 
 
@@ -56,9 +57,16 @@ class Beat(LinkMessage, frozen=True, tag=True):
     cpu_s: float
     table_version: int
     departures: list[Departure] = []  # of the last minutes
+    usage: Usage | None = None  # None: an older gateway, which takes no Elsewhere
 
 
-AnyLinkMessage = GatewayHello | TablePush | Records | RecordsAck | Beat
+class Elsewhere(LinkMessage, frozen=True, tag=True):
+    """What all other gateways of the fleet take, and have used since the last one of these."""
+
+    usage: Usage
+
+
+AnyLinkMessage = GatewayHello | TablePush | Records | RecordsAck | Beat | Elsewhere
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(AnyLinkMessage)
 

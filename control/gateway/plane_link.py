@@ -150,6 +150,8 @@ class PlaneLink:
                 self._take(message.table)
             elif isinstance(message, link.RecordsAck):
                 self._records.acknowledge(message.up_to_seq)
+            elif isinstance(message, link.Elsewhere):
+                self._admission.gatekeeper.learn(message.usage)
 
     def _take(self, table: RoutingTable) -> None:
         if self._accepts(table) and self._fleet.take_table(table):
@@ -196,6 +198,7 @@ class PlaneLink:
             by_rule=dict(admission.by_rule),
             cpu_s=time.process_time(),
             table_version=self._fleet.table.version if self._fleet.table else 0,
+            usage=admission.gatekeeper.usage(),
             departures=self._fleet.mover.departures.told(),
         )
 

@@ -3,9 +3,12 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+import msgspec
 import pytest
 
 from control.gateway import link
+from control.gateway.forecast import Need
+from control.gateway.usage import Usage
 from control.gateway_hub import POLICY_VIOLATION, REPLACED, TRY_AGAIN_LATER, GatewayHub, SocketClosed
 from control.intake import Intake, IntakeFull
 from control.progress import TablesSeen
@@ -82,7 +85,7 @@ def table(version: int) -> RoutingTable:
     )
 
 
-def beat(table_version: int) -> link.Beat:
+def beat(table_version: int, usage: Usage | None = None) -> link.Beat:
     return link.Beat(
         at_unix_s=NOW,
         num_in_flight=0,
@@ -97,6 +100,7 @@ def beat(table_version: int) -> link.Beat:
         by_rule={},
         cpu_s=0.0,
         table_version=table_version,
+        usage=usage,
     )
 
 
@@ -130,6 +134,40 @@ async def test_a_beat_with_the_new_table_counts_as_current() -> None:
     assert hub.tables_seen() == TablesSeen(num_gateways=1, num_current=1)
     hub.acknowledge(f"g1@{NOW:.3f}", 12)
     assert await socket.sent.get() == link.RecordsAck(up_to_seq=12)
+    await hub.close()
+    await serving
+
+
+async def test_gateways_are_told_what_the_others_take_and_what_they_used_once() -> None:
+    hub, sockets = Heard().hub(), [FakeSocket(), FakeSocket()]
+    tasks = []
+    for number, socket in enumerate(sockets):
+        socket.say(msgspec.structs.replace(HELLO, gateway_id=f"g{number}"))
+        tasks.append(asyncio.create_task(hub.serve(socket)))
+        assert isinstance(await socket.sent.get(), link.RecordsAck)
+    first, second = sockets
+    waiting = Need(prefill_tokens=10, kv_tokens=20, num_slots=1)
+    second.say(beat(0, Usage()))
+    assert await second.sent.get() == link.Elsewhere(usage=Usage())
+    for _ in range(2):
+        first.say(beat(0, Usage({"key": 1.5}, waiting, Need(kv_tokens=5))))
+        assert await first.sent.get() == link.Elsewhere(usage=Usage())
+    second.say(beat(0, Usage()))
+    assert await second.sent.get() == link.Elsewhere(usage=Usage({"key": 3.0}, waiting, Need(kv_tokens=5)))
+    second.say(beat(0, Usage()))
+    assert await second.sent.get() == link.Elsewhere(usage=Usage({}, waiting, Need(kv_tokens=5)))
+    await hub.close()
+    await asyncio.gather(*tasks)
+
+
+async def test_a_gateway_of_an_earlier_version_is_told_nothing_that_it_does_not_know() -> None:
+    hub, socket = Heard().hub(), FakeSocket()
+    socket.say(HELLO)
+    socket.say(beat(0))
+    serving = asyncio.create_task(hub.serve(socket))
+    assert isinstance(await socket.sent.get(), link.RecordsAck)
+    await socket.read()
+    assert socket.sent.empty()
     await hub.close()
     await serving
 

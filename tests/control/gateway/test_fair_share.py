@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from control.gateway.fair_share import MAX_KEYS, FairShare
 from control.gateway.turns import turn_of
+from control.gateway.usage import MAX_TOLD_KEYS
 
 
 def come(shares: FairShare, key: str, device_s: float = 1.0) -> float:
@@ -46,24 +47,28 @@ def test_what_was_charged_in_advance_is_put_right_at_the_end():
     assert shares.used_s == {"a": 2.0}
 
 
-def test_what_a_key_uses_at_other_gateways_counts_from_when_it_is_known():
+def test_what_a_key_uses_at_other_gateways_counts_here():
+    shares = FairShare({"a": 2.0})
+    shares.learn_elsewhere({"a": 3.0})
+    assert shares.tag("a") == 1.5
+    assert shares.take_used() == {}, "it was used elsewhere, so elsewhere tells it"
+
+
+def test_what_was_used_is_told_once():
     shares = FairShare()
-    shares.learn_elsewhere({"a": 100.0})
-    assert shares.tag("a") == 0.0, "what was before us is nobody's debt to us"
-    shares.learn_elsewhere({"a": 103.0})
-    assert shares.tag("a") == 3.0
-    shares.learn_elsewhere({"a": 1.0})
-    assert shares.tag("a") == 3.0, "a gateway went away and took its sum along"
+    shares.settle("a", 0.0, 2.0)
+    assert shares.take_used() == {"a": 2.0}
+    assert shares.take_used() == {}
 
 
 def test_two_gateways_that_tell_each_other_keep_a_key_to_its_share():
     """The flood is split over two gateways, the modest key uses one: it waits there behind one request, not two."""
     one, two = FairShare(), FairShare()
-    for n in range(1, 50):
+    for _ in range(49):
         for here, there in ((one, two), (two, one)):
             here.serve(come(here, "flood"))
             here.settle("flood", 1.0, 1.0)
-            there.learn_elsewhere({"flood": float(n)})
+            there.learn_elsewhere(here.take_used())
     assert one.tag("flood") == pytest.approx(2 * 49, abs=2.0)
     assert come(one, "modest") < one.tag("flood")
 
@@ -76,7 +81,7 @@ def test_the_number_of_keys_that_are_remembered_is_bounded():
     assert len(shares._finish) <= MAX_KEYS
     assert len(shares.used_s) <= MAX_KEYS
     assert shares.tag(f"key-{MAX_KEYS + 99}") > 0, "those that owe most are remembered"
-    assert len(shares.most_used_s(256)) == 256
+    assert len(shares.take_used()) == MAX_TOLD_KEYS
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0.1, 3.0)), min_size=30, max_size=120))
