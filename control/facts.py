@@ -38,6 +38,7 @@ class WorkerFacts:
     queued_prefill_tokens: int = 0
     problem: str = ""
     fence: int | None = None  # of the newest order it took; None is unknown
+    is_stuck: bool = False  # its process is stopped, or its step does not end
 
     @property
     def num_work(self) -> int:

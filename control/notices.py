@@ -29,6 +29,7 @@ def notices_of(
     spooled_bytes: int = 0,
     spool_problem: str = "",
     tick_problem: str = "",
+    stand_ins: str = "",
     observation_problems: tuple[str, ...] = (),
 ) -> tuple[str, ...]:
     """Every banner that holds now. `local_policy`: the local profile's thresholds, None in production."""
@@ -46,6 +47,8 @@ def notices_of(
         found.append(f"{num_writes_dropped} writes to the history were lost: it could not be written for too long.")
     if tick_problem:
         found.append(f"The last tick failed: {tick_problem}")
+    if stand_ins:
+        found.append(stand_ins)
     found += observation_problems
     if local_policy is not None and policy.min_fleet_devices < RoutingPolicy().min_fleet_devices:
         found.append(LOCAL_PROFILE)

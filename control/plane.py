@@ -37,6 +37,7 @@ from control.recorder import Recorder
 from control.self_driving import SelfDriving
 from control.settings import Settings
 from control.snapshot import FleetIdentity, build_snapshot, fleet_facts, newest_readings
+from control.stand_ins import Effective, effective_roles
 from control.tables import Tables
 from control.traffic_stats import TrafficStats
 from control.types import (
@@ -49,6 +50,7 @@ from control.types import (
     Principal,
     RequestRecord,
     WhatIfRouting,
+    WorkerState,
 )
 from control.verbs import RefusedPlan, changed_policy
 from control.what_if import what_if
@@ -122,6 +124,7 @@ class Plane:
         self._readings: Mapping[str, MeterReading] = {}
         self._utilization: UtilizationView | None = None
         self._ordered: Mapping[str, Ordered] = {}
+        self._effective = Effective(desired=desk.desired)
         self._orders = Orders(fleet.apply, self.wake)
         self._snapshot: FleetSnapshot | None = None
         self._snapshot_bytes = b""
@@ -206,7 +209,9 @@ class Plane:
 
         fleet = self._facts()
         busy, max_moves = self._orders.busy, self.settings.max_moves
-        decided = reconcile(self.desired, fleet, self._ordered, self._fence, now, busy, max_moves)
+        away = [each.worker_id for each in self.fleet.routes() if each.state is WorkerState.FAILED]
+        wanted = self._effective = effective_roles(self.desired, fleet, away)
+        decided = reconcile(wanted.desired, fleet, self._ordered, self._fence, now, busy, max_moves, wanted.reasons)
         self._ordered = decided.ordered
         self._orders.give(decided.steps)
         self._table()
@@ -326,6 +331,7 @@ class Plane:
             spooled_bytes=self.recorder.spooled_bytes,
             spool_problem=self.recorder.spool_problem,
             tick_problem=self._tick_problem,
+            stand_ins=self._effective.notice,
             observation_problems=self._observation.problems if self._observation else (),
         )
 

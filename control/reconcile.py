@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from control.changes import role_of
 from control.facts import FleetFacts, WorkerFacts, natural
@@ -52,11 +53,13 @@ def reconcile(
     now_s: float,
     busy: Collection[str] = (),
     max_moves: int | None = None,
+    reasons: Mapping[str, str] = MappingProxyType({}),
 ) -> Reconciled:
     """Orders that lead from what is seen to what is desired. Workers that are away get theirs when they are back.
 
     `busy`: workers that are being given orders now; they are looked at again when those have ended. `max_moves`: at
     most so many workers leave what they serve (flip, drain) at a time; the others wait for their turn, in id order.
+    `reasons`: why, by worker, where that is more than being desired.
     """
     steps: list[FleetStep] = []
     under_way: dict[str, Ordered] = {}
@@ -84,7 +87,8 @@ def reconcile(
                 continue
             moving += 1
         under_way[worker_id] = wish
-        reason = f"desired version {desired.version}: {worker_id} is {words_of(desired, worker_id)}"
+        wanted = f"desired version {desired.version}: {worker_id} is {words_of(desired, worker_id)}"
+        reason = reasons.get(worker_id, wanted)
         steps += [FleetStep(verb=verb, worker_id=worker_id, role=role, fence=fence, reason=reason) for verb in verbs]
     return Reconciled(steps=tuple(steps), ordered=under_way)
 

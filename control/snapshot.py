@@ -14,6 +14,7 @@ from control.accounting import UtilizationView
 from control.changes import role_of
 from control.facts import POOLS, FleetFacts, WorkerFacts, natural
 from control.fleets.base import Observation, WorkerLife
+from control.gateway.pulse import Pulse, pulse_of_step
 from control.health import Health, health_of
 from control.overdue import overdue_step_s
 from control.types import (
@@ -129,6 +130,7 @@ def fleet_facts(
     utilization: UtilizationView | None,
 ) -> FleetFacts:
     """The same readings as planning and reconcile want them."""
+    stopped = {each.worker_id for each in lives if each.is_stopped}
     workers = {
         w: WorkerFacts(
             worker_id=w,
@@ -142,6 +144,7 @@ def fleet_facts(
             queued_prefill_tokens=reading.load.queued_prefill_tokens,
             problem=reading.reason,
             fence=reading.fence,
+            is_stuck=w in stopped or pulse_of_step(reading.load.step_overdue) is Pulse.GONE,
         )
         for w, reading in readings.items()
     }

@@ -21,6 +21,7 @@ class WorkerLife:
     num_restarts: int = 0
     last_restart_reason: str = ""
     problem: str = ""  # why there is no worker in this slot; "" when there is one
+    is_stopped: bool = False  # its process stands still (SIGSTOP, a debugger)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

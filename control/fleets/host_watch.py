@@ -158,6 +158,7 @@ class HostWatch:
             if self._why and self._why[0] == described.epoch
             else described.last_reason,
             problem=described.problem or self._gone or (link.problem if lost else ""),
+            is_stopped=self._stopped_since_s is not None,
         )
 
     async def run(self) -> None:

@@ -377,3 +377,20 @@ async def test_more_workers_in_the_settings_join_as_decode_workers(tmp_path: Pat
 async def test_an_unknown_command_is_not_found(rig: Rig) -> None:
     with pytest.raises(ControlError):
         await rig.plane.command(77)
+
+
+async def test_the_death_of_the_last_decode_worker_turns_the_prefill_workers_mixed_until_it_is_back(
+    tmp_path: Path,
+) -> None:
+    rig = await Rig(tmp_path).start(num_prefill=3)
+    *prefill, last = rig.fleet.workers.values()
+    assert [each.role for each in prefill] == [Role.PREFILL] * 3
+    last.alive = False
+    await rig.ticks()
+    assert [each.role for each in prefill] == [Role.MIXED] * 3
+    assert "serve both phases for now" in " ".join(rig.plane._notices())
+    assert rig.plane.desired.pool_size(Role.PREFILL) == 3
+    last.alive, last.epoch, last.role, last.state = True, 2, Role.UNASSIGNED, WorkerState.UNASSIGNED
+    await rig.ticks(3)
+    assert [each.role for each in rig.fleet.workers.values()] == [Role.PREFILL] * 3 + [Role.DECODE]
+    assert "serve both phases" not in " ".join(rig.plane._notices())
