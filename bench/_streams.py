@@ -19,7 +19,10 @@ class Heard:
 
     text: str = ""
     num_chunks: int = 0
-    num_tokens: int | None = None  # as the server's usage says
+    num_tokens: int | None = None  # as the server's usage says, as the next
+    num_prompt_tokens: int | None = None
+    route: str = ""  # as our gateway says it
+    first_unix_s: list[float] = field(default_factory=list)  # when its first two pieces came
     max_gap_s: float = 0.0
     problem: str = "it has not ended"
     last_s: float | None = field(default=None, repr=False)
@@ -30,6 +33,8 @@ class Heard:
         if self.last_s is not None:
             self.max_gap_s = max(self.max_gap_s, now_s - self.last_s)
         self.last_s = now_s
+        if self.num_chunks < 2:
+            self.first_unix_s.append(time.time())
         self.num_chunks += 1
         self.text += text
 
@@ -49,6 +54,7 @@ async def listen(client: httpx.AsyncClient, model_id: str, prompt: str, max_toke
             if response.status_code != 200:
                 heard.problem = f"HTTP {response.status_code}: {(await response.aread())[:200]!r}"
                 return
+            heard.route = response.headers.get("X-Phaseline-Route", "")
             heard.problem = await _read(response, heard)
     except httpx.HTTPError as error:
         heard.problem = f"{type(error).__name__}: {error}"
@@ -67,7 +73,8 @@ async def _read(response: httpx.Response, heard: Heard) -> str:
         if "error" in chunk:
             return f"error: {chunk['error']}"
         if chunk.get("usage"):
-            heard.num_tokens = chunk["usage"]["completion_tokens"]
+            usage = chunk["usage"]
+            heard.num_tokens, heard.num_prompt_tokens = usage["completion_tokens"], usage["prompt_tokens"]
         for choice in chunk.get("choices", ()):
             heard.take(choice.get("text") or "", time.monotonic())
             if choice.get("finish_reason") in ("error", "abort", "cancelled"):

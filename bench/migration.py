@@ -1,14 +1,18 @@
-"""A decode worker leaves decode under load: time to ready, stall of each stream, beside a drain that waits.
+"""Workers flip and drain under load: time to ready, stall of each stream, beside a fleet that drains by waiting.
 
-python bench/migration.py                      paced 70B workers (simulated), 10 flips and 5 drains, each way
-python bench/migration.py --rounds 20 --streams 48
+python bench/migration.py                      paced 70B workers (simulated): 42 flips and 21 drains, each way
+python bench/migration.py --workers tiny       real workers with a random model of two layers
+python bench/migration.py --workers real       the real model on the CPU, few streams
 
-Two deployments after one another get the same streams, one with live migration and one without. In each round the
-streams are opened, the busiest decode worker is flipped to prefill (or drained) in the middle of them, a request that
-must be prefilled there asks for its first token, and the worker is brought back. Every text is compared with the same
-stream of an undisturbed round. Accepted and ready are the journal's own times. The stall is the time between the last
-token before a move and the first one after it, on the gateway's clock. Workers, steps and the link that KV moves over
-are modelled: a copy takes what the cost model says, but copies that share a link do not slow each other down.
+Two deployments after one another, with live migration and without, get the same: some streams are always open, and a
+worker is taken through decode -> mixed -> prefill -> mixed -> decode -> prefill -> decode, then others are drained, and
+one is flipped and flipped back before the first flip is complete. Every text is compared with the same request on the
+undisturbed fleet (a paced worker's text depends on the length of the prompt alone, so one per length is asked there).
+Accepted and ready are the journal's own times; first token: the first one that anybody got from the worker in its new
+role (a prefill worker's is a stream's first, a decode worker's the second). The stall is the time between last token
+before a move and first one after it, on the gateway's clock. Predicted: by the gateway's estimate, before the move,
+or the worker's leaving, began. The steps of paced workers, and the links that their KV moves over, are modelled: copies
+that use one worker's link at the same time slow each other down.
 """
 
 from __future__ import annotations
@@ -16,123 +20,95 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import re
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
-from _deployment import Deployment, deployment
+from _deployment import ROOT, Deployment, deployment
+from _steady_load import Asked, SteadyLoad
 from control.client import PhaselineClient
 from control.traffic.report import quantiles
 from control.types import Action, Command, CommandRequest, CommandState, Role, Verb, WorkerState, WorkerStatus
+from engine.convert import make_tiny_model
+from engine.device_catalogue import cost_model
+from engine.seeded_pool import WORD_BYTES
 
 LIMIT_S = 180.0
 POLL_S = 0.005
+PATIENCE_S = 4.0
 NUM_WORKERS = 4
-CONTEXTS = (1, 20, 100)  # repetitions of a sentence: short, middle and long prompts
-KV_BYTES = 20 * 2**30  # of each modelled worker
 GREAT_WEIGHT = 100.0
+WAY = (Role.MIXED, Role.PREFILL, Role.MIXED, Role.DECODE, Role.PREFILL, Role.DECODE)
+DRAINS_PER_CYCLE = 3
+LEFT = re.compile(r"has left decode: (\d+) requests, predicted (unknown|[\d.]+)(?: s)?, took ([\d.]+) s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """What runs."""
+
+    words: str
+    settings: dict[str, Any]
+    num_streams: int
+    max_tokens: int
+    cycles: int
+    modelled_per_byte: float = 1.0  # a paced pool keeps little of what its model would
 
 
 @dataclass(slots=True)
 class Tally:
-    """One deployment's rounds."""
+    """One deployment's commands; times in seconds, by what was done."""
 
-    ready_s: dict[str, list[float]] = field(default_factory=lambda: {"flip": [], "drain": []})
-    first_token_s: list[float] = field(default_factory=list)
-    stalls_s: list[float] = field(default_factory=list)
-    num_by_kind: dict[str, int] = field(default_factory=dict)
-    num_bytes: int = 0
-    num_streams: int = 0
-    num_failed: int = 0
-    num_different: int = 0
-    num_running: list[int] = field(default_factory=list)
-    steps_s: list[float] = field(default_factory=list)
+    ready_s: dict[str, list[float]] = field(default_factory=dict)
+    first_token_s: dict[str, list[float]] = field(default_factory=dict)
+    num_running: list[float] = field(default_factory=list)  # on a worker that leaves decode
+
+    def note(self, what: str, ready_s: float, first_token_s: float | None = None) -> None:
+        self.ready_s.setdefault(what, []).append(ready_s)
+        if first_token_s is not None:
+            self.first_token_s.setdefault(what, []).append(first_token_s)
 
 
-async def stream(client: httpx.AsyncClient, model_id: str, prompt: str, max_tokens: int) -> str:
-    """One stream's whole text; raises on any error in it."""
-    body: dict[str, Any] = {"model": model_id, "prompt": prompt, "max_tokens": max_tokens, "seed": 7}
-    parts = []
-    async with client.stream("POST", "/v1/completions", json=body | {"ignore_eos": True, "stream": True}) as response:
-        if response.status_code != 200:
-            raise RuntimeError(f"HTTP {response.status_code}: {(await response.aread())[:200]!r}")
-        async for line in response.aiter_lines():
-            if line == "data: [DONE]":
-                return "".join(parts)
-            if line.startswith("data: "):
-                chunk = json.loads(line.removeprefix("data: "))
-                if "error" in chunk:
-                    raise RuntimeError(str(chunk["error"]))
-                parts += [each["text"] for each in chunk["choices"]]
-    raise RuntimeError("the stream ended without [DONE]")
+# --- commands ---------------------------------------------------------------------------------------------------------
 
 
-def prompts(number: int, count: int) -> list[str]:
-    said = "The keeper of the lighthouse counts the ships that pass in the night and writes their names into a book. "
-    return [f"Round {number}, stream {each}. " + said * CONTEXTS[each % len(CONTEXTS)] for each in range(count)]
+def submit(client: PhaselineClient, action: Action) -> Command:
+    word = client.preview(CommandRequest(action=action, why="bench")).needs_confirmation
+    return client.submit(CommandRequest(action=action, why="bench", confirmation=word))
 
 
-def leave_and_return(
-    fleet: Deployment, model_id: str, options: argparse.Namespace, verb: str, number: int, tally: Tally
-) -> None:
-    """Wait until the streams run, then flip or drain the busiest decode worker, and bring it back."""
-    client, since = fleet.client, time.time()
-    victim = busiest(client, options.streams // 4, since)
-    tally.num_running.append(victim.num_running)
-    if verb == "flip":
-        command = carry_out(client, Action(verb=Verb.FLIP, worker_id=victim.worker_id, role=Role.PREFILL))
-        tally.first_token_s.append(
-            first_token_unix_s(fleet, client, model_id, victim.worker_id, number) - command.created_unix_s
-        )
-        back = Action(verb=Verb.FLIP, worker_id=victim.worker_id, role=Role.DECODE)
-    else:
-        command = carry_out(client, Action(verb=Verb.DRAIN, worker_id=victim.worker_id))
-        back = Action(verb=Verb.UNDRAIN, worker_id=victim.worker_id)
-    tally.ready_s[verb].append(ready_unix_s(command, victim.worker_id) - command.created_unix_s)
-    carry_out(client, back)
+def ended(client: PhaselineClient, command: Command) -> Command:
+    deadline_s = time.monotonic() + LIMIT_S
+    while command.state in (CommandState.ACCEPTED, CommandState.RUNNING) and time.monotonic() < deadline_s:
+        time.sleep(POLL_S)
+        command = client.command(command.command_id)
+    return command
 
 
 def carry_out(client: PhaselineClient, action: Action) -> Command:
     """One command to its end."""
-    request = CommandRequest(action=action, why="bench")
-    word = client.preview(request).needs_confirmation
-    accepted = client.submit(CommandRequest(action=action, why="bench", confirmation=word))
-    command, deadline_s = accepted, time.monotonic() + LIMIT_S
-    while command.state in (CommandState.ACCEPTED, CommandState.RUNNING) and time.monotonic() < deadline_s:
-        time.sleep(POLL_S)
-        command = client.command(accepted.command_id)
+    command = ended(client, submit(client, action))
     if command.state is not CommandState.DONE:
-        raise SystemExit(f"{action.verb} of {action.worker_id} failed: {command.result}")
+        raise SystemExit(f"{action.verb} of {action.worker_id} ended {command.state}: {command.result}")
     return command
 
 
-def ready_unix_s(command: Command, worker_id: str) -> float:
-    return next(step.at_unix_s for step in command.steps if step.worker_id == worker_id and step.state == "done")
+def took_s(command: Command, worker_id: str) -> float:
+    """Accepted to ready, as the journal says."""
+    done = [step.at_unix_s for step in command.steps if step.worker_id == worker_id and step.state == "done"]
+    return done[0] - command.created_unix_s
 
 
-def first_token_unix_s(fleet: Deployment, client: PhaselineClient, model_id: str, worker_id: str, number: int) -> float:
-    """When the flipped worker gave the first token that it prefilled; asked until routing sends a request there."""
-    deadline_s = time.monotonic() + LIMIT_S
-    for attempt in range(1000):
-        if time.monotonic() > deadline_s:
-            break
-        prompt = f"First token {number}.{attempt}: " + "name the colours that one sees in spring. " * 4
-        body = {"model": model_id, "prompt": prompt, "max_tokens": 2, "ignore_eos": True, "stream": True}
-        with httpx.stream("POST", f"{fleet.gateway_url}/v1/completions", json=body, timeout=60) as response:
-            route = response.headers["X-Phaseline-Route"]
-            for line in response.iter_lines():
-                if '"text":"' in line and '"text":""' not in line:
-                    if f"prefill={worker_id};" in route:
-                        return time.time()
-                    break
-    raise SystemExit(f"no request was prefilled by {worker_id}")
+def flip(worker_id: str, role: Role) -> Action:
+    return Action(verb=Verb.FLIP, worker_id=worker_id, role=role)
 
 
-def busiest(client: PhaselineClient, least_running: int, since_unix_s: float) -> WorkerStatus:
+def busiest(client: PhaselineClient, least_running: int) -> WorkerStatus:
     """The decode worker that streams most, once it streams as many as this."""
-    deadline_s = time.monotonic() + LIMIT_S
+    since_unix_s, deadline_s = time.time(), time.monotonic() + LIMIT_S
     while time.monotonic() < deadline_s:
         snapshot = client.snapshot()
         members = [each for each in snapshot.workers if each.role == Role.DECODE and each.state == WorkerState.READY]
@@ -140,99 +116,176 @@ def busiest(client: PhaselineClient, least_running: int, since_unix_s: float) ->
         if snapshot.at_unix_s > since_unix_s and chosen is not None and chosen.num_running >= least_running:
             return chosen
         time.sleep(POLL_S)
-    raise SystemExit(f"no decode worker had work within {LIMIT_S:g} s")
+    raise SystemExit(f"no decode worker streamed {least_running} requests within {LIMIT_S:g} s")
 
 
-async def one_round(
-    fleet: Deployment, model_id: str, options: argparse.Namespace, verb: str, number: int, tally: Tally
-) -> None:
-    limits = httpx.Limits(max_connections=options.streams)
-    async with httpx.AsyncClient(base_url=fleet.gateway_url, timeout=LIMIT_S, limits=limits) as client:
-
-        def begin() -> list[asyncio.Task[str]]:
-            texts = prompts(number, options.streams)
-            return [asyncio.create_task(stream(client, model_id, text, options.max_tokens)) for text in texts]
-
-        asking = begin()
-        await asyncio.to_thread(leave_and_return, fleet, model_id, options, verb, number, tally)
-        disturbed = await asyncio.gather(*asking, return_exceptions=True)
-        undisturbed = await asyncio.gather(*begin())
-    tally.num_streams += len(disturbed)
-    tally.num_failed += sum(isinstance(each, BaseException) for each in disturbed)
-    pairs = zip(disturbed, undisturbed, strict=True)
-    tally.num_different += sum(ours != theirs for ours, theirs in pairs if isinstance(ours, str))
+def until_running(client: PhaselineClient, worker_id: str, least: int) -> None:
+    """Wait until this worker, which serves decode, streams as many as this; not for long, as it may be left idle."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline_s:
+        worker = next(each for each in client.snapshot().workers if each.worker_id == worker_id)
+        if worker.role is Role.PREFILL or worker.num_running >= least:
+            return
+        time.sleep(POLL_S)
 
 
-def measure(options: argparse.Namespace, *, live: bool) -> dict[str, Any]:
-    """All rounds on one deployment."""
-    tally, began_unix_s = Tally(), time.time()
-    shape = {"num_workers": NUM_WORKERS, "num_prefill": 1, "profile": "local", "worker_kind": "paced"}
-    with deployment(live_migration=live, max_batch=64, max_moves=8, kv_bytes_per_worker=KV_BYTES, **shape) as fleet:
-        model_id = httpx.get(f"{fleet.gateway_url}/v1/models").json()["data"][0]["id"]
-        prefer = {f"w{index}": GREAT_WEIGHT if index else 0.001 for index in range(NUM_WORKERS)}
-        carry_out(fleet.client, Action(verb=Verb.SET_ROUTING, weights=prefer))  # so that a flipped one prefills
-        for verb in ["flip"] * options.flips + ["drain"] * options.drains:
-            number = len(tally.num_running)
-            asyncio.run(one_round(fleet, model_id, options, verb, number, tally))
-            print(f"migration {'on' if live else 'off'}, round {number}: {tally.ready_s[verb][-1]:.3f} s", flush=True)
-        time.sleep(2.5)  # records come once a second
-        records = fleet.client.requests(10_000, began_unix_s)
-        lines = fleet.client.series("itl_p50_s", began_unix_s).series
-        tally.steps_s = [point.value for line in lines for point in line.points if point.value is not None]
-    for move in [each for record in records for each in record.moves]:
-        tally.num_by_kind[move.kind] = tally.num_by_kind.get(move.kind, 0) + 1
-        tally.num_bytes += move.num_bytes
-        if move.stall_s is not None:
-            tally.stalls_s.append(move.stall_s)
-    return report(tally)
+# --- one cycle --------------------------------------------------------------------------------------------------------
 
 
-def report(tally: Tally) -> dict[str, Any]:
-    step_s = quantiles(tally.steps_s).p50
+async def cycle(client: PhaselineClient, load: SteadyLoad, kind: Kind, tally: Tally) -> None:
+    least = kind.num_streams // 5
+
+    async def victim() -> WorkerStatus:
+        found = await asyncio.to_thread(busiest, client, least)
+        tally.num_running.append(found.num_running)
+        return found
+
+    worker_id, before = (await victim()).worker_id, Role.DECODE
+    for role in WAY:
+        await asyncio.to_thread(until_running, client, worker_id, least)
+        command = await asyncio.to_thread(carry_out, client, flip(worker_id, role))
+        ready_s, first_token_s = took_s(command, worker_id), None
+        if role is not Role.MIXED and before is not Role.MIXED:
+            since_unix_s = command.created_unix_s + ready_s
+            at_unix_s = await load.first_token_unix_s(worker_id, role, since_unix_s, LIMIT_S)
+            first_token_s = at_unix_s - command.created_unix_s
+        tally.note(f"flip {before} -> {role}", ready_s, first_token_s)
+        before = role
+    for _ in range(DRAINS_PER_CYCLE):
+        worker_id = (await victim()).worker_id
+        command = await asyncio.to_thread(carry_out, client, Action(verb=Verb.DRAIN, worker_id=worker_id))
+        tally.note("drain", took_s(command, worker_id))
+        await asyncio.to_thread(carry_out, client, Action(verb=Verb.UNDRAIN, worker_id=worker_id))
+    worker_id = (await victim()).worker_id
+    first = await asyncio.to_thread(submit, client, flip(worker_id, Role.PREFILL))
+    command = await asyncio.to_thread(carry_out, client, flip(worker_id, Role.DECODE))
+    await asyncio.to_thread(ended, client, first)
+    tally.note("flipped back at once", took_s(command, worker_id))
+
+
+async def disturb(fleet: Deployment, model_id: str, kind: Kind, tally: Tally, *, live: bool) -> dict[str, int]:
+    """All cycles under load; what the clients saw."""
+    shape = {"num_streams": kind.num_streams, "max_tokens": kind.max_tokens, "limit_s": LIMIT_S}
+    load = SteadyLoad(fleet.gateway_url, model_id, **shape)
+    async with load:
+        for number in range(kind.cycles):
+            await cycle(fleet.client, load, kind, tally)
+            print(f"migration {'on' if live else 'off'}: cycle {number + 1} of {kind.cycles}", flush=True)
+    is_paced = kind.settings["worker_kind"] == "paced"
+
+    def key(asked: Asked) -> object:
+        return asked.heard.num_prompt_tokens if is_paced else asked.prompt
+
     return {
-        "streams": tally.num_streams,
-        "failed": tally.num_failed,
-        "different_from_undisturbed": tally.num_different,
-        "running_on_the_worker_p50": quantiles([float(each) for each in tally.num_running]).p50,
-        "one_decode_step_p50_s": step_s,
-        "flip_accepted_to_ready": _row(tally.ready_s["flip"], step_s),
-        "flip_accepted_to_first_token_in_new_role": _row(tally.first_token_s, step_s),
-        "drain_accepted_to_drained": _row(tally.ready_s["drain"], step_s),
-        "moves": tally.num_by_kind,
-        "bytes_really_copied": tally.num_bytes,
-        "stall_per_moved_sequence": _row(tally.stalls_s, step_s),
+        "streams": len(load.asked),
+        "failed": sum(bool(each.heard.problem) for each in load.asked),
+        "different_from_undisturbed": await load.num_different(key),
     }
 
 
-def _row(values: list[float], step_s: float | None) -> dict[str, float | int | None]:
+def measure(kind: Kind, *, live: bool) -> dict[str, Any]:
+    """All cycles on one deployment."""
+    tally, began_unix_s = Tally(), time.time()
+    shape = {"num_workers": NUM_WORKERS, "num_prefill": 1, "profile": "local", "max_moves": 8}
+    with deployment(live_migration=live, **shape, **kind.settings) as fleet:
+        model_id = httpx.get(f"{fleet.gateway_url}/v1/models").json()["data"][0]["id"]
+        prefer = {f"w{index}": GREAT_WEIGHT if index else 0.001 for index in range(NUM_WORKERS)}
+        carry_out(fleet.client, Action(verb=Verb.SET_ROUTING, weights=prefer))  # so that a flipped one prefills
+        clients = asyncio.run(disturb(fleet, model_id, kind, tally, live=live))
+        time.sleep(2.5)  # records come once a second
+        records = fleet.client.requests(10_000, began_unix_s)
+        lines = fleet.client.series("itl_p50_s", began_unix_s).series
+        step_s = quantiles(point.value for line in lines for point in line.points).p50
+        moves = [move for record in records for move in record.moves]
+        left = LEFT.findall("".join(each.read_text() for each in (fleet.run_dir / "logs").glob("gateway*.log")))
+    by_kind = {each: sum(move.kind == each for move in moves) for each in sorted({move.kind for move in moves})}
+    foreseen = [(each.predicted_stall_s, each.stall_s) for each in moves if each.predicted_stall_s and each.stall_s]
+    predicted = [(float(said), float(was)) for number, said, was in left if said != "unknown" and int(number)]
+    return {
+        **clients,
+        "running_on_the_worker_p50": quantiles(tally.num_running).p50,
+        "one_decode_step_p50_s": step_s,
+        **{f"{what}: accepted to ready": row(each, step_s) for what, each in tally.ready_s.items()},
+        **{f"{what}: to first token": row(each, step_s) for what, each in tally.first_token_s.items()},
+        "all flips: accepted to ready": row([s for w, v in tally.ready_s.items() if "->" in w for s in v], step_s),
+        "moves": by_kind,
+        "bytes_copied": sum(each.num_bytes for each in moves),
+        "bytes_modelled": round(sum(each.num_bytes for each in moves) * kind.modelled_per_byte),
+        **{
+            f"stall of each {name}": row([m.stall_s for m in moves if m.kind == name and m.stall_s is not None], step_s)
+            for name in by_kind
+        },
+        "stall, measured - predicted": errors(foreseen),
+        "leaving decode, measured - predicted": errors(predicted),
+    }
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def row(values: list[float], step_s: float | None) -> dict[str, float | int | None]:
     q = quantiles(values)
-    p50, p99 = (None if each is None else round(1000 * each, 1) for each in (q.p50, q.p99))
+    p50, p99, most = (None if each is None else round(1000 * each, 1) for each in (q.p50, q.p99, q.max))
     steps = None if not step_s or q.p50 is None else round(q.p50 / step_s, 1)
-    return {"n": len(values), "p50_ms": p50, "p99_ms": p99, "p50_steps": steps}
+    return {"n": len(values), "p50_ms": p50, "p99_ms": p99, "max_ms": most, "p50_steps": steps}
+
+
+def errors(pairs: list[tuple[float, float]]) -> dict[str, float | int | None]:
+    """Of (predicted, measured): the median with its sign, and how far off it was either way."""
+    signed, size = quantiles(was - said for said, was in pairs), quantiles(abs(was - said) for said, was in pairs)
+    cells = {"p50_ms": signed.p50, "off_p50_ms": size.p50, "off_p99_ms": size.p99}
+    return {"n": len(pairs)} | {name: None if each is None else round(1000 * each, 1) for name, each in cells.items()}
+
+
+def kinds() -> dict[str, Kind]:
+    model = cost_model("h100-sxm-80gb", "llama-3.1-70b-fp8").work
+    tiny = make_tiny_model(ROOT / "data" / "run" / "models" / "tiny", seed=1)
+    return {
+        "paced": Kind(
+            words="paced 70B on modelled H100s (simulated)",
+            settings={"worker_kind": "paced", "max_batch": 64, "kv_bytes_per_worker": 20 * 2**30},
+            num_streams=36,
+            max_tokens=250,
+            cycles=7,
+            modelled_per_byte=model.kv_token_bytes / WORD_BYTES,
+        ),
+        "tiny": Kind(
+            words="real workers, a random model of two layers",
+            settings={"worker_kind": "cpu", "model": str(tiny)},
+            num_streams=12,
+            max_tokens=400,
+            cycles=4,
+        ),
+        "real": Kind(
+            words="the real model (SmolLM2-135M) on this CPU",
+            settings={"worker_kind": "cpu"},
+            num_streams=6,
+            max_tokens=80,
+            cycles=1,
+        ),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--flips", type=int, default=10)
-    parser.add_argument("--drains", type=int, default=5)
-    parser.add_argument("--streams", type=int, default=36)
-    parser.add_argument("--max-tokens", type=int, default=500)
+    parser.add_argument("--workers", choices=("paced", "tiny", "real"), default="paced")
+    parser.add_argument("--cycles", type=int, help="6 flips, 3 drains and one flip to and fro each")
+    parser.add_argument("--only", choices=("on", "off"), help="one of the two deployments")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    result = {
-        "workers": "paced 70B on modelled H100s (simulated)",
-        "with_migration": measure(options, live=True),
-        "drain_and_wait": measure(options, live=False),
-    }
+    kind = kinds()[options.workers]
+    if options.cycles:
+        kind = Kind(**{each: getattr(kind, each) for each in Kind.__slots__} | {"cycles": options.cycles})
+    names = {"on": "with_migration", "off": "drain_and_wait"}
+    wanted = [options.only] if options.only else list(names)
+    result = {names[each]: measure(kind, live=each == "on") for each in wanted}
     if options.json:
-        print(json.dumps(result))
+        print(json.dumps({"workers": kind.words} | result))
         return
-    ours, theirs = result["with_migration"], result["drain_and_wait"]
-    assert isinstance(ours, dict)
-    assert isinstance(theirs, dict)
-    print(result["workers"])
-    for name in ours:
-        print(f"{name:<42} {ours[name]!s:<78} {theirs[name]}")
+    print(kind.words)
+    for name in {name: None for each in result.values() for name in each}:
+        cells = [str(each.get(name, "-")).strip("{}").replace("'", "") for each in result.values()]
+        print(f"{name:<42} " + "".join(f"{cell:<80}" for cell in cells))
 
 
 if __name__ == "__main__":

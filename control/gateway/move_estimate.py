@@ -18,8 +18,8 @@ from typing import Final
 
 from control.routing import FleetView, WorkerView
 
-#: Steps of the source that a move takes besides the copy: one until it is offered, one until it has stopped.
-MOVE_STEPS: Final = 2
+#: Steps of the source that a move takes besides the copy: the one at whose end the sequence stops.
+MOVE_STEPS: Final = 1
 #: Steps of the target that a stopped sequence waits for: the rest of the one that runs there, and its own first one.
 STALL_STEPS: Final = 1.5
 #: With so few tokens to go it ends sooner than any move is set up.

@@ -30,6 +30,7 @@ from control.gateway.workers import WorkerLink
 from control.routing import FleetView
 from control.types import MoveKind, RequestMove
 from engine.histogram import bucket_of
+from engine.types import Role, WorkerState
 
 log = logging.getLogger(__name__)
 
@@ -190,7 +191,8 @@ class Mover:
 
     def _has_left(self, source: WorkerLink) -> None:
         leaving = self._leaving.pop(source, None)
-        if leaving is not None:
+        is_gone = source.state is WorkerState.DRAINED or source.role is Role.PREFILL
+        if leaving is not None and is_gone:  # else it was told to stay after all
             predicted = "unknown" if leaving.predicted_s is None else f"{leaving.predicted_s:.3f} s"
             took_s = time.monotonic() - leaving.began_s
             log.info(
