@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from app import frames, words
-from control.stories import event_words
+from control.stories import event_words, loss_words
 from control.types import Command, FleetEvent
 
 #: Events of one kind are one mark when they are closer than this part of the window: their rules would touch.
@@ -26,6 +26,8 @@ LOOKS: dict[str, str] = {
     "failover": "continued",
     "migration": "moved",
     "recompute": "moved",
+    "plane": "plane",
+    "history": "history",
 }
 SCHEMA = pa.schema(
     [
@@ -124,8 +126,13 @@ def _label(mark: Mark) -> str:
             return f"{name} died, {went} continued" if went else f"{name} died"
         case "back":
             return f"{who} back"
+        case "plane":
+            return "plane took over"
+        case "history":
+            return "history away"
         case "continued":
-            return f"{went} continued, {who} died"
+            cause = next((each.cause for each in mark.events if each.cause), None)
+            return f"{went} continued, {loss_words(who, cause)}"
         case _:
             return f"{went} moved from {who}"
 

@@ -15,7 +15,7 @@ import pandas as pd
 from app import cards, format, words
 from app.frames import Away, mean, newest
 from app.marks import LOOKS
-from control.stories import event_words, move_words
+from control.stories import event_words, loss_words, move_words
 from control.types import (
     Command,
     Desired,
@@ -171,7 +171,8 @@ def went_on(record: RequestRecord) -> str:
     """ "w3 after w1 died, w2 from w3": where it went on, in order."""
     told = []
     for move in record.moves:
-        cause = f"after {move.from_worker} died" if move.kind == "failover" else f"from {move.from_worker}"
+        lost = loss_words(move.from_worker, move.cause)
+        cause = f"after {lost}" if move.kind == "failover" else f"from {move.from_worker}"
         told.append(f"{move.to_worker or 'nowhere'} {cause}")
     return ", ".join(told)
 

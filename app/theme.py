@@ -28,19 +28,37 @@ STATE_COLORS: dict[str, str] = {
     "superseded": MIXED,
 }
 #: Events on a chart: a colour, a dash and a shape each. Moves with and without their KV look the same.
-EVENT_COLORS: dict[str, str] = {"died": DANGER, "continued": "#bc4c00", "moved": DECODE, "back": OK}
-EVENT_DASHES: dict[str, list[int]] = {"died": [1, 0], "continued": [6, 2], "moved": [1, 3], "back": [8, 4]}
+EVENT_COLORS: dict[str, str] = {
+    "died": DANGER,
+    "continued": "#bc4c00",
+    "moved": DECODE,
+    "back": OK,
+    "plane": "#a371f7",
+    "history": ATTENTION,
+}
+EVENT_DASHES: dict[str, list[int]] = {
+    "died": [1, 0],
+    "continued": [6, 2],
+    "moved": [1, 3],
+    "back": [8, 4],
+    "plane": [2, 2],
+    "history": [4, 2, 1, 2],
+}
 EVENT_SHAPES: dict[str, str] = {
     "died": "cross",
     "continued": "triangle-right",
     "moved": "diamond",
     "back": "triangle-up",
+    "plane": "square",
+    "history": "triangle-down",
 }
 EVENT_PATHS: dict[str, str] = {
     "died": "M1 3.5H3.5V1H6.5V3.5H9V6.5H6.5V9H3.5V6.5H1Z",
     "continued": "M2 1L9 5L2 9Z",
     "moved": "M5 0L10 5L5 10L0 5Z",
     "back": "M5 1L9.5 9H.5Z",
+    "plane": "M1.5 1.5H8.5V8.5H1.5Z",
+    "history": "M.5 1H9.5L5 9Z",
 }
 CATEGORICAL: tuple[str, ...] = (
     "#2f81f7", "#d97706", "#2da44e", "#a371f7", "#db61a2", "#1b9aaa",

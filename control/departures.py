@@ -42,6 +42,7 @@ def _sum(group: list[Departure]) -> Departure:
         stall_s=max((each.stall_s for each in same if each.stall_s is not None), default=None),
         to_workers=dict(to_workers),
         is_over=all(each.is_over for each in same),
+        cause=next((each.cause for each in same if each.cause is not None), None),
     )
 
 

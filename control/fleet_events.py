@@ -93,6 +93,7 @@ def _moved(record: RequestRecord, move: RequestMove) -> FleetEvent:
         num_bytes=move.num_bytes,
         notice_s=move.notice_s,
         stall_s=move.stall_s,
+        cause=move.cause,
     )
 
 
@@ -111,6 +112,7 @@ def added(one: FleetEvent, other: FleetEvent) -> FleetEvent:
         num_bytes=one.num_bytes + other.num_bytes,
         notice_s=_longest(one.notice_s, other.notice_s),
         stall_s=_longest(one.stall_s, other.stall_s),
+        cause=one.cause or other.cause,
     )
 
 

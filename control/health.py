@@ -8,14 +8,14 @@ from typing import Literal
 
 from control.departures import total_of
 from control.fleets.base import Observation
-from control.stories import departure_words, time_words
+from control.stories import departure_words, loss_words, time_words
 from control.types import Departure, PoolStatus, Role, TrafficStatus, WorkerState, WorkerStatus
 
 BOTTLENECK_KV = 0.9
 BOTTLENECK_PREFILL_S = 2.0
 SILENT_S = 5.0
 AIM = 0.95
-#: A death is worth a word for this long.
+#: A loss is worth a word for this long.
 RECENT_S = 60.0
 
 
@@ -34,14 +34,14 @@ def health_of(
 ) -> Health:
     """The first of these that holds: cannot serve, workers away, a bottleneck, the SLO, no gateway; else fine."""
     now_unix_s = observation.at_unix_s
-    deaths = {each.worker_id: each for each in departures if each.kind == "died"}
+    losses = {each.worker_id: each for each in departures if each.kind == "lost"}
     checks = (
         _cannot_serve(workers),
-        _workers_away(workers, observation, deaths),
+        _workers_away(workers, observation, losses),
         _bottleneck(workers, pools),
         _service(traffic),
     )
-    return next((found for found in checks if found), _fine(workers, traffic, deaths, now_unix_s))
+    return next((found for found in checks if found), _fine(workers, traffic, losses, now_unix_s))
 
 
 def _cannot_serve(workers: tuple[WorkerStatus, ...]) -> Health | None:
@@ -61,11 +61,11 @@ def _cannot_serve(workers: tuple[WorkerStatus, ...]) -> Health | None:
 
 
 def _workers_away(
-    workers: tuple[WorkerStatus, ...], observation: Observation, deaths: Mapping[str, Departure]
+    workers: tuple[WorkerStatus, ...], observation: Observation, losses: Mapping[str, Departure]
 ) -> Health | None:
-    dead = [w for w in workers if w.state == WorkerState.FAILED and not w.alive and (w.pid or w.worker_id in deaths)]
+    dead = [w for w in workers if w.state == WorkerState.FAILED and not w.alive and (w.pid or w.worker_id in losses)]
     if dead:
-        return Health(level="attention", text=_death_words(dead, deaths, observation.at_unix_s))
+        return Health(level="attention", text=_death_words(dead, losses, observation.at_unix_s))
     failed = [w for w in workers if w.state in (WorkerState.FAILED, WorkerState.STOPPED)]
     if failed:
         first = failed[0]
@@ -92,14 +92,14 @@ def _workers_away(
     return None
 
 
-def _death_words(dead: Sequence[WorkerStatus], deaths: Mapping[str, Departure], now_unix_s: float) -> str:
+def _death_words(dead: Sequence[WorkerStatus], losses: Mapping[str, Departure], now_unix_s: float) -> str:
     """What was lost, what became of its requests, what is done about it."""
     first = dead[0]
     more = f" (and {len(dead) - 1} more)" if len(dead) > 1 else ""
-    seen = deaths.get(first.worker_id)
+    seen = losses.get(first.worker_id)
     ago_s = first.heartbeat_age_s if first.pid or seen is None else now_unix_s - seen.since_unix_s
     parts = [f"{first.worker_id}{more} died {time_words(max(0, round(ago_s)))} ago"]
-    told = total_of(deaths[w.worker_id] for w in dead if w.worker_id in deaths)
+    told = total_of(losses[w.worker_id] for w in dead if w.worker_id in losses)
     if told is not None:
         parts.append(departure_words(told))
     return f"{': '.join(parts)}; {'it is' if len(dead) == 1 else 'they are'} being started anew"
@@ -131,21 +131,20 @@ def _service(traffic: TrafficStatus) -> Health | None:
 
 
 def _fine(
-    workers: tuple[WorkerStatus, ...], traffic: TrafficStatus, deaths: Mapping[str, Departure], now_unix_s: float
+    workers: tuple[WorkerStatus, ...], traffic: TrafficStatus, losses: Mapping[str, Departure], now_unix_s: float
 ) -> Health:
     ready = sum(1 for w in workers if w.state == WorkerState.READY)
     head = f"All {ready} workers are ready" if ready == len(workers) else f"{ready} of {len(workers)} workers are ready"
     if not traffic.offered_rps and not traffic.num_in_flight:
         return Health(level="ok", text=f"No traffic. {head}")
     good = f", {traffic.attainment:.0%} of requests are good" if traffic.attainment is not None else ""
-    recent = [each for each in deaths.values() if now_unix_s - each.since_unix_s < RECENT_S]
+    recent = [each for each in losses.values() if now_unix_s - each.since_unix_s < RECENT_S]
     if not recent:
         return Health(level="ok", text=f"{head}{good}")
     newest = max(recent, key=lambda each: each.since_unix_s)
     ago = time_words(max(0, round(now_unix_s - newest.since_unix_s)))
-    return Health(
-        level="ok", text=f"{head}{good}. {newest.worker_id} died {ago} ago and is back: {departure_words(newest)}"
-    )
+    lost = loss_words(newest.worker_id, newest.cause)
+    return Health(level="ok", text=f"{head}{good}. {lost} {ago} ago: {departure_words(newest)}")
 
 
 def _count(num: int, total: int, doing: str) -> str:

@@ -30,6 +30,7 @@ from control.intake import Intake
 from control.lease import Lease
 from control.notices import notices_of
 from control.orders import Orders
+from control.plane_events import PlaneEvents
 from control.points import Ingested
 from control.progress import TablesSeen, progress_of
 from control.reconcile import Ordered, holds, reconcile
@@ -104,6 +105,7 @@ class Plane:
         self._expected_output = self._traffic.expected_output_tokens()
         self._tables = Tables(lease.fence)
         self._intake = Intake()
+        self._own_events = PlaneEvents(fleet.fleet_id, plane_status(lease))
         self._identity = FleetIdentity(
             fleet_id=fleet.fleet_id,
             model_id=fleet.model_id,
@@ -275,6 +277,8 @@ class Plane:
             for spool, seq in self._intake.committed(rows).items():
                 self.hub.acknowledge(spool, seq)
 
+        own = self._own_events.take(self.recorder.problem, now)
+        ingested = replace(ingested, events=(*ingested.events, *own))
         tick = TickWrite(ingested, self._accountant.snapshot(), rows, self._status)
         self.recorder.later(
             *(self.history.write_tick, tick.ingested, tick.cursors, tick.records, tick.traffic),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from control.types import Departure, FleetEvent, RequestMove
+from control.types import Departure, FleetEvent, LossCause, RequestMove
 
 UNITS: Final = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 #: Workers that are named before the rest is only counted.
@@ -24,13 +24,30 @@ def event_words(event: FleetEvent) -> str:
         case "restarted":
             away = "" if event.away_s is None else f" after {time_words(event.away_s)}"
             return f"{worker} was back{away}{why}"
+        case "plane":
+            return f"a plane took over{why}"
+        case "history":
+            return f"the history could not be written for {time_words(event.away_s or 0.0)}{why}"
         case "failover":
-            return f"{_requests(event)} continued{_where(event)} after {worker} died{_figures(event)}"
+            return (
+                f"{_requests(event)} continued{_where(event)} after {loss_words(worker, event.cause)}{_figures(event)}"
+            )
         case "migration":
             where = _where(event).replace(" on ", " to ", 1)
             return f"{_requests(event)} moved from {worker}{where} while decoding{_figures(event)}"
         case "recompute":
             return f"{_requests(event)} left {worker} and were computed anew{_where(event)}{_figures(event)}"
+
+
+def loss_words(worker_id: str, cause: LossCause | None) -> str:
+    """How it was lost: "w1 died"."""
+    match cause:
+        case LossCause.STOPPED:
+            return f"{worker_id} was stopped"
+        case None:
+            return f"{worker_id} was lost"
+        case _:
+            return f"{worker_id} {cause}"
 
 
 def _requests(event: FleetEvent) -> str:
@@ -65,10 +82,10 @@ def move_words(move: RequestMove) -> str:
         stall = "before its first token" if move.to_worker else "it ended before its next token"
     why = f": {move.reason}" if move.reason else ""
     if move.kind == "failover" and not move.to_worker:
-        return f"was lost with {move.from_worker} ({stall}){why}"
+        return f"ended when {loss_words(move.from_worker, move.cause)} ({stall}){why}"
     if move.kind == "failover":
         noticed = "" if move.notice_s is None else f"noticed after {time_words(move.notice_s)}, "
-        return f"continued on {target} after {move.from_worker} died ({noticed}{stall}){why}"
+        return f"continued on {target} after {loss_words(move.from_worker, move.cause)} ({noticed}{stall}){why}"
     if move.kind == "migration":
         return (
             f"moved from {move.from_worker} to {target} while it decoded ({size_words(move.num_bytes)}, {stall}){why}"
@@ -79,7 +96,7 @@ def move_words(move: RequestMove) -> str:
 def departure_words(departure: Departure) -> str:
     """ "5 of 11 sequences moved, 1.2 GiB, worst stall 61 ms"; then what became of the others."""
     d = departure
-    if d.kind == "died":
+    if d.kind == "lost":
         went = d.num_continued
         parts = [f"{went} request{'' if went == 1 else 's'} continued elsewhere"]
     else:

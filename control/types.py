@@ -22,13 +22,22 @@ SAMPLE_TRAFFIC_KEY = "sample-traffic"
 Provenance = Literal["measured", "derived", "assumed", "simulated"]
 MoveKind = Literal["failover", "migration", "recompute"]
 LifeKind = Literal["started", "died", "stopped", "restarted"]
-EventKind = LifeKind | MoveKind
-DepartureKind = Literal["leaves", "died"]
+PlaneKind = Literal["plane", "history"]
+EventKind = LifeKind | MoveKind | PlaneKind
+DepartureKind = Literal["leaves", "lost"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0.0, le=100.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=100_000, strict=True)]
 Number = Annotated[int, Field(ge=0, le=2**53, strict=True)]  # of a command or a version
 Words = Annotated[str, Field(max_length=500, pattern=r"^[^\x00]*$")]  # typed by a person; PostgreSQL keeps no NUL
+
+
+class LossCause(StrEnum):
+    """How a gateway lost a worker."""
+
+    DIED = "died"  # its connection ended, or it failed the request
+    STOPPED = "stopped"  # somebody stopped its process: not the request's doing
+    HUNG = "hung"  # its step did not end: may be the request's doing, if it happens again
 
 
 class Capability(StrEnum):
@@ -213,8 +222,8 @@ class CommandStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Departure:
-    """What became of the sequences that decoded on one worker since it began to leave decode, or since it died: as the
-    gateways count them now, before the requests' records say it for good."""
+    """What became of the sequences that decoded on one worker since it began to leave decode, or since it was lost: as
+    the gateways count them now, before the requests' records say it for good."""
 
     worker_id: str
     kind: DepartureKind
@@ -222,13 +231,14 @@ class Departure:
     num_sequences: int  # that decoded there
     num_moved: int = 0  # elsewhere, with their KV
     num_recomputed: int = 0  # elsewhere, computed anew
-    num_continued: int = 0  # elsewhere, after it died
+    num_continued: int = 0  # elsewhere, after it was lost
     num_left: int = 0  # decode there still; what is neither elsewhere nor left has ended there
     num_given_up: int = 0  # moves that came to nothing
     num_bytes: int = 0  # KV that was copied
     stall_s: float | None = None  # the longest so far
     to_workers: dict[str, int] = field(default_factory=dict)
     is_over: bool = False
+    cause: LossCause | None = None  # of a loss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -470,28 +480,30 @@ class RequestMove:
     num_bytes: int = 0  # KV that was copied: while it decoded on, and the last blocks, copied while it stood
     reason: str = ""
     predicted_stall_s: float | None = None  # migration: what the estimate said of `stall_s` before it began
+    cause: LossCause | None = None  # failover: how the worker was lost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetEvent:
-    """What happened to a worker, or to the requests that it served. Of moves there is one event per second, kind and
-    worker that was left; they are known when their requests end, so the youngest still fill in."""
+    """What happened to a worker, to the requests that it served, or to the plane. Of moves there is one event per
+    second, kind and worker that was left; they are known when their requests end, so the youngest still fill in."""
 
     fleet_id: str
     kind: EventKind
     at_unix_s: float  # moves: the earliest of that second
-    worker_id: str  # whose life it is; moves: the worker that was left
+    worker_id: str  # whose life it is; moves: the worker that was left; "" for the plane's own
     model_id: str = ""
     simulated: bool = False
-    epoch: int = 0  # which life of the worker; 0 for moves
+    epoch: int = 0  # which life of the worker; 0 for moves; plane: its fence
     reason: str = ""
-    away_s: float | None = None  # restarted: since the last sign of its former life
+    away_s: float | None = None  # restarted: since the last sign of its former life; history: until it could be written
     num_requests: int = 0  # moves: how many requests went on elsewhere
     num_failed: int = 0  # of these: ended with an error all the same
     to_workers: dict[str, int] = field(default_factory=dict)  # where they went on, and how many of them
     num_bytes: int = 0  # KV that was copied
     notice_s: float | None = None  # the longest: last sign of life to noticing
     stall_s: float | None = None  # the longest: last token before to the first one after
+    cause: LossCause | None = None  # failover: how the worker was lost, the first that is known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ import typer
 from control.cli.shell import JsonFlag, connect, print_json, print_table, say, seconds
 from control.errors import SettingsError
 from control.stories import event_words, move_words
-from control.types import EventKind, LifeKind, MoveKind, RequestRecord, SeriesResult
+from control.types import EventKind, LifeKind, MoveKind, PlaneKind, RequestRecord, SeriesResult
 
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
@@ -73,7 +73,7 @@ def _show_series(result: SeriesResult) -> None:
 
 
 #: What `--kind` takes.
-KINDS: tuple[EventKind, ...] = (*get_args(LifeKind), *get_args(MoveKind))
+KINDS: tuple[EventKind, ...] = (*get_args(LifeKind), *get_args(MoveKind), *get_args(PlaneKind))
 
 
 def events(
@@ -83,7 +83,7 @@ def events(
     limit: Annotated[int, typer.Option(help="At most this many, newest first.", min=1, max=10_000)] = 100,
     as_json: JsonFlag = False,
 ) -> None:
-    """What happened: workers that died and came back, requests that went on elsewhere."""
+    """What happened: workers that died and came back, requests that went on elsewhere, planes that took over."""
     unknown = [each for each in kind or () if each not in KINDS]
     if unknown:
         raise SettingsError(f"--kind {unknown[0]!r} is not one of {', '.join(KINDS)}", field="kind", value=unknown[0])

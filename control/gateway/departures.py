@@ -1,4 +1,4 @@
-"""What becomes of the sequences on a worker that leaves decode, or that has died: counted for the gateway's beats.
+"""What becomes of the sequences on a worker that leaves decode, or that was lost: counted for the gateway's beats.
 
 Decided here: which sequences belong to one departure, when it is over, and for how long it is told. Not here: who goes
 and where to (`control.gateway.mover`), and what the plane makes of it (`control.departures`).
@@ -13,10 +13,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from control.types import Departure, DepartureKind, RequestMove
+from control.types import Departure, DepartureKind, LossCause, RequestMove
 
-#: Losses of one worker that follow each other within this time are one death.
-SAME_DEATH_S: Final = 10.0
+#: Losses of one worker that follow each other within this time are one loss.
+SAME_LOSS_S: Final = 10.0
 #: A sequence whose next token has not come by then is not waited for: its stall is told by its record.
 LAST_TOKEN_S: Final = 1.0
 #: A departure that is over is told this much longer.
@@ -44,6 +44,7 @@ class _Leaving:
     num_bytes: int = 0
     num_given_up: int = 0
     stall_s: float | None = None
+    cause: LossCause | None = None
     is_closed: bool = False  # it serves decode again: the next departure is another one
 
     def is_over(self, now_s: float) -> bool:
@@ -81,10 +82,11 @@ class Departures:
         """One sequence has left this worker; its next token is to come."""
         now_s = time.monotonic()
         found = self._found.get((move.from_worker, _kind(move)))
-        is_another = found is not None and found.kind == "died" and now_s - found.changed_s > SAME_DEATH_S
+        is_another = found is not None and found.kind == "lost" and now_s - found.changed_s > SAME_LOSS_S
         if found is None or is_another:
             found = self._begin(move.from_worker, _kind(move))
         found.changed_s = now_s
+        found.cause = found.cause or move.cause
         found.seen.add(wire_id)
         found.there.discard(wire_id)
         found.num_by_kind[move.kind] += 1
@@ -130,6 +132,7 @@ class Departures:
                 stall_s=each.stall_s,
                 to_workers=dict(each.to_workers),
                 is_over=each.is_over(now_s),
+                cause=each.cause,
             )
             for (worker_id, kind), each in self._found.items()
         ]
@@ -141,4 +144,4 @@ class Departures:
 
 
 def _kind(move: RequestMove) -> DepartureKind:
-    return "died" if move.kind == "failover" else "leaves"
+    return "lost" if move.kind == "failover" else "leaves"

@@ -5,8 +5,9 @@ Decided here: which losses are one death, and when a request is to blame. Not he
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Final
+
+from control.types import LossCause
 
 #: Deaths under one request before it ends with an error: it may be what kills them.
 MAX_DEATHS: Final = 2
@@ -14,14 +15,6 @@ MAX_DEATHS: Final = 2
 SAME_DEATH_S: Final = 1.0
 #: Losses of that kind before the request ends all the same.
 MAX_SILENT: Final = 16
-
-
-class Cause(StrEnum):
-    """How a worker was lost."""
-
-    DIED = "died"  # its connection ended, or it failed the request
-    STOPPED = "stopped"  # somebody stopped its process: not the request's doing
-    HUNG = "hung"  # its step did not end: may be the request's doing, if it happens again
 
 
 class Losses:
@@ -43,13 +36,13 @@ class Losses:
         """The attempt is over: nobody owes an answer."""
         self._asked_s.clear()
 
-    def lost(self, worker_id: str, now_s: float, cause: Cause = Cause.DIED) -> bool:
+    def lost(self, worker_id: str, now_s: float, cause: LossCause = LossCause.DIED) -> bool:
         """Count one. True when the request has had its share. The first hang under it is not held against it."""
         self.num_lost += 1
         asked_s = self._asked_s.pop(worker_id, None)
-        is_first_hang = cause is Cause.HUNG and not self._has_hung
-        self._has_hung = self._has_hung or cause is Cause.HUNG
-        is_same_death = cause is Cause.DIED and asked_s is not None and now_s - asked_s < SAME_DEATH_S
-        if cause is Cause.STOPPED or is_first_hang or is_same_death:
+        is_first_hang = cause is LossCause.HUNG and not self._has_hung
+        self._has_hung = self._has_hung or cause is LossCause.HUNG
+        is_same_death = cause is LossCause.DIED and asked_s is not None and now_s - asked_s < SAME_DEATH_S
+        if cause is LossCause.STOPPED or is_first_hang or is_same_death:
             self._num_silent += 1
         return self.num_lost - self._num_silent >= MAX_DEATHS or self._num_silent >= MAX_SILENT

@@ -338,7 +338,7 @@ class Relay(TokenStream):
             message = f"{num} workers failed under this request, the last one {link.worker_id}: {reason}"
             self.fail(errors.internal(message, "workers_failed"))
             return
-        self._note_move("failover", link.worker_id, reason, 0, time.monotonic(), link.notice_s)
+        self._note_move("failover", link.worker_id, reason, 0, time.monotonic(), link.notice_s, cause=link.cause)
         move = self.move
         if move is not None and move.copied_tokens and move.target.is_ready:
             self._continue_on(move.target)  # most of the KV is there already

@@ -14,7 +14,7 @@ from control.gateway.fleet import Fleet
 from control.gateway.job import Job, Served
 from control.gateway.move import Move
 from control.gateway.timeline import Timeline
-from control.types import MoveKind, RequestMove
+from control.types import LossCause, MoveKind, RequestMove
 from engine.types import FinishReason
 
 
@@ -117,11 +117,20 @@ class TokenStream:
         begun_s: float,
         notice_s: float | None = None,
         predicted_stall_s: float | None = None,
+        cause: LossCause | None = None,
     ) -> None:
         """It leaves this worker; the rest of the story is known with its next token."""
-        at_s = begun_s - self.job.arrival_s
-        move = RequestMove(kind=kind, from_worker=from_worker, to_worker="", at_s=at_s, num_bytes=num_bytes,
-                           notice_s=notice_s, reason=reason, predicted_stall_s=predicted_stall_s)  # fmt: skip
+        move = RequestMove(
+            kind=kind,
+            from_worker=from_worker,
+            to_worker="",
+            at_s=begun_s - self.job.arrival_s,
+            num_bytes=num_bytes,
+            notice_s=notice_s,
+            reason=reason,
+            predicted_stall_s=predicted_stall_s,
+            cause=cause,
+        )
         self.served.moves_to_next(move)
         self._fleet.mover.left(self.wire_id, move)
 

@@ -15,13 +15,12 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from control.gateway.losses import Cause
 from control.gateway.prefix_index import PrefixIndex
 from control.gateway.pressure import Pressure
 from control.gateway.pulse import ASK_S, LATE_S, Pulse, pulse_of, pulse_of_step
 from control.processes import asleep_cpu_ticks, stands_still
 from control.routing import WorkerView
-from control.types import WorkerRoute
+from control.types import LossCause, WorkerRoute
 from engine.connection import Connection, connect
 from engine.errors import ConnectionLost, WireError
 from engine.types import Load, Role, WorkerState, WorkKind
@@ -101,7 +100,7 @@ class WorkerLink:
         self.gave_s = 0.0  # when it last gave any request here a token
         self.lost_s: float | None = None
         self.is_late = False  # silent for a moment, or its step is overdue: nothing new goes there
-        self.cause = Cause.DIED  # how it was lost, if it was
+        self.cause = LossCause.DIED  # how it was lost, if it was
         self.notice_s: float | None = None  # when it was lost: since its last word, or since it began the hung step
         self._asleep: tuple[int, float] | None = None  # CPU ticks of its sleeping process, and since when they are that
         self._prefixes = prefixes
@@ -226,7 +225,7 @@ class WorkerLink:
         self._changed()
         if pulse is Pulse.GONE and self.legs:
             self._cut_off(
-                Cause.HUNG,
+                LossCause.HUNG,
                 f"its step has run for {load.step_running_s:.1f} s, {load.step_overdue:.0f} "
                 "times as long as any like it should",
             )
@@ -264,7 +263,7 @@ class WorkerLink:
         self.kv_token_bytes = welcome.layout.block_bytes / welcome.layout.block_tokens
         self.max_context = welcome.max_context
         self.simulated = welcome.simulated
-        self.cause, self.notice_s = Cause.DIED, None
+        self.cause, self.notice_s = LossCause.DIED, None
         self.pressure.restart(welcome.load)
         self._set_load(welcome.load)
         log.info("worker %s connected: %s, %s", self.worker_id, self.role, self.state)
@@ -275,7 +274,7 @@ class WorkerLink:
             return
         self._connection = None
         self.lost_s = time.monotonic()
-        in_step_s = self.pressure.load.step_running_s if self.cause is Cause.HUNG else 0.0
+        in_step_s = self.pressure.load.step_running_s if self.cause is LossCause.HUNG else 0.0
         self.notice_s = self.lost_s - self.heard_s + in_step_s
         self.state = WorkerState.STARTING
         self._prefixes.forget(self.slot)
@@ -307,7 +306,7 @@ class WorkerLink:
         pulse = pulse_of(silent_s, is_stopped=is_stopped, frozen_s=frozen_s)
         if pulse is Pulse.GONE:
             why = "its process is stopped, " if is_stopped else "all its threads sleep, " if frozen_s else ""
-            self._cut_off(Cause.STOPPED if is_stopped else Cause.HUNG, f"{why}silent for {silent_s:.1f} s")
+            self._cut_off(LossCause.STOPPED if is_stopped else LossCause.HUNG, f"{why}silent for {silent_s:.1f} s")
         elif pulse is Pulse.LATE and not self.is_late:
             self.is_late = True
             self._changed()
@@ -321,7 +320,7 @@ class WorkerLink:
             self._asleep = (ticks, now_s)
         return now_s - self._asleep[1] if self._asleep is not None else 0.0
 
-    def _cut_off(self, cause: Cause, reason: str) -> None:
+    def _cut_off(self, cause: LossCause, reason: str) -> None:
         """End the connection, so that nothing late can come: what it holds goes on elsewhere."""
         if self._connection is not None:
             self.cause = cause

@@ -22,6 +22,7 @@ from control.types import (
     EventKind,
     FleetEvent,
     FleetSnapshot,
+    LossCause,
     MetricInfo,
     PhaseUtilization,
     PlannedStep,
@@ -432,7 +433,7 @@ class FakePlane:
         if index % 20 == 4:
             reason = "connection lost"
             return RequestMove(kind="failover", from_worker="w1", to_worker="w2", at_s=0.9, notice_s=0.04, stall_s=0.24,
-                               reason=reason)  # fmt: skip
+                               reason=reason, cause=LossCause.DIED)  # fmt: skip
         return RequestMove(kind="migration", from_worker="w3", to_worker="w2", at_s=1.4, stall_s=0.058,
                            num_bytes=12_900_000, reason="w3 drains")  # fmt: skip
 
@@ -445,7 +446,15 @@ class FakePlane:
             self.events_.append(FleetEvent(**values))
 
         tell("died", 0.0, epoch=1, reason="killed by signal 9")
-        tell("failover", 0.05, num_requests=14, to_workers={"w2": 8, "w3": 6}, notice_s=0.04, stall_s=0.24)
+        tell(
+            "failover",
+            0.05,
+            num_requests=14,
+            to_workers={"w2": 8, "w3": 6},
+            notice_s=0.04,
+            stall_s=0.24,
+            cause=LossCause.DIED,
+        )
         if away_s is not None:
             tell("restarted", away_s, epoch=2, away_s=away_s, reason="killed by signal 9")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from app import marks
-from control.types import Action, CommandRequest, EventKind, FleetEvent, Verb
+from control.types import Action, CommandRequest, EventKind, FleetEvent, LossCause, Verb
 from tests.app.builders import NOW, plane_and_hub, rows
 
 
@@ -28,7 +28,9 @@ def test_deaths_at_the_same_time_are_counted() -> None:
 
 
 def test_requests_that_left_a_worker_which_lives_are_a_mark_of_their_own() -> None:
-    assert labels(event("failover", 0.0, num_requests=2)) == [("continued", "2 continued, w1 died")]
+    assert labels(event("failover", 0.0, num_requests=2, cause=LossCause.HUNG)) == [
+        ("continued", "2 continued, w1 hung")
+    ]
 
 
 def test_moves_with_and_without_their_kv_are_one_mark() -> None:

@@ -29,6 +29,7 @@ from control.types import (
     CommandState,
     FleetEvent,
     FleetSnapshot,
+    LossCause,
     PlaneStatus,
     PlannedStep,
     Preview,
@@ -390,7 +391,11 @@ def test_events_are_told_in_words(settings: Path) -> None:
 
 def test_a_request_is_told_with_its_moves(settings: Path) -> None:
     moved = builders.record(
-        moves=(RequestMove(kind="failover", from_worker="w1", to_worker="w2", at_s=0.7, stall_s=0.24),)
+        moves=(
+            RequestMove(
+                kind="failover", from_worker="w1", to_worker="w2", at_s=0.7, stall_s=0.24, cause=LossCause.DIED
+            ),
+        )
     )
     with PlaneServer({("GET", "/api/v1/requests/r1"): plain(moved)}) as plane:
         result = ask(plane, "request", "r1")

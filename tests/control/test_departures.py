@@ -31,11 +31,11 @@ def test_an_earlier_departure_of_the_same_worker_is_another_one() -> None:
 
 
 def test_a_death_and_a_leave_of_one_worker_stay_apart() -> None:
-    assert [each.kind for each in sum_departures([departure(), departure(kind="died")])] == ["died", "leaves"]
+    assert [each.kind for each in sum_departures([departure(), departure(kind="lost")])] == ["leaves", "lost"]
 
 
 def test_a_command_owns_what_left_its_workers_since_it_was_given() -> None:
-    told = [departure(), departure("w2", since_unix_s=NOW - 5), departure("w3", kind="died"), departure("w9")]
+    told = [departure(), departure("w2", since_unix_s=NOW - 5), departure("w3", kind="lost"), departure("w9")]
     assert list(departures_since(told, ("w1", "w2", "w3"), NOW)) == ["w1"]
 
 

@@ -149,7 +149,7 @@ def test_a_line_about_sequences_does_not_make_the_worker_a_new_story() -> None:
 
 def test_what_left_before_the_command_or_by_a_death_is_not_its_doing() -> None:
     there = command(BEFORE, AFTER, steps=(REACHED,))
-    other = [departure(since_unix_s=NOW - 5), departure(kind="died"), departure("w9")]
+    other = [departure(since_unix_s=NOW - 5), departure(kind="lost"), departure("w9")]
     assert departed(there, other, NOW + 2) == ()
     assert departed_in_all(there, other) == ""
 

@@ -13,6 +13,7 @@ from control.types import (
     Departure,
     Desired,
     FleetSnapshot,
+    LossCause,
     Phase,
     PoolStatus,
     Role,
@@ -100,7 +101,13 @@ def test_a_process_that_ended_reads_as_failed() -> None:
 
 
 def died(worker_id: str, **changes: Any) -> Departure:
-    values: dict[str, Any] = {"kind": "died", "since_unix_s": NOW - 12, "num_sequences": 14, "num_continued": 14}
+    values: dict[str, Any] = {
+        "kind": "lost",
+        "cause": LossCause.DIED,
+        "since_unix_s": NOW - 12,
+        "num_sequences": 14,
+        "num_continued": 14,
+    }
     return Departure(**{"worker_id": worker_id, **values, "stall_s": 0.24, **changes})
 
 
@@ -122,7 +129,7 @@ def test_health_says_what_became_of_a_dead_workers_requests() -> None:
 def test_health_remembers_a_death_for_a_minute() -> None:
     state = desired(1, 3)
     back = snapshot(state, readings_of(state), departures=(died("w2"),))
-    assert (back.health, "w2 died 12 s ago and is back: 14 requests" in back.health_text) == ("ok", True)
+    assert (back.health, "w2 died 12 s ago: 14 requests" in back.health_text) == ("ok", True)
     later = snapshot(state, readings_of(state), departures=(died("w2", since_unix_s=NOW - 61),))
     assert "died" not in later.health_text
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from control.stories import event_words, move_words, size_words, time_words
-from control.types import FleetEvent, RequestMove
+from control.types import FleetEvent, LossCause, RequestMove
 
 
 def event(kind: str, **changes: Any) -> FleetEvent:
@@ -21,7 +21,14 @@ def event(kind: str, **changes: Any) -> FleetEvent:
         (event("died", reason="process 7 was killed"), "decode-1 died: process 7 was killed"),
         (event("restarted", away_s=3.21), "decode-1 was back after 3.21 s"),
         (
-            event("failover", num_requests=14, to_workers={"w2": 6, "w3": 8}, notice_s=0.04, stall_s=0.24),
+            event(
+                "failover",
+                num_requests=14,
+                to_workers={"w2": 6, "w3": 8},
+                notice_s=0.04,
+                stall_s=0.24,
+                cause=LossCause.DIED,
+            ),
             "14 requests continued on w3 (8) and w2 (6) after decode-1 died: noticed after 40 ms, worst stall 240 ms",
         ),
         (
@@ -52,17 +59,17 @@ def move(kind: str, **changes: Any) -> RequestMove:
     ("made", "words"),
     [
         (
-            move("failover", notice_s=0.04, stall_s=0.24),
+            move("failover", notice_s=0.04, stall_s=0.24, cause=LossCause.DIED),
             "continued on decode-3 after decode-1 died (noticed after 40 ms, stall 240 ms)",
         ),
         (
             move("migration", num_bytes=12_900_000, stall_s=0.058, reason="decode-1 drains"),
             "moved from decode-1 to decode-3 while it decoded (12.3 MiB, stall 58 ms): decode-1 drains",
         ),
-        (move("failover"), "continued on decode-3 after decode-1 died (before its first token)"),
+        (move("failover"), "continued on decode-3 after decode-1 was lost (before its first token)"),
         (
-            move("failover", to_worker=""),
-            "was lost with decode-1 (it ended before its next token)",
+            move("failover", to_worker="", cause=LossCause.HUNG),
+            "ended when decode-1 hung (it ended before its next token)",
         ),
     ],
 )

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control.gateway.losses import Cause, Losses
+from control.gateway.losses import Losses
 from control.gateway.prefix_index import PrefixIndex
 from control.gateway.pulse import Pulse, pulse_of, pulse_of_step
 from control.gateway.timeline import Timeline
 from control.gateway.workers import WorkerLink
 from control.processes import asleep_cpu_ticks, stands_still
-from control.types import Role, WorkerRoute, WorkerState
+from control.types import LossCause, Role, WorkerRoute, WorkerState
 from engine.histogram import bucket_of
 from engine.wire import CacheDelta
 
@@ -145,7 +145,7 @@ def test_a_stopped_process_is_seen_to_stand_still_and_an_unknown_one_is_not() ->
 
 def test_two_deaths_end_a_request_and_stopped_processes_are_not_its_doing() -> None:
     losses = Losses()
-    assert not any(losses.lost(f"w{at}", 10.0 * at, Cause.STOPPED) for at in range(4))
+    assert not any(losses.lost(f"w{at}", 10.0 * at, LossCause.STOPPED) for at in range(4))
     assert not losses.lost("w4", 50.0)
     assert losses.lost("w5", 60.0)
     assert losses.num_lost == 6
@@ -153,6 +153,6 @@ def test_two_deaths_end_a_request_and_stopped_processes_are_not_its_doing() -> N
 
 def test_the_first_hang_under_a_request_may_be_chance_and_later_ones_are_deaths() -> None:
     losses = Losses()
-    assert not losses.lost("w0", 0.0, Cause.HUNG)
-    assert not losses.lost("w1", 10.0, Cause.HUNG)
-    assert losses.lost("w2", 20.0, Cause.HUNG)
+    assert not losses.lost("w0", 0.0, LossCause.HUNG)
+    assert not losses.lost("w1", 10.0, LossCause.HUNG)
+    assert losses.lost("w2", 20.0, LossCause.HUNG)
