@@ -39,6 +39,7 @@ class Component:
     shares_listener: bool = (
         False  # gets the gateways' listening socket, and says on its own channel whether it is ready
     )
+    stopped_limit_s: float = 0.0  # killed when its process stands still (SIGSTOP) for so long; 0: left alone
     needs: tuple[str, ...] = ()  # ready before this one starts
     falls_with: str = ""  # when that one ends, this one is restarted after it
     private_dir: Path | None = field(default=None)  # made 0700, emptied of old sessions, before each start
@@ -159,6 +160,7 @@ def _plane(settings: Settings, index: int) -> Component:
         cwd=Path.cwd(),
         log=log_path(settings, name),
         stop_limit_s=20.0,
+        stopped_limit_s=settings.stopped_limit_s,
         ready_url=_url(settings, settings.api_port, "/healthz"),
         needs=(RAY,) if has_head else (),
         falls_with=RAY if has_head else "",

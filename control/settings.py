@@ -175,7 +175,7 @@ class Settings(BaseSettings):
         "is started anew.",
     )
     stopped_limit_s: Seconds = Field(
-        15.0, description="A worker whose process stands stopped (SIGSTOP) for so long is started anew."
+        15.0, description="A worker or a plane whose process stands stopped (SIGSTOP) for so long is started anew."
     )
 
     routing: RoutingPolicy | None = Field(

@@ -32,7 +32,16 @@ from control.deployment import (
 from control.errors import ControlError, SettingsError
 from control.fleets.ray_head import accepts_connections, make_temp_dir
 from control.listener import LISTEN_FD, ask_gateway
-from control.processes import ProcessId, last_line, port_is_free, port_owner, rotate_log, spawn
+from control.processes import (
+    ProcessId,
+    last_line,
+    port_is_free,
+    port_owner,
+    rotate_log,
+    send_signal,
+    spawn,
+    stands_still,
+)
 
 POLL_S = 0.2
 TREE_EVERY_S = 5.0
@@ -86,6 +95,7 @@ class Runner:
         self.started_s = 0.0
         self.was_ready = record.is_ready
         self.next_tree_s = 0.0
+        self.still_since_s: float | None = None
 
     @property
     def is_running(self) -> bool:
@@ -105,6 +115,19 @@ class Runner:
         self.record.processes, self.record.digest = [root], component.digest
         self.record.is_ready = False
         self.started_s, self.next_tree_s = now_s, now_s + 1.0
+
+    def end_if_still(self, now_s: float) -> str:
+        """Kill a process that stands still for too long, as it may hold a lock that others wait for; what to say."""
+        root, limit_s = self.record.root, self.component.stopped_limit_s
+        if root is None or not limit_s or not stands_still(root.pid):
+            self.still_since_s = None
+            return ""
+        if self.still_since_s is None:
+            self.still_since_s = now_s
+        if now_s - self.still_since_s < limit_s:
+            return ""
+        send_signal(root, signal.SIGKILL)
+        return f"{self.record.name} has stood still (stopped) for {limit_s:g} s: killed"
 
     def note_exit(self, now_s: float) -> str:
         """Record the end of the process and end what it left; returns what to say."""
@@ -221,6 +244,8 @@ class Supervisor:
                 end_component(record, self.say)
             record.is_ready = True  # nobody waits for it
             return
+        if said := runner.end_if_still(now_s):
+            self.say(said)
         if record.processes and not runner.is_running:
             self.say(runner.note_exit(now_s))
             self._fell(record.name, now_s)

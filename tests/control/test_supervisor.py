@@ -140,6 +140,17 @@ def test_a_component_that_dies_is_started_again(rig: Rig) -> None:
     assert any("plane ended (killed by SIGKILL)" in line for line in rig.lines)
 
 
+def test_a_component_that_stands_still_is_killed_and_started_again_where_it_has_a_limit(rig: Rig) -> None:
+    rig.start(rig.component("plane", stopped_limit_s=0.1), rig.component("console"))
+    plane, console = rig.root("plane"), rig.root("console")
+    for each in (plane, console):
+        send_signal(each, signal.SIGSTOP)
+    rig.until(lambda: rig.root_or(plane, "plane") != plane, "restart")
+    assert any("plane has stood still (stopped) for 0.1 s: killed" in line for line in rig.lines)
+    assert rig.root("console") == console
+    send_signal(console, signal.SIGCONT)
+
+
 def test_a_component_starts_only_once_what_it_needs_is_ready(rig: Rig) -> None:
     rig.start(rig.component("gateway", needs=("plane",)), rig.component("plane"))
     ready = [line.split()[0] for line in rig.lines if " ready " in line]
