@@ -70,6 +70,7 @@ class Recorder:
     max_waiting: int = MAX_WAITING
     spool: Spool | None = None
     replay: Callable[[Frame], object] = _no_spool  # write one frame to the history, once
+    spill_after_s: float = SPILL_AFTER_S
     failure: str = ""
     spool_problem: str = ""
     num_dropped: int = 0
@@ -233,7 +234,7 @@ class Recorder:
     def _must_spill(self) -> bool:
         if self.spool is None or not self._waiting:
             return False
-        return self.num_spooled > 0 or time.monotonic() - self._waiting[0].since_s > SPILL_AFTER_S
+        return self.num_spooled > 0 or time.monotonic() - self._waiting[0].since_s > self.spill_after_s
 
     async def _spill(self) -> None:
         """Move what waits in memory to the spool. A disk that cannot be written leaves it where it is."""

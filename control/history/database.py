@@ -2,13 +2,15 @@
 
 SQLite runs in WAL with synchronous=FULL: an accepted command survives a power cut, not only a killed process, and at a
 few commits a second the price (one fsync each) does not matter. Writers take the write lock at BEGIN, so that no
-transaction fails half-way because another one wrote first. PostgreSQL keeps its own default, which is as durable.
+transaction fails half-way because another one wrote first. PostgreSQL keeps its own default, which is as durable; how
+long it is waited for is decided in `control.history.postgresql`.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,10 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DataError, IntegrityError, OperationalError, SQLAlchemyError
 
 from control.errors import DatabaseAway, HistoryError
+from control.history.postgresql import ANSWER_LIMIT_S, postgresql_engine, set_limit
 
 #: The plane is the only writer, so a lock that lasts is somebody's tool: refuse before a client gives up (5 s).
 BUSY_TIMEOUT_S = 1.5
-#: A plane that stands still inside a transaction keeps others from taking over only for so long; the server ends it.
-IDLE_IN_TRANSACTION_S = 5.0
-#: What was sent and is not acknowledged for so long ends the connection: the network is gone.
-DEAD_PEER_S = 5.0
 #: Any constant: two processes that upgrade one PostgreSQL database at once take turns.
 _UPGRADE_LOCK = 0x70686173
 
@@ -49,11 +48,11 @@ def open_engine(url: str) -> Engine:
     parsed = _parse(url)
     shown = parsed.render_as_string(hide_password=True)
     try:
-        engine = _sqlite(parsed) if parsed.get_backend_name() == "sqlite" else _postgresql(parsed)
+        engine = _sqlite(parsed) if parsed.get_backend_name() == "sqlite" else postgresql_engine(parsed)
     except (SQLAlchemyError, ImportError) as error:
         raise HistoryError(f"the history {shown} cannot be opened: {one_line(error)}", field="database_url") from error
     try:
-        with writing(engine) as connection:
+        with writing(engine, limit_s=inf) as connection:
             _upgrade(connection)
     except (SQLAlchemyError, OSError) as error:
         engine.dispose()
@@ -76,9 +75,10 @@ def _is_away(url: URL, error: Exception) -> bool:
 
 
 @contextlib.contextmanager
-def writing(engine: Engine) -> Iterator[Connection]:
-    """One write transaction: all of it, or nothing."""
+def writing(engine: Engine, limit_s: float = ANSWER_LIMIT_S) -> Iterator[Connection]:
+    """One write transaction: all of it, or nothing. `limit_s`: for one statement of PostgreSQL."""
     with engine.execution_options(writes=True).begin() as connection:
+        set_limit(connection, limit_s)
         yield connection
 
 
@@ -122,15 +122,6 @@ def _sqlite(url: URL) -> Engine:
     return engine
 
 
-def _postgresql(url: URL) -> Engine:
-    options = {
-        "connect_timeout": 5,
-        "tcp_user_timeout": round(DEAD_PEER_S * 1000),
-        "options": f"-c idle_in_transaction_session_timeout={round(IDLE_IN_TRANSACTION_S * 1000)}",
-    }
-    return create_engine(url, pool_pre_ping=True, connect_args=options)
-
-
 def migration_config(connection: Connection) -> alembic.config.Config:
     """Alembic without a file: our migrations, on this connection."""
     config = alembic.config.Config()
@@ -141,5 +132,6 @@ def migration_config(connection: Connection) -> alembic.config.Config:
 
 def _upgrade(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
     alembic.command.upgrade(migration_config(connection), "head")

@@ -25,6 +25,7 @@ from control.history.database import history_error, open_engine, writing
 from control.history.deferred import TickWrite, decode
 from control.history.events import EventQuery
 from control.history.points import LineIds, PointBatch, line_ids, upsert
+from control.history.postgresql import ANSWER_LIMIT_S, WRITE_LIMIT_S
 from control.history.requests import RequestQuery
 from control.history.retention import Retention, prune_events, prune_intervals, prune_records, prune_step
 from control.history.rollup import read_marks, roll_up
@@ -71,15 +72,15 @@ class History:
         self._engine.dispose()
 
     @contextlib.contextmanager
-    def _writing(self, name: str, *, is_fenced: bool = True) -> Iterator[Connection]:
+    def _writing(self, name: str, limit_s: float = ANSWER_LIMIT_S, *, is_fenced: bool = True) -> Iterator[Connection]:
         """The one way to write: a transaction, whose moments are write points of that name.
 
-        Raises StaleFence, and writes nothing, when the fence that we hold is not the newest. The lease's own statements
-        look at the fence themselves.
+        `limit_s`: for one statement. Raises StaleFence, and writes nothing, when the fence that we hold is not the
+        newest. The lease's own statements look at the fence themselves.
         """
         self._reach(f"{name}:before")
         try:
-            with writing(self._engine) as connection:
+            with writing(self._engine, limit_s) as connection:
                 if is_fenced and self._held is not None:
                     leases.check_fence(connection, *self._held)
                 yield connection
@@ -147,7 +148,7 @@ class History:
 
     def update_command(self, command_id: int, state: CommandState, step: CommandStep | None, result: str) -> None:
         """A new state, one more journal line, the result ("" leaves it). Raises NotFound."""
-        with self._writing("update_command") as connection:
+        with self._writing("update_command", WRITE_LIMIT_S) as connection:
             journal.update_command(connection, command_id, state, step, result)
 
     def find_by_idempotency(self, key: str, who: str) -> Command | None:
@@ -187,7 +188,7 @@ class History:
         fleet_id = ingested.fleet_id
         changed = {name: each for name, each in cursors.items() if self._saved.get((fleet_id, name)) is not each}
         was_unsure, self._is_unsure = self._is_unsure, True
-        with self._writing("write_tick") as connection:
+        with self._writing("write_tick", WRITE_LIMIT_S) as connection:
             ids = self._put_tick(connection, TickWrite(ingested, changed, records, traffic), may_be_counted=was_unsure)
         self._is_unsure = False
         self._line_ids |= ids
@@ -200,7 +201,7 @@ class History:
         ended or went on meanwhile stays as it is. Raises ValueError on a frame that cannot be read.
         """
         place, write = frame.place, decode(frame.payload)
-        with self._writing("replay") as connection:
+        with self._writing("replay", WRITE_LIMIT_S) as connection:
             if place.number <= _replayed(connection, place.owner):
                 return
             ids: LineIds = {}
@@ -305,12 +306,12 @@ class History:
         ]
         for prune_batch in (*kinds, partial(prune_records, keep_s=keep.requests_s)):
             for _ in range(max_batches):
-                with self._writing("prune") as connection:
+                with self._writing("prune", WRITE_LIMIT_S) as connection:
                     more = prune_batch(connection, now_unix_s=now_unix_s)
                 num_batches += 1
                 if not more:
                     break
-        with self._writing("prune_intervals") as connection:
+        with self._writing("prune_intervals", WRITE_LIMIT_S) as connection:
             prune_intervals(connection, keep.rollup_s, now_unix_s)
             prune_events(connection, keep.rollup_s, now_unix_s)
         return num_batches

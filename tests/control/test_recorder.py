@@ -135,13 +135,12 @@ class Spooled:
 
 
 @pytest.fixture
-def spooled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Spooled]:
-    monkeypatch.setattr("control.recorder.SPILL_AFTER_S", -1.0)
-
+def spooled(tmp_path: Path) -> Callable[..., Spooled]:
     def make(book: Book, max_bytes: int = 2**20) -> Spooled:
         spool = Spool(tmp_path / "spool", max_bytes)
         spool.open()
-        return Spooled(book, Recorder(spool=spool, replay=lambda frame: book.add(int(frame.payload))))
+        recorder = Recorder(spool=spool, replay=lambda frame: book.add(int(frame.payload)), spill_after_s=-1.0)
+        return Spooled(book, recorder)
 
     return make
 

@@ -187,8 +187,8 @@ def test_a_tick_whose_commit_was_done_but_not_answered_counts_once(
 
 
 @contextlib.contextmanager
-def _lose_the_answer(engine: Engine) -> Iterator[Connection]:
-    with writing(engine) as connection:
+def _lose_the_answer(engine: Engine, limit_s: float) -> Iterator[Connection]:
+    with writing(engine, limit_s) as connection:
         yield connection
     raise DBAPIError("COMMIT", None, Exception("the connection is lost"))
 
