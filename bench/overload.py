@@ -7,11 +7,13 @@ python bench/overload.py --part off --peak 9      twice that rate with admission
 python bench/overload.py --part flood --peak 9    a key that sends 3 x peak beside one that sends 0.15 x peak
 python bench/overload.py --part flood-off --peak 9
 
-Paced 70B workers (2 prefill + 2 decode, simulated) behind the product's own gateway, plane and wire. Arrivals are open
-loop and Poisson: half of them 256 prompt tokens, 35% 1500, 15% 6000, all distinct; 100 output tokens. Good is judged on
-the gateway's own records (its clock, its SLO), by arrival; drops are judged by the client: a stream that began and did
-not end with [DONE]. What is self-consistent: step times come from the same cost model in all parts. What is not: the
-gateway knows nothing of that model; it predicts from what workers report and from how its own requests ended.
+Paced 70B workers (2 prefill + 2 decode, simulated) behind the product's own gateway on the product's wire. Arrivals
+are open loop and Poisson: half of them 256 prompt tokens, 35% 1500, 15% 6000, all distinct; 100 output tokens. All is
+judged by the client, from the scheduled arrival, with the default SLO: TTFT, TPOT and the largest gap. A dropped stream
+is one that began and did not end with [DONE].
+
+Self-consistent: all parts have their step times from one cost model, which is assumed. Not so: the gateway knows
+nothing of that model; it predicts from what workers report of their queues and rates, and how its own requests ended.
 """
 
 from __future__ import annotations
@@ -23,36 +25,52 @@ import random
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Final
 
 import aiohttp
-import psutil
+import uvloop
 
-from _deployment import Deployment, deployment
-from control.types import RequestRecord
+from _paced_fleet import MODEL, PacedFleet, Shape, paced_fleet
+from control.types import Slo
 
-NUM_PREFILL, NUM_WORKERS, MAX_BATCH = 2, 4, 24
-KV_BYTES = 16 * 2**30  # of each modelled worker
 OUTPUT_TOKENS = 100
 VOCABULARY = 100_000
 BIN_S: Final = 30.0
 #: Name, prompt tokens, share of arrivals.
 CLASSES: Final = (("short", 256, 0.5), ("medium", 1500, 0.35), ("long", 6000, 0.15))
-RECORDS_LATE_S = 3.0
+SLO: Final = Slo()
 
 
 @dataclass(slots=True)
-class Tally:
-    """What the clients saw."""
+class Answer:
+    """What one client got for one request."""
 
-    num_sent: Counter[str] = field(default_factory=Counter)  # by class; a retry is not counted again
-    num_refused: Counter[str] = field(default_factory=Counter)
-    num_dropped: int = 0
-    num_obeyed: int = 0
-    num_obeyed_in: int = 0
-    retry_after_s: list[float] = field(default_factory=list)
-    errors: Counter[str] = field(default_factory=Counter)
+    key: str
+    length: str
+    prompt_tokens: int
+    at_s: float  # its scheduled arrival, from the start
+    status: int = 0
+    ttft_s: float | None = None
+    last_s: float = 0.0
+    max_gap_s: float = 0.0
+    num_chunks: int = 0
+    is_dropped: bool = False
+    retry_after_s: float | None = None
+    retry_status: int | None = None
+    error: str = ""
+
+    @property
+    def tpot_s(self) -> float | None:
+        return None if self.ttft_s is None else (self.last_s - self.ttft_s) / max(1, self.num_chunks - 1)
+
+    @property
+    def is_good(self) -> bool:
+        if self.status != 200 or self.is_dropped or self.ttft_s is None or self.tpot_s is None:
+            return False
+        bound_s = SLO.ttft_base_s + SLO.ttft_per_token_s * self.prompt_tokens
+        return self.ttft_s <= bound_s and self.tpot_s <= SLO.tpot_s and self.max_gap_s <= SLO.max_gap_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,142 +93,136 @@ def arrivals(flow: Flow, duration_s: float) -> Iterator[tuple[float, str, list[i
         at_s += rng.expovariate(flow.rate_rps)
 
 
-async def ask(session: aiohttp.ClientSession, body: bytes, key: str) -> tuple[int, float, bool, str]:
-    """Status, Retry-After, whether a stream that began ended well, and an error's words."""
-    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-    began, last = False, b""
+async def ask(session: aiohttp.ClientSession, body: bytes, answer: Answer, scheduled_s: float) -> None:
+    """One request to its end, into `answer`."""
+    headers = {"Authorization": f"Bearer {answer.key}", "Content-Type": "application/json"}
+    last = b""
     try:
         async with session.post("/v1/completions", data=body, headers=headers) as response:
+            answer.status = response.status
             if response.status != 200:
-                words = (await response.read())[:200].decode(errors="replace")
-                return response.status, float(response.headers.get("Retry-After", 0)), True, words
-            began = True
+                answer.error = (await response.read())[:300].decode(errors="replace")
+                answer.retry_after_s = float(response.headers.get("Retry-After", 0))
+                return
+            answer.is_dropped = True
             async for line in response.content:
-                last = line.strip() or last
-        return 200, 0.0, last == b"data: [DONE]", "" if last == b"data: [DONE]" else last[:200].decode()
+                if line.startswith(b"data: "):
+                    last = line
+                    note_chunk(answer, time.monotonic() - scheduled_s)
+            answer.is_dropped = not last.startswith(b"data: [DONE]")
+            answer.error = last[:200].decode() if answer.is_dropped else ""
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        return 200 if began else 0, 0.0, not began, f"{type(error).__name__}: {error}"
+        answer.error = f"{type(error).__name__}: {error}"[:200]
 
 
-async def one(session: aiohttp.ClientSession, model: str, flow: Flow, name: str, prompt: list[int], out: Tally) -> None:
-    fields = {"model": model, "prompt": prompt, "max_tokens": OUTPUT_TOKENS, "ignore_eos": True, "stream": True}
+def note_chunk(answer: Answer, now_s: float) -> None:
+    if answer.ttft_s is None:
+        answer.ttft_s = now_s
+    else:
+        answer.max_gap_s = max(answer.max_gap_s, now_s - answer.last_s)
+    answer.last_s = now_s
+    answer.num_chunks += 1
+
+
+async def one(
+    session: aiohttp.ClientSession,
+    flow: Flow,
+    answer: Answer,
+    prompt: list[int],
+    scheduled_s: float,
+    sink: list[Answer],
+) -> None:
+    """One request, and its second attempt when its client obeys."""
+    fields = {"model": MODEL, "prompt": prompt, "max_tokens": OUTPUT_TOKENS, "ignore_eos": True, "stream": True}
     body = json.dumps(fields).encode()
-    out.num_sent[name] += 1
-    status, retry_after_s, ended_well, words = await ask(session, body, flow.key)
-    if status == 429:
-        out.num_refused[name] += 1
-        out.retry_after_s.append(retry_after_s)
-        if not flow.obeys:
-            return
-        await asyncio.sleep(retry_after_s)
-        out.num_obeyed += 1
-        status, _, ended_well, words = await ask(session, body, flow.key)
-        out.num_obeyed_in += status == 200
-    out.num_dropped += not ended_well
-    if words and status != 429:
-        out.errors[words[:80]] += 1
+    await ask(session, body, answer, scheduled_s)
+    sink.append(answer)
+    if answer.status == 429 and flow.obeys and answer.retry_after_s is not None:
+        await asyncio.sleep(answer.retry_after_s)
+        again_s = time.monotonic()
+        second = Answer(answer.key, answer.length, answer.prompt_tokens, answer.at_s + again_s - scheduled_s)
+        await ask(session, body, second, again_s)
+        answer.retry_status = second.status
+        sink.append(second)
 
 
-async def offer(fleet: Deployment, flows: list[Flow], duration_s: float) -> tuple[dict[str, Tally], list[float]]:
-    """All flows to the ends of their last streams; the gateway's resident set every 5 s."""
-    tallies, memory = {flow.key: Tally() for flow in flows}, []
-    gateway = gateway_process(fleet)
-    connector = aiohttp.TCPConnector(limit=0)
-    timeout = aiohttp.ClientTimeout(total=400)
-    async with aiohttp.ClientSession(fleet.gateway_url, connector=connector, timeout=timeout) as session:
-        model = (await (await session.get("/v1/models")).json())["data"][0]["id"]
+async def offer(fleet: PacedFleet, flows: list[Flow], duration_s: float) -> tuple[list[Answer], list[float]]:
+    """All flows to the ends of their last streams; and the gateway's resident set in MiB, every 5 s."""
+    answers: list[Answer] = []
+    memory: list[float] = []
+    connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=400)
+    async with aiohttp.ClientSession(fleet.url, connector=connector, timeout=timeout) as session:
 
         async def send(flow: Flow) -> None:
             began_s = time.monotonic()
             async with asyncio.TaskGroup() as group:
-                for at_s, name, prompt in arrivals(flow, duration_s):
+                for at_s, length, prompt in arrivals(flow, duration_s):
                     await asyncio.sleep(max(0.0, began_s + at_s - time.monotonic()))
-                    group.create_task(one(session, model, flow, name, prompt, tallies[flow.key]))
+                    answer = Answer(flow.key, length, len(prompt), at_s)
+                    group.create_task(one(session, flow, answer, prompt, began_s + at_s, answers))
 
         async def watch() -> None:
             while True:
-                memory.append(gateway.memory_info().rss / 2**20)
+                memory.append(round(fleet.gateway.memory_info().rss / 2**20, 1))
                 await asyncio.sleep(5.0)
 
         watching = asyncio.create_task(watch())
         await asyncio.gather(*[send(flow) for flow in flows])
         watching.cancel()
-    return tallies, memory
+    return answers, memory
 
 
-def gateway_process(fleet: Deployment) -> psutil.Process:
-    """The one that serves this deployment."""
-    for process in psutil.process_iter(["cmdline"]):
-        words = process.info["cmdline"] or []
-        if "control.gateway.main" in words:
-            environment = process.environ()
-            if environment.get("PHASELINE_RUN_DIR") == str(fleet.run_dir):
-                return process
-    raise SystemExit("the deployment has no gateway process")
-
-
-def class_of(prompt_tokens: int) -> str:
-    return next(name for name, num_tokens, _ in CLASSES if prompt_tokens == num_tokens)
-
-
-def stage(fleet: Deployment, flows: list[Flow], duration_s: float, warm_s: float = 0.0) -> dict[str, Any]:
-    """Offer, wait for the records, judge. The first `warm_s` count as offered, not in the rates."""
-    began_unix_s = time.time()
-    tallies, memory = asyncio.run(offer(fleet, flows, duration_s))
-    time.sleep(RECORDS_LATE_S)
-    records = fleet.client.requests(10_000, began_unix_s)
-    until = began_unix_s + duration_s
-    counted = [each for each in records if began_unix_s + warm_s <= each.arrival_unix_s < until]
-    result = report(counted, duration_s - warm_s) | {"num_records": len(records)}
-    result["over_time"] = over_time(records, began_unix_s, duration_s)
-    result["gateway_rss_mib"] = [round(each, 1) for each in memory[:: max(1, len(memory) // 12)]]
-    result["clients"] = {key: seen_by(tally) for key, tally in tallies.items()}
+def stage(fleet: PacedFleet, flows: list[Flow], duration_s: float, warm_s: float = 0.0) -> dict[str, Any]:
+    """Offer and judge. The first `warm_s` are offered, and not judged."""
+    answers, memory = uvloop.run(offer(fleet, flows, duration_s))
+    seconds = duration_s - warm_s
+    counted = [each for each in answers if warm_s <= each.at_s < duration_s]
+    result = report(counted, seconds)
+    result["over_time"] = over_time(answers, duration_s)
+    result["gateway_rss_mib"] = memory[:: max(1, len(memory) // 12)]
+    result["gateway_cpu_s"] = round(sum(fleet.gateway.cpu_times()[:2]), 1)
     if len(flows) > 1:
-        ids = Counter(each.api_key_id for each in counted)
-        (flood, _), (modest, _) = ids.most_common(2)
-        for name, key_id in (("flood", flood), ("modest", modest)):
-            own = [each for each in counted if each.api_key_id == key_id]
-            result[name] = report(own, duration_s - warm_s)
+        for flow in flows:
+            result[flow.key] = report([each for each in counted if each.key == flow.key], seconds)
     return result
 
 
-def report(records: list[RequestRecord], seconds: float) -> dict[str, Any]:
+def report(answers: list[Answer], seconds: float) -> dict[str, Any]:
     good, offered = Counter[str](), Counter[str]()
-    for record in records:
-        offered[class_of(record.prompt_tokens)] += 1
-        good[class_of(record.prompt_tokens)] += bool(record.good)
-    served = [each for each in records if each.status == 200]
+    for answer in answers:
+        offered[answer.length] += 1
+        good[answer.length] += answer.is_good
+    served = [each for each in answers if each.status == 200]
+    obeyed = [each.retry_status for each in answers if each.retry_status is not None]
+    refused = [each for each in answers if each.status == 429]
     return {
-        "offered_rps": round(len(records) / seconds, 2),
+        "offered_rps": round(len(answers) / seconds, 2),
         "goodput_rps": round(sum(good.values()) / seconds, 2),
         "goodput_rps_by_class": {name: round(good[name] / seconds, 3) for name, _, _ in CLASSES},
         "attainment_by_class": {name: round(good[name] / max(1, offered[name]), 3) for name, _, _ in CLASSES},
-        "served_and_good": round(sum(bool(each.good) for each in served) / max(1, len(served)), 4),
+        "good_of_served": round(sum(each.is_good for each in served) / max(1, len(served)), 4),
         "ttft_s_p50_p99": quantiles_of([each.ttft_s for each in served if each.ttft_s is not None]),
-        "by_status": dict(Counter(each.status for each in records)),
+        "tpot_s_p50_p99": quantiles_of([each.tpot_s for each in served if each.tpot_s is not None]),
+        "max_gap_s_p50_p99": quantiles_of([each.max_gap_s for each in served]),
+        "by_status": {str(status): count for status, count in Counter(each.status for each in answers).items()},
+        "streams_dropped": sum(each.is_dropped for each in answers),
+        "refused_by_class": dict(Counter(each.length for each in refused)),
+        "retry_after_s_p50_p99": quantiles_of([each.retry_after_s for each in refused if each.retry_after_s]),
+        "obeyed": len(obeyed),
+        "obeyed_and_got_in": sum(status == 200 for status in obeyed),
+        "errors": dict(Counter(each.error[:160] for each in answers if each.status != 429 and each.error)),
+        "a_refusal": refused[-1].error if refused else "",
     }
 
 
-def over_time(records: list[RequestRecord], began_unix_s: float, duration_s: float) -> dict[str, list[float]]:
+def over_time(answers: list[Answer], duration_s: float) -> dict[str, list[float]]:
     """Good requests per second in each BIN_S of arrival."""
     bins: dict[str, list[float]] = defaultdict(lambda: [0.0] * max(1, int(duration_s // BIN_S)))
-    for record in records:
-        at = int((record.arrival_unix_s - began_unix_s) // BIN_S)
-        if record.good and 0 <= at < duration_s // BIN_S:
-            bins[class_of(record.prompt_tokens)][at] += 1 / BIN_S
-    return {name: [round(each, 2) for each in line] for name, line in bins.items()}
-
-
-def seen_by(tally: Tally) -> dict[str, Any]:
-    return {
-        "sent": dict(tally.num_sent),
-        "refused_429": dict(tally.num_refused),
-        "streams_dropped": tally.num_dropped,
-        "retry_after_s_p50_p99": quantiles_of(tally.retry_after_s),
-        "obeyed": tally.num_obeyed,
-        "obeyed_and_got_in": tally.num_obeyed_in,
-        "errors": dict(tally.errors),
-    }
+    for answer in answers:
+        at = int(answer.at_s // BIN_S)
+        if answer.is_good and at < len(bins[answer.length]):
+            bins[answer.length][at] += 1 / BIN_S
+    return {name: [round(each, 2) for each in bins[name]] for name, _, _ in CLASSES}
 
 
 def quantiles_of(values: list[float]) -> list[float] | None:
@@ -218,20 +230,9 @@ def quantiles_of(values: list[float]) -> list[float] | None:
     return [round(ordered[int(q * (len(ordered) - 1))], 3) for q in (0.5, 0.99)] if ordered else None
 
 
-def fleet_of(options: argparse.Namespace, admission: str) -> Any:
-    return deployment(
-        num_workers=NUM_WORKERS,
-        num_prefill=NUM_PREFILL,
-        profile="local",
-        worker_kind="paced",
-        max_batch=MAX_BATCH,
-        prefill_chunk_tokens=2048,
-        kv_bytes_per_worker=KV_BYTES,
-        max_queue_per_worker=1000,
-        max_in_flight=options.max_in_flight,
-        admission=admission,
-        **({"admission_at_share": options.at_share} if options.at_share else {}),
-    )
+def fleet_of(options: argparse.Namespace, admission: str) -> AbstractContextManager[PacedFleet]:
+    share = {"admission_at_share": options.at_share} if options.at_share else {}
+    return paced_fleet(Shape(), admission=admission, max_in_flight=options.max_in_flight, **share)
 
 
 def sweep(options: argparse.Namespace) -> dict[str, Any]:

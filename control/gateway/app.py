@@ -127,13 +127,11 @@ class Gateway:
 
     async def watch(self) -> None:
         """End what waits for too long. Runs until cancelled."""
-        limits = self._limits
         while True:
             await asyncio.sleep(TIME_CHECK_S)
             now_s, now_unix_s = time.monotonic(), time.time()
             self.admission.review(now_s, now_unix_s)
-            for relay in list(self.admission.in_flight.values()):
-                relay.check_time(now_s, now_unix_s, limits.first_token_timeout_s)
+            self._check_times(now_s, now_unix_s)
             self.fleet.look_at_moves()
 
     async def watch_pulses(self) -> None:
@@ -144,6 +142,10 @@ class Gateway:
             now_s = time.monotonic()
             if now_s - asleep_s < 2 * PULSE_CHECK_S:  # else we were late ourselves: what workers said is not read yet
                 self.fleet.leave_dead(now_s, self._limits.token_gap_timeout_s)
+
+    def _check_times(self, now_s: float, now_unix_s: float) -> None:
+        for relay in list(self.admission.in_flight.values()):
+            relay.check_time(now_s, now_unix_s, self._limits.first_token_timeout_s)
 
     # --- what is only read -------------------------------------------------------------------------------------------
 

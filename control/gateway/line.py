@@ -16,13 +16,15 @@ BEGUN_WAIT_S: Final = 60.0
 
 
 class Place:
-    """Over all the waits of one request: each time it finds no room it joins again, and keeps the place it has."""
+    """Over all the waits of one request: each time it finds no room it joins again, and keeps the place it has.
 
-    def __init__(self, fleet: Fleet, waiter: Waiter) -> None:
+    It does not keep the request, which keeps it: so both are gone, with the prompt, as soon as the request has ended.
+    """
+
+    def __init__(self, fleet: Fleet) -> None:
         self.why: GatewayError = errors.overloaded("no worker was asked yet", 1.0)
         self.max_wait_s = MAX_WAIT_S
         self._fleet = fleet
-        self._waiter = waiter
         self._since_s: float | None = None
         self._waited_s = 0.0
 
@@ -30,20 +32,20 @@ class Place:
     def is_taken(self) -> bool:
         return self._since_s is not None
 
-    def join(self, *, is_new: bool) -> bool:
+    def join(self, waiter: Waiter, *, is_new: bool) -> bool:
         """False when no worker could serve it however long it waited."""
         if self._since_s is None:
             if not self._fleet.may_recover(is_new=is_new):
                 return False
             self._since_s = time.monotonic()
-            self._fleet.wait_for_room(self._waiter)
+            self._fleet.wait_for_room(waiter)
         return True
 
-    def leave(self) -> None:
+    def leave(self, waiter: Waiter) -> None:
         if self._since_s is not None:
             self._waited_s += time.monotonic() - self._since_s
             self._since_s = None
-            self._fleet.stop_waiting(self._waiter)
+            self._fleet.stop_waiting(waiter)
 
     def is_over(self, now_s: float, *, has_begun: bool) -> bool:
         """It waits, and has done so for as long as it may."""

@@ -69,7 +69,7 @@ class Relay(TokenStream):
         self._excluded: frozenset[str] = frozenset()
         self._num_tries = 0
         self._losses = Losses()
-        self.place = Place(fleet, self)
+        self.place = Place(fleet)
         self.move: Move | None = None
         self.move_tries = 0
         self.avoids: set[str] = set()
@@ -201,7 +201,7 @@ class Relay(TokenStream):
     def _wait_for_room(self, why: GatewayError) -> None:
         """Join the line, unless no worker could serve it however long it waited. Who waits already keeps its place."""
         self.place.why = why
-        if not self.is_done and not self.place.join(is_new=not self.attempt):
+        if not self.is_done and not self.place.join(self, is_new=not self.attempt):
             self.fail(why)
 
     def on_room(self) -> bool:
@@ -215,7 +215,7 @@ class Relay(TokenStream):
             recovery.join(self)
         elif not self._route():
             return False
-        self.place.leave()
+        self.place.leave(self)
         return True
 
     # --- the workers' answers ------------------------------------------------------------------------------------
@@ -427,4 +427,4 @@ class Relay(TokenStream):
             self._lease = None
         self._is_reserved = self._is_prefill_asked = self._is_handing_over = self._is_decoding = False
         self._prefilled = None
-        self.place.leave()
+        self.place.leave(self)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -321,6 +323,20 @@ async def test_body_header_and_tier_say_the_priority(
         response = await place.client.post("/v1/chat/completions", json=chat_body(**fields), headers=headers)
         assert response.status_code == 200
         assert place.seen(0, Submit)[0].priority == priority
+
+
+async def test_a_request_is_gone_with_its_prompt_as_soon_as_it_has_ended(text: ModelText) -> None:
+    silent = [NullConfig(faults=Faults(is_silent=True))]
+    async with house(text, silent, policy=LOCAL_ALWAYS) as place:
+        gc.disable()  # nothing is left for it: prompts are large, and a collection may be long in coming
+        asking = asyncio.create_task(place.chat(deadline_s=0.2))
+        await until(lambda: len(place.gateway.admission.in_flight) == 1)
+        kept = [weakref.ref(relay) for relay in place.gateway.admission.in_flight.values()]
+        assert (await asking).status_code == 504
+        try:
+            await until(lambda: kept[0]() is None)
+        finally:
+            gc.enable()
 
 
 class Broken(Exception):
