@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from control.cli import bench, commands, history, lifecycle, tokens
+from control.cli import bench, commands, faults, history, lifecycle, tokens
 from control.cli.shell import Exit, exit_code, one_line, remote
 from control.cli.traffic import traffic
 from control.errors import ControlError
@@ -56,6 +56,7 @@ for function, name in (
 ):
     app.command(name)(function)
 app.add_typer(commands.route_app, name="route", help="Show or change how requests are routed.")
+app.add_typer(faults.app, name="faults", help="Do faults to this host's deployment, and check that nothing was lost.")
 app.add_typer(tokens.app, name="token", help="Who may use the control API.")
 
 

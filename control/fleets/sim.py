@@ -94,6 +94,7 @@ class SimFleet:
         self._table: RoutingTable | None = None
         self._on_change: Callable[[], None] = lambda: None
         self._has_changed = False
+        self._restarts: dict[str, int] = {}
         self._turn = asyncio.Lock()
 
     # --- Fleet ---------------------------------------------------------------------------------------------------
@@ -126,7 +127,10 @@ class SimFleet:
         return Observation(
             at_unix_s=self._now_s,
             readings=tuple(worker.read() for worker in self._workers.values()),
-            lives=tuple(WorkerLife(worker_id=worker_id) for worker_id in self._workers),
+            lives=tuple(
+                WorkerLife(worker_id=worker_id, num_restarts=self._restarts.get(worker_id, 0))
+                for worker_id in self._workers
+            ),
         )
 
     def _apply(self, step: FleetStep) -> StepOutcome:
@@ -134,6 +138,8 @@ class SimFleet:
         if worker is None:
             known = "no worker is up before the first observation" if not self._workers else "there is no such worker"
             return StepOutcome(accepted=False, detail=f"{step.worker_id}: {known}", retry_helps=not self._workers)
+        if worker.stands:
+            return StepOutcome(accepted=False, detail=f"{step.worker_id} does not answer", retry_helps=True)
         order = Order(f"sim-{step.fence}-{step.worker_id}", step.fence, step.verb, step.role, step.reason)
         result = worker.core.order(order, self._now_s)
         worker.kick()
@@ -163,6 +169,34 @@ class SimFleet:
             self._events.clear()
             self._workers.clear()
             self._gateway = self._arrivals = None
+
+    # --- what a test or a replay does to it, between observations ----------------------------------------------------
+
+    def submit(self, arrival: Arrival) -> str:
+        """A request beside the fleet's own arrivals, now; its id. The fleet has been observed and has a table."""
+        assert self._gateway is not None
+        return self._gateway.arrive(arrival)
+
+    def cancel(self, request_id: str) -> bool:
+        """Its client hangs up. False when it has ended."""
+        return self._gateway is not None and self._gateway.cancel(request_id)
+
+    def kill(self, worker_id: str) -> None:
+        """The worker's process ends at once; another one comes in its place, under a new epoch and without a role."""
+        assert self._gateway is not None
+        old = self._workers[worker_id]
+        old.has_ended = True
+        self._workers[worker_id] = self._worker(worker_id, old.epoch + 1, old.machine)
+        self._restarts[worker_id] = self._restarts.get(worker_id, 0) + 1
+        self._gateway.lost(old)
+        self._on_status()
+
+    def stop_worker(self, worker_id: str) -> None:
+        """Its process stands still (SIGSTOP): it ends no step and takes no order until `go_on`."""
+        self._workers[worker_id].stands = True
+
+    def go_on(self, worker_id: str) -> None:
+        self._workers[worker_id].go_on()
 
     # --- SelfDriving ---------------------------------------------------------------------------------------------
 
@@ -199,12 +233,13 @@ class SimFleet:
         self._now_s = now_unix_s
         machine, epoch = self.config.machine, int(now_unix_s * 1000)
         for index, worker_id in enumerate(worker_ids(self.config.num_workers)):
-            self._workers[worker_id] = SimWorker(
-                worker_id, epoch, machine.at_slot(index), self._clock, self._at, self._deliver, self._on_status
-            )
+            self._workers[worker_id] = self._worker(worker_id, epoch, machine.at_slot(index))
         gateway_id = f"sim-gateway-{int(now_unix_s)}"
         self._gateway = SimGateway(gateway_id, self._workers, self.config.slo, self._clock, self._at)
         self._gateway.table = self._table
+
+    def _worker(self, worker_id: str, epoch: int, machine: SimMachine) -> SimWorker:
+        return SimWorker(worker_id, epoch, machine, self._clock, self._at, self._deliver, self._on_status)
 
     def _run_until(self, until_s: float) -> None:
         assert self._gateway is not None

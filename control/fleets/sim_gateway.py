@@ -87,12 +87,31 @@ class SimGateway:
             for each in self._workers.values()
         )
 
-    def arrive(self, arrival: Arrival) -> None:
+    def arrive(self, arrival: Arrival) -> str:
+        """Its id."""
         self._num_arrived += 1
         request = SimRequest(f"{self.gateway_id}-{self._num_arrived}", arrival, Timeline(arrival.at_unix_s))
         self._in_flight[request.request_id] = request
         if self._waiting or not self._route(request):
             self._wait(request)
+        return request.request_id
+
+    def cancel(self, request_id: str) -> bool:
+        """The client hangs up: its work ends within one step. False when the request has ended."""
+        request = self._in_flight.get(request_id)
+        if request is None:
+            return False
+        if request in self._waiting:
+            self._waiting.remove(request)
+        self._let_go(request)
+        self._end(request, 499, FinishReason.CANCELLED, "the client went away")
+        return True
+
+    def lost(self, worker: SimWorker) -> None:
+        """A worker has ended: what it had goes on elsewhere from the tokens so far."""
+        for request in list(self._in_flight.values()):
+            if worker in (request.prefill, request.decode):
+                self._reroute(request)
 
     def _view(self) -> FleetView:
         table = self.table
@@ -101,7 +120,12 @@ class SimGateway:
         max_context = block_tokens = 0
         for slot, row in enumerate(table.workers):
             worker = self._workers.get(row.worker_id)
-            if worker is None or worker.core.state is not WorkerState.READY or worker.core.role not in pools:
+            if (
+                worker is None
+                or worker.stands
+                or worker.core.state is not WorkerState.READY
+                or worker.core.role not in pools
+            ):
                 continue
             block_tokens, max_context = worker.machine.block_tokens, worker.machine.cost.model.max_context
             load = worker.core.load(self._clock())
@@ -275,7 +299,7 @@ class SimGateway:
 
     def _copied(self, request: SimRequest, source: SimWorker, target: SimWorker, plan: PullPlan, took_s: float) -> None:
         now_s = self._clock()
-        ok = source.core.ack(plan.lease.lease_id, now_s)
+        ok = not source.has_ended and source.core.ack(plan.lease.lease_id, now_s)
         answers = target.core.pull_done(plan.req_id, plan.attempt, ok, now_s)
         if plan.attempt == request.attempt:
             request.handoff_s = took_s
@@ -286,20 +310,25 @@ class SimGateway:
 
     def _reroute(self, request: SimRequest) -> None:
         """A worker gave the request back: free what is left of this attempt, go on elsewhere from the tokens so far."""
-        now_s = self._clock()
-        for worker in (request.prefill, request.decode):
-            if worker is not None:
-                worker.core.cancel(self.gateway_id, request.request_id, request.attempt, now_s)
+        self._let_go(request)
         request.num_reroutes += 1
         request.attempt += 1
         if not self._route(request):
             self._wait(request)
 
+    def _let_go(self, request: SimRequest) -> None:
+        """Free what is left of this attempt wherever it is."""
+        workers = [each for each in (request.prefill, request.decode) if each is not None]
+        request.prefill = request.decode = None
+        for worker in workers:
+            worker.core.cancel(self.gateway_id, request.request_id, request.attempt, self._clock())
+            worker.kick()
+
     # --- endings -------------------------------------------------------------------------------------------------
 
     def _end(self, request: SimRequest, status: int, finish: FinishReason | None, error: str) -> None:
         self._in_flight.pop(request.request_id, None)
-        outcome = {200: "completed", 429: "rejected"}.get(status, "failed")
+        outcome = {200: "completed", 429: "rejected", 499: "cancelled"}.get(status, "failed")
         self._counts[outcome] += 1
         decision = request.decision
         if decision is not None:
@@ -365,7 +394,7 @@ class SimGateway:
             num_rejected=self._counts["rejected"],
             num_failed=self._counts["failed"],
             num_completed=self._counts["completed"],
-            num_cancelled=0,
+            num_cancelled=self._counts["cancelled"],
             num_records_dropped=0,
             by_rule=dict(self._by_rule),
             cpu_s=0.0,

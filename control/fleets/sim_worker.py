@@ -93,6 +93,9 @@ class SimWorker:
         self._at = at
         self._deliver = deliver
         self._on_status = on_status
+        self.has_ended = False  # its process was killed: whatever was under way comes to nothing
+        self.stands = False  # its process is stopped: a step that is due waits until it goes on
+        self._due: tuple[StepPlan, StepResult] | None = None
         self._cursor = 0
         self._timer_s: float | None = None
         self._tokens = SeededTokens(machine.cost.model.vocab_size, avoid=frozenset(machine.cost.model.eos_token_ids))
@@ -116,7 +119,7 @@ class SimWorker:
         self._hand_out(self.core.take_outbox())
         if self.core.status_changed() is not None:
             self._on_status()
-        if self.core.step_in_flight:
+        if self.core.step_in_flight or self.has_ended or self.stands:
             return
         now_s = self._clock()
         plan = self.core.next_step(now_s)
@@ -130,8 +133,22 @@ class SimWorker:
             self._on_status()
 
     def _finish(self, plan: StepPlan, result: StepResult) -> None:
+        if self.has_ended:
+            return
+        if self.stands:
+            self._due = (plan, result)
+            return
         self._hand_out(self.core.finish_step(plan, result, self._clock()))
         self.kick()
+
+    def go_on(self) -> None:
+        """The process is continued: what was due while it stood is done now."""
+        self.stands = False
+        due, self._due = self._due, None
+        if due is not None:
+            self._finish(*due)
+        else:
+            self.kick()
 
     def _set_timer(self) -> None:
         """An idle worker still has leases and reservations that end by time."""
@@ -151,7 +168,8 @@ class SimWorker:
 
     def read(self) -> MeterReading:
         """The meter page, with the steps since the last read."""
-        self.meter.heartbeat(self._clock())
+        if not self.stands:
+            self.meter.heartbeat(self._clock())
         reading = self._reader.read(self._cursor)
         self._cursor = reading.next_cursor
         return reading

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -134,24 +135,37 @@ async def _send(
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    headers = {"Authorization": f"Bearer {options.api_key}", "Content-Type": "application/json"}
+    headers = {"Authorization": f"Bearer {options.api_key}"}
+    url = f"{options.base_url}/v1/chat/completions"
+    await exchange(session, url, body, headers, outcome, scheduled_s, keep_text=options.keep_text)
+    on_done(outcome)
+
+
+async def exchange(
+    session: aiohttp.ClientSession,
+    url: str,
+    body: Mapping[str, Any],
+    headers: Mapping[str, str],
+    outcome: Outcome,
+    scheduled_s: float,
+    *,
+    keep_text: bool,
+) -> None:
+    """One streamed request, once; all that came back, and what went wrong, is in `outcome`. Cancel it to hang up."""
+    headers = {"Content-Type": "application/json", **headers}
     try:
-        async with session.post(
-            f"{options.base_url}/v1/chat/completions", data=msgspec.json.encode(body), headers=headers
-        ) as response:
+        async with session.post(url, data=msgspec.json.encode(body), headers=headers) as response:
             outcome.status = response.status
             outcome.route = response.headers.get("X-Phaseline-Route", "")
             if response.status != 200:
                 outcome.error = (await response.text())[:300]
             else:
-                await _read_stream(response, outcome, scheduled_s, options.keep_text)
+                await _read_stream(response, outcome, scheduled_s, keep_text)
     except (aiohttp.ClientError, TimeoutError, msgspec.MsgspecError, OSError) as error:
         outcome.error = f"{type(error).__name__}: {error}"[:300]
-    on_done(outcome)
 
 
 async def _read_stream(response: aiohttp.ClientResponse, outcome: Outcome, scheduled_s: float, keep_text: bool) -> None:
-    parts: list[str] = []
     last_s: float | None = None
     ended = False
     async for data in _events(response):
@@ -169,7 +183,7 @@ async def _read_stream(response: aiohttp.ClientResponse, outcome: Outcome, sched
             outcome.cached_tokens = details.cached_tokens if details else 0
         for choice in chunk.choices:
             outcome.finish = choice.finish_reason or outcome.finish
-            content = choice.delta.content if choice.delta else None
+            content = choice.delta.content if choice.delta else choice.text
             if not content:
                 continue
             if outcome.ttft_s is None:
@@ -178,9 +192,8 @@ async def _read_stream(response: aiohttp.ClientResponse, outcome: Outcome, sched
                 outcome.gaps_s.append(now_s - last_s)
             last_s = now_s
             if keep_text:
-                parts.append(content)
+                outcome.text += content
     outcome.e2e_s = last_s
-    outcome.text = "".join(parts)
     if not ended:
         outcome.error = "the stream ended without [DONE]"
 

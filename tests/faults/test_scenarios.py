@@ -1,0 +1,51 @@
+"""Every scenario that ships, on tiny real workers: nothing is lost, changed, leaked or done twice."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from control.faults.place import Place
+from control.faults.runner import Session
+from control.faults.scenario import shipped
+from tests.integration.deployment import Deployment
+
+pytestmark = pytest.mark.integration
+
+SEED = 1
+NEEDS_MORE = {"restart-postgresql"}  # a server of its own
+
+
+@pytest.mark.parametrize("name", sorted(set(shipped()) - NEEDS_MORE))
+def test_a_scenario_that_ships_holds_all_its_checks(place: Place, name: str) -> None:
+    report = Session(place, SEED).run(shipped()[name])
+    assert report.ok, json.dumps(report.as_dict(), indent=1)
+    assert not report.simulated
+
+
+def test_the_command_line_runs_a_scenario_and_reports_it(tiny: Deployment) -> None:
+    done = tiny.run("faults", "run", "drop-connection", "--yes", "--json", "--seed", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (report,) = json.loads(done.stdout)
+    assert (report["ok"], report["scenario"], report["seed"]) == (True, "drop-connection", 2)
+    assert {each["state"] for each in report["checks"]} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("drop-connection",), 4, "--yes does it"),
+        (("kill-gateway", "--yes"), 4, "--unsafe runs it"),
+        (("no-such", "--yes"), 2, "no fault scenario 'no-such'"),
+    ],
+)
+def test_what_the_command_line_does_not_run(tiny: Deployment, arguments: tuple[str, ...], code: int, said: str) -> None:
+    done = tiny.run("faults", "run", *arguments)
+    assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+
+
+def test_a_plane_elsewhere_is_refused(tiny: Deployment) -> None:
+    done = tiny.run("--url", f"http://127.0.0.1:{tiny.ports['API']}", "faults", "run", "drop-connection", "--yes")
+    assert done.returncode == 4
+    assert "on this host only" in done.stderr
