@@ -34,6 +34,7 @@ class Evidence:
     commands: tuple[Command, ...]  # that we sent, as they are now
     repeated: tuple[Command, ...]  # answers to sending each again under its key
     num_records: Mapping[int, int]  # by stream
+    stories: Mapping[int, str]  # by stream that left a worker: from where, how and why
     desired_before: Desired
     desired_after: Desired
     not_converged: str  # what is not as desired; "" when all is
@@ -65,7 +66,12 @@ def _events(seen: Evidence) -> CheckResult:
 
 def _no_errors(seen: Evidence) -> CheckResult:
     wanted = [each for index, each in seen.outcomes.items() if index not in seen.cancelled]
-    problems = [f"stream {each.index}: {each.status} {each.error}" for each in wanted if each.error]
+    stories = seen.stories
+    problems = [
+        f"stream {each.index}: {each.status} {each.error} [{stories.get(each.index, 'never left a worker')}]"
+        for each in wanted
+        if each.error
+    ]
     missing = [f"stream {index} was never sent" for index in seen.expected if index not in seen.outcomes]
     return _result("no_errors", problems + missing, f"{len(wanted)} streams, 0 errors")
 

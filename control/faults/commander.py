@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import replace
 from typing import Final
@@ -20,12 +21,12 @@ class Commander:
         self.client = client
         self.run_id = run_id
         self.limit_s = limit_s
-        self.sent: list[Command] = []
-        self.requests: list[CommandRequest] = []
+        self.sent: list[tuple[CommandRequest, Command]] = []
+        self._numbers = itertools.count()  # several events may send at once
 
     def send(self, action: Action, why: str) -> Command:
         """The accepted command, with the word typed that its preview asks for. Raises ControlError."""
-        key = f"{self.run_id}-{len(self.requests)}"
+        key = f"{self.run_id}-{next(self._numbers)}"
         asked = CommandRequest(action=action, why=why, idempotency_key=key)
         deadline_s = time.monotonic() + self.limit_s
         while True:
@@ -38,21 +39,21 @@ class Commander:
                     raise
                 time.sleep(RETRY_S)
                 continue
-            self.requests.append(request)
-            self.sent.append(command)
+            self.sent.append((request, command))
             return command
 
     def again(self) -> list[Command]:
         """Each request once more under its key: an answer with another id is a second effect."""
-        return [self.client.submit(each) for each in self.requests]
+        return [self.client.submit(request) for request, _ in self.sent]
 
     def latest(self) -> list[Command]:
-        return [self.client.command(each.command_id) for each in self.sent]
+        return [self.client.command(command.command_id) for _, command in self.sent]
 
     def have_ended(self) -> bool:
         return all(each.state in ENDED for each in self.latest())
 
     def undo_all(self, why: str) -> list[Command]:
         """Take back what changed something, newest first; each undo is a command of its own."""
-        changed = [each for each in self.latest() if each.desired_before != each.desired_after]
+        changed = sorted(self.latest(), key=lambda each: each.command_id)
+        changed = [each for each in changed if each.desired_before != each.desired_after]
         return [self.send(Action(verb=Verb.UNDO, command_id=each.command_id), why) for each in reversed(changed)]

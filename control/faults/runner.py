@@ -153,6 +153,7 @@ class _Run:
             commands=tuple(self.commander.latest()),
             repeated=tuple(self.commander.again()),
             num_records=counts,
+            stories={_index_of(each): _story(each) for each in records if each.moves},
             desired_before=before,
             desired_after=self.place.client.desired(),
             not_converged=problem,
@@ -230,6 +231,10 @@ def _is_of(record: RequestRecord, run_id: str) -> bool:
 
 def _index_of(record: RequestRecord) -> int:
     return int(record.request_id.rpartition("-")[2])
+
+
+def _story(record: RequestRecord) -> str:
+    return "; ".join(f"{each.kind} {each.from_worker} to {each.to_worker}: {each.reason}" for each in record.moves)
 
 
 def _is_as_desired(worker: WorkerStatus) -> bool:

@@ -312,16 +312,17 @@ class SimGateway:
         """A worker gave the request back: free what is left of this attempt, go on elsewhere from the tokens so far."""
         self._let_go(request)
         request.num_reroutes += 1
-        request.attempt += 1
         if not self._route(request):
             self._wait(request)
 
     def _let_go(self, request: SimRequest) -> None:
-        """Free what is left of this attempt wherever it is."""
+        """Free what is left of this attempt wherever it is. Whatever workers say of it from now on is stale."""
         workers = [each for each in (request.prefill, request.decode) if each is not None]
+        attempt = request.attempt
+        request.attempt += 1
         request.prefill = request.decode = None
         for worker in workers:
-            worker.core.cancel(self.gateway_id, request.request_id, request.attempt, self._clock())
+            worker.core.cancel(self.gateway_id, request.request_id, attempt, self._clock())
             worker.kick()
 
     # --- endings -------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ def evidence(**changes: Any) -> Evidence:
         "commands": (),
         "repeated": (),
         "num_records": {0: 1, 1: 1},
+        "stories": {},
         "desired_before": desired(),
         "desired_after": desired(),
         "not_converged": "",
@@ -93,7 +94,7 @@ def test_what_workers_hold_is_not_judged_while_others_have_requests_there() -> N
 def test_evidence_shows_a_few_examples_and_counts_the_rest() -> None:
     lost = {index: outcome(index, error="lost", status=500) for index in range(9)}
     result = judge(("no_errors",), evidence(outcomes=lost, expected={}))[1]
-    assert result.evidence.endswith("stream 2: 500 lost and 6 more")
+    assert result.evidence.endswith("stream 2: 500 lost [never left a worker] and 6 more")
 
 
 def test_the_first_difference_is_told_with_what_stands_there() -> None:
