@@ -16,6 +16,8 @@ from control.traffic.report import fingerprint
 from control.types import Command, CommandState, Desired
 from engine.types import Load
 
+#: Too many requests: nothing was accepted, so nothing was lost.
+REFUSED: Final = 429
 #: At most so many examples in one line of evidence.
 NUM_EXAMPLES: Final = 3
 
@@ -65,7 +67,8 @@ def _events(seen: Evidence) -> CheckResult:
 
 
 def _no_errors(seen: Evidence) -> CheckResult:
-    wanted = [each for index, each in seen.outcomes.items() if index not in seen.cancelled]
+    refused = [each for each in seen.outcomes.values() if each.status == REFUSED]
+    wanted = [each for index, each in seen.outcomes.items() if index not in seen.cancelled and each.status != REFUSED]
     stories = seen.stories
     problems = [
         f"stream {each.index}: {each.status} {each.error} [{stories.get(each.index, 'never left a worker')}]"
@@ -73,13 +76,16 @@ def _no_errors(seen: Evidence) -> CheckResult:
         if each.error
     ]
     missing = [f"stream {index} was never sent" for index in seen.expected if index not in seen.outcomes]
-    return _result("no_errors", problems + missing, f"{len(wanted)} streams, 0 errors")
+    told = f", {len(refused)} refused with 429 before they were accepted" if refused else ""
+    return _result("no_errors", problems + missing, f"{len(wanted)} streams, 0 errors{told}")
 
 
 def _same_output(seen: Evidence) -> CheckResult:
     problems = []
     for index, ours in sorted(seen.outcomes.items()):
         theirs = seen.expected.get(index)
+        if ours.status == REFUSED:
+            continue
         if theirs is None:
             problems.append(f"stream {index} has no undisturbed run")
         elif index in seen.cancelled:

@@ -41,6 +41,7 @@ class Place:
         self.client = PhaselineClient(f"http://{host}:{state.settings['api_port']}", token, timeout_s=10.0)
         self._shm_dir = Path(state.shm_dir)
         self._readers: dict[Path, MeterReader] = {}
+        self._cursors: dict[Path, int] = {}
 
     def __enter__(self) -> Place:
         return self
@@ -86,7 +87,8 @@ class Place:
             try:
                 if path not in self._readers:
                     self._readers[path] = MeterReader(path)
-                found.append(self._readers[path].read())
+                found.append(self._readers[path].read(self._cursors.get(path, 0)))
+                self._cursors[path] = found[-1].next_cursor  # the steps are not asked for: reading them all takes ms
             except MeterError:
                 self._readers.pop(path, None)  # being written for the first time
         return found

@@ -17,7 +17,7 @@ from typing import Final
 import httpx
 
 from control.errors import CommandRefused, ControlError, FleetError
-from control.faults.checks import Evidence, judge
+from control.faults.checks import REFUSED, Evidence, judge
 from control.faults.commander import Commander
 from control.faults.events import EventDone, Events
 from control.faults.place import Place, wait_until
@@ -168,7 +168,7 @@ class _Run:
             figures=figures(
                 records,
                 num_streams=len(seen.outcomes),
-                num_errors=sum(bool(each.error) for each in seen.outcomes.values()),
+                num_errors=sum(bool(each.error) and each.status != REFUSED for each in seen.outcomes.values()),
                 num_cancelled=len(seen.cancelled),
                 took_s=time.monotonic() - began_s,
             ),

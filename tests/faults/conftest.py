@@ -11,8 +11,9 @@ from control.faults.place import Place
 from engine.convert import make_tiny_model
 from tests.integration.deployment import Deployment
 
-#: Shorter than in service, so that what waits for them is seen within a test.
-LIMITS = {"lease_s": "5", "stopped_limit_s": "6", "drain_limit_s": "60"}
+#: Shorter than in service, so that what waits for them is seen within a test; and nobody is refused for being late on
+#: a busy machine.
+LIMITS = {"lease_s": "5", "stopped_limit_s": "6", "drain_limit_s": "60", "slo": '{"ttft_base_s": 60.0, "tpot_s": 5.0}'}
 
 
 def tiny_settings(folder: Path) -> dict[str, str]:
