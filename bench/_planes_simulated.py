@@ -11,7 +11,7 @@ from typing import Any
 
 from control.history import database
 from control.types import Verb
-from tests.control.crash_rig import CrashRig, Trouble
+from tests.control.crash_rig import CrashRig, PlaneKilled, Trouble
 from tests.control.crash_scripts import SCRIPTS, check, points_to_try, run, settle
 
 #: A paused plane that holds SQLite's lock delays its successor by this much real time for each try.
@@ -44,6 +44,7 @@ def plan(reached: dict[Verb, list[str]], num_kills: int, num_races: int, seed: i
 async def simulated(num_kills: int, num_races: int, seed: int) -> dict[str, Any]:
     """Raises AssertionError, naming trouble and point, at the first run that is not as it must be."""
     database.BUSY_TIMEOUT_S = BUSY_TIMEOUT_S
+    asyncio.get_running_loop().set_exception_handler(tell)
     by_trouble: Counter[str] = Counter()
     ticks: list[int] = []
     num_requests = num_refused = 0
@@ -77,6 +78,12 @@ async def simulated(num_kills: int, num_races: int, seed: int) -> dict[str, Any]
         "workers started twice": 0,
         "orders of stale planes refused": num_refused,
     }
+
+
+def tell(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What a killed plane's tasks end with is no news."""
+    if not isinstance(context.get("exception"), PlaneKilled):
+        loop.default_exception_handler(context)
 
 
 def measure(num_kills: int, num_races: int, seed: int) -> dict[str, Any]:
