@@ -26,7 +26,7 @@ from control.door import Door
 from control.errors import ControlError, DatabaseAway, FleetError, SettingsError, StaleFence
 from control.fleets.base import Fleet
 from control.history.store import History, Retention
-from control.lease import this_process
+from control.lease import Lease, this_process
 from control.lease_keeper import LOOK_EVERY_S, LeaseKeeper
 from control.plane import Plane
 from control.settings import Settings, load_settings
@@ -138,32 +138,43 @@ class PlaneProcess:
 
     async def _stand_by_and_act(self, fleet: Fleet, history: History, keeper: LeaseKeeper) -> None:
         lease = await keeper.take(lambda: self._wait_for(keeper))
+        self._problem = "this plane is taking over"
         history.hold(fleet.fleet_id, lease.fence)
-        plane = await adopt(fleet, history, self._settings, lease, self._version)
-        self._planes[fleet.fleet_id] = plane
         former = keeper.before.holder if keeper.before else None
-        kept = asyncio.create_task(_kept(keeper, plane), name="lease")
         acting = [
-            asyncio.create_task(plane.run(), name="ticks"),
+            asyncio.create_task(self._keep(keeper), name="lease"),
+            asyncio.create_task(self._act(fleet, history, lease), name="ticks"),
             asyncio.create_task(self._door.keep_open(former, keeper.me), name="door"),
         ]
         try:
-            done, _ = await asyncio.wait({kept, *acting}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(acting, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
                 raise ControlError(f"the plane's {task.get_name()} ended by itself")
         except StaleFence:
             self._door.retract(at_once=True)
-            await _within(plane.abandon())
+            await _within(self._each(Plane.abandon))
             raise
-        except BaseException:
-            await _within(self._close(plane, acting))
+        except BaseException:  # an orderly end: the lease is kept until all is written
+            await _within(self._each(Plane.close))
             await keeper.release()
             raise
         finally:
-            for task in (kept, *acting):
+            for task in acting:
                 task.cancel()
-            await asyncio.gather(kept, *acting, return_exceptions=True)
+            await asyncio.gather(*acting, return_exceptions=True)
+
+    async def _act(self, fleet: Fleet, history: History, lease: Lease) -> None:
+        """Adopt, which may take long when a spool is full, then tick."""
+        plane = self._planes[fleet.fleet_id] = await adopt(fleet, history, self._settings, lease, self._version)
+        await plane.run()
+
+    async def _keep(self, keeper: LeaseKeeper) -> None:
+        raise await keeper.keep(lambda: max((each.newest_fence for each in self._planes.values()), default=0))
+
+    async def _each(self, end: Callable[[Plane], Coroutine[Any, Any, None]]) -> None:
+        for plane in self._planes.values():
+            await end(plane)
 
     def _wait_for(self, keeper: LeaseKeeper) -> None:
         """Another plane answers on the port, or nobody does because the database is away: then we say so there."""
@@ -172,15 +183,6 @@ class PlaneProcess:
             self._door.offer()
         else:
             self._door.retract()
-
-    async def _close(self, plane: Plane, acting: list[asyncio.Task[None]]) -> None:
-        await plane.close()
-        await self._door.close()
-        await asyncio.gather(*acting, return_exceptions=True)
-
-
-async def _kept(keeper: LeaseKeeper, plane: Plane) -> None:
-    raise await keeper.keep(lambda: plane.newest_fence)
 
 
 async def _within(end: Coroutine[Any, Any, None]) -> None:
