@@ -97,10 +97,12 @@ class LivePlanes:
 
 
 def asked(call: Callable[[], Any]) -> Any:
-    """None while nobody answers."""
+    """None while nobody answers, or nobody who acts."""
     try:
         return call()
-    except ControlError:
+    except ControlError as error:
+        if not error.retry_helps:
+            raise
         return None
 
 

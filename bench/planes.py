@@ -20,7 +20,7 @@ import random
 import signal
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import _planes_simulated
@@ -99,7 +99,7 @@ class Bench:
         """One command with one trouble under it."""
         self.planes.refill()
         plane, _ = self.planes.active()
-        submitted = self._pool.submit(self._submit, self._next_action(number), f"run-{number}")
+        submitted = self._pool.submit(self._submit, self._next_request(number))
         begun_s = self._race(plane) if is_race else self._kill(plane)
         kind = "race" if is_race else "kill"
         answer = self._pool.submit(self._answered, plane)
@@ -114,22 +114,22 @@ class Bench:
             self.tally.answered_s.append(max(0.0, answer.result() - begun_s))
         self.tally.given.append(command)
 
-    def _next_action(self, number: int) -> Action:
-        found = actions()[number % len(actions())]
-        if found.verb is Verb.UNDO:
-            return Action(verb=Verb.UNDO, command_id=self.tally.given[-1].command_id)
-        return found
+    def _next_request(self, number: int) -> CommandRequest:
+        action = actions()[number % len(actions())]
+        if action.verb is Verb.UNDO:
+            action = Action(verb=Verb.UNDO, command_id=self.tally.given[-1].command_id)
+        request = CommandRequest(action=action, idempotency_key=f"run-{number}", why="bench: planes")
+        return replace(request, confirmation=self.fleet.client.preview(request).needs_confirmation)
 
-    def _submit(self, action: Action, key: str) -> Command:
+    def _submit(self, request: CommandRequest) -> Command:
         """As a client does: the same key until some plane has taken it."""
-        request = CommandRequest(action=action, idempotency_key=key, confirmation="decode", why="bench: planes")
         deadline_s = time.monotonic() + LIMIT_S
         while True:
             command = asked(lambda: self.fleet.client.submit(request))
             if command is not None:
                 return command  # type: ignore[no-any-return]
             if time.monotonic() > deadline_s:
-                raise SystemExit(f"no plane took {action}: {self.fleet.client.commands(5)}")
+                raise SystemExit(f"no plane took {request.action}")
 
     def _kill(self, plane: LivePlane) -> float:
         """When it died: at its point, or killed where it stands."""
