@@ -8,9 +8,9 @@ python bench/overload.py --part flood --peak 9    a key that sends 3 x peak besi
 python bench/overload.py --part flood-off --peak 9
 
 Paced 70B workers (2 prefill + 2 decode, simulated) behind the product's own gateway on the product's wire. Arrivals
-are open loop and Poisson: half of them 256 prompt tokens, 35% 1500, 15% 6000, all distinct; 100 output tokens. All is
-judged by the client, from the scheduled arrival, with the default SLO: TTFT, TPOT and the largest gap. A dropped stream
-is one that began and did not end with [DONE].
+are open loop and Poisson; of each 20, 10 have 256 prompt tokens, 7 have 1500 and 3 have 6000, all distinct; 100 output
+tokens. All is judged by the client, from the scheduled arrival, with the default SLO: TTFT, TPOT and the largest gap.
+A dropped stream is one that began and did not end with [DONE].
 
 Self-consistent: all parts have their step times from one cost model, which is assumed. Not so: the gateway knows
 nothing of that model; it predicts from what workers report of their queues and rates, and how its own requests ended.
@@ -87,8 +87,12 @@ def arrivals(flow: Flow, duration_s: float) -> Iterator[tuple[float, str, list[i
     """Seconds from the start, class, prompt."""
     rng = random.Random(flow.seed)
     at_s = rng.expovariate(flow.rate_rps)
+    deck: list[tuple[str, int]] = []
     while at_s < duration_s:
-        name, num_tokens, _ = rng.choices(CLASSES, [share for _, _, share in CLASSES])[0]
+        if not deck:  # each 20 arrivals have the exact shares, in random order
+            deck = [(name, size) for name, size, share in CLASSES for _ in range(round(20 * share))]
+            rng.shuffle(deck)
+        name, num_tokens = deck.pop()
         yield at_s, name, [rng.randrange(1, VOCABULARY) for _ in range(num_tokens)]
         at_s += rng.expovariate(flow.rate_rps)
 

@@ -20,6 +20,7 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from typing import Final
 
 import psutil
 
@@ -27,6 +28,10 @@ from control.errors import SettingsError
 
 #: Names the inherited descriptor in a gateway's environment.
 LISTEN_FD = "PHASELINE_LISTEN_FD"
+#: What the kernel keeps of one connection that reads slowly; beyond it the gateway holds back.
+SEND_BUFFER_BYTES: Final = 256 * 1024
+#: A connection whose client takes nothing for so long is ended by the kernel, with all that is kept for it.
+UNREAD_LIMIT_MS: Final = 60_000
 BACKLOG = 1024
 ASK_TIMEOUT_S = 1.0
 _MAX_STATUS_BYTES = 4096
@@ -47,6 +52,8 @@ def bind_listener(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)  # connections inherit both
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_LIMIT_MS)
     try:
         listener.bind((host, port))
         listener.listen(BACKLOG)

@@ -140,6 +140,10 @@ class Settings(BaseSettings):
 
     default_max_tokens: int = Field(128, ge=1, description="max_tokens of a request that names none.")
     max_body_bytes: int = Field(4 * 2**20, ge=1024, description="Largest request body at the gateway.")
+    max_connections: int = Field(
+        4096, ge=1, description="Open connections of one gateway; one more is answered 503 and closed."
+    )
+    client_stall_s: Seconds = Field(30.0, description="A client that reads nothing for so long is cut off.")
     max_in_flight: int = Field(256, ge=1, description="Requests one gateway holds before it answers 429.")
     admission: Literal["predict", "bound"] = Field(
         "predict",

@@ -21,6 +21,7 @@ import msgspec
 from control.gateway import errors
 from control.gateway.admission import Admission
 from control.gateway.answers import model_body
+from control.gateway.body import Bodies
 from control.gateway.errors import GatewayError, bad_request, bad_value
 from control.gateway.exchange import Exchange
 from control.gateway.fleet import Fleet
@@ -31,7 +32,6 @@ from control.gateway.http import (
     Scope,
     Send,
     parse_headers,
-    read_body,
     send_answer,
     send_error,
 )
@@ -64,6 +64,8 @@ class GatewayLimits:
     max_body_bytes: int
     first_token_timeout_s: float
     token_gap_timeout_s: float
+    client_stall_s: float = 30.0
+    max_bodies_bytes: int = 256 * 2**20
 
 
 class Gateway:
@@ -80,6 +82,7 @@ class Gateway:
         self.is_stopping = False
         self._origin = origin
         self._limits = limits
+        self._bodies = Bodies(limits.max_body_bytes, limits.max_bodies_bytes)
         self._started_unix_s = time.time()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -212,9 +215,9 @@ class Gateway:
         try:
             headers = parse_headers(scope["headers"])
             seen.append((b"x-request-id", headers.request_id.encode()))
-            body = await read_body(receive, self._limits.max_body_bytes, headers.content_length)
-            ask = parse_ask(endpoint, body)
-            job = await self._make_job(ask, headers, arrival_s, arrival_unix_s)
+            async with self._bodies.read(receive, headers.content_length) as body:
+                ask = parse_ask(endpoint, body)
+                job = await self._make_job(ask, headers, arrival_s, arrival_unix_s)
         except Disconnected:
             return
         except GatewayError as error:
@@ -264,7 +267,7 @@ class Gateway:
         assert text is not None
         assert table is not None
         relay = Relay(job, self.fleet)
-        exchange = Exchange(ask, relay, text, int(arrival_unix_s), table.model_id)
+        exchange = Exchange(ask, relay, text, int(arrival_unix_s), table.model_id, self._limits.client_stall_s)
         try:
             self.admission.enter(job.wire_id, relay)
             await exchange.serve(receive, send)

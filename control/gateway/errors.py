@@ -104,6 +104,12 @@ def stopping(limit_s: float) -> GatewayError:
     return GatewayError(503, message, kind="server_error", code="gateway_stopping", retry_after_s=1.0)
 
 
+def slow_client(stall_s: float) -> GatewayError:
+    """For the record: who reads nothing can be told nothing."""
+    message = f"the client read nothing for {stall_s:g} s, the bound client_stall_s"
+    return GatewayError(499, message, kind="timeout_error", code="slow_client")
+
+
 def internal(message: str, code: str = "internal_error") -> GatewayError:
     return GatewayError(500, message, kind="server_error", code=code)
 

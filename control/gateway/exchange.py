@@ -13,6 +13,7 @@ from control.gateway import errors
 from control.gateway.answers import ChunkWriter, Usage, error_chunk, finish_text, whole_answer
 from control.gateway.errors import GatewayError
 from control.gateway.http import SSE, Header, Receive, Send, header_safe, send_answer, send_error
+from control.gateway.outlet import Outlet
 from control.gateway.relay import Relay
 from control.gateway.schema import Ask
 from engine.text import Text, TextStream
@@ -24,13 +25,14 @@ _NO_CACHE: Final = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no
 class Exchange:
     """`serve` returns when the client has all it will get. Afterwards `error` and `output_tokens` say how it went."""
 
-    def __init__(self, ask: Ask, relay: Relay, text: Text, created: int, model: str) -> None:
+    def __init__(self, ask: Ask, relay: Relay, text: Text, created: int, model: str, stall_s: float) -> None:
         self.error: GatewayError | None = None
         self.has_begun = False  # the client has the head of an answer
         self._ask = ask
         self._relay = relay
         self._created = created
         self._model = model
+        self._stall_s = stall_s
         self._stream = TextStream(text, relay.job.prompt, ask.stop)
 
     @property
@@ -41,8 +43,15 @@ class Exchange:
         relay = self._relay
         relay.start()
         watch = asyncio.get_running_loop().create_task(self._watch_client(receive))
+        outlet = Outlet(send, self._stall_s)
         try:
-            await (self._serve_stream(send) if self._ask.stream else self._serve_whole(send))
+            with outlet.watching():
+                await (self._serve_stream(outlet) if self._ask.stream else self._serve_whole(outlet))
+        except asyncio.CancelledError:
+            if not outlet.has_stalled:
+                raise
+            self.error = errors.slow_client(self._stall_s)
+            relay.fail(self.error)
         finally:
             relay.stop(FinishReason.CANCELLED)  # only where it has not ended, as when this task was cancelled
             if not watch.done():

@@ -1,4 +1,4 @@
-"""The few HTTP shapes that a gateway needs, on raw ASGI: bounded bodies, whole answers, and what headers say.
+"""The few HTTP shapes that a gateway needs, on raw ASGI: whole answers, and what headers say.
 
 Decided here: bounds and meaning of request headers. Not here: what is in a body.
 """
@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from control.gateway.errors import GatewayError, bad_value, too_large
+from control.gateway.errors import GatewayError, bad_value
 from control.gateway.urgency import parse_deadline, parse_priority
 from control.types import SAMPLE_TRAFFIC_KEY
 
@@ -115,29 +115,6 @@ def _urgency(parse: Callable[[str, Any], _T], name: str, value: bytes | None) ->
 
 def _content_length(value: bytes | None) -> int | None:
     return int(value) if value is not None and value.isdigit() else None
-
-
-async def read_body(receive: Receive, limit_bytes: int, content_length: int | None) -> bytes:
-    """The whole body. Raises GatewayError (413) as soon as it is over the bound, Disconnected when it never ends."""
-    if content_length is not None and content_length > limit_bytes:
-        raise too_large(limit_bytes, str(content_length))
-    message = await receive()
-    if message["type"] == "http.request" and not message.get("more_body"):
-        body: bytes = message.get("body", b"")
-        if len(body) > limit_bytes:
-            raise too_large(limit_bytes, str(len(body)))
-        return body
-    parts: list[bytes] = []
-    size = 0
-    while message["type"] == "http.request":
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > limit_bytes:
-            raise too_large(limit_bytes, f"at least {limit_bytes + 1}")
-        if not message.get("more_body"):
-            return b"".join(parts)
-        message = await receive()
-    raise Disconnected
 
 
 async def send_answer(

@@ -24,6 +24,7 @@ from control.errors import ControlError
 from control.fleets.fleet_token import fleet_token
 from control.gateway.admission import Admission
 from control.gateway.app import Gateway, GatewayLimits, running
+from control.gateway.connections import bounded_protocol
 from control.gateway.drain import Server
 from control.gateway.fleet import Fleet, LineRules
 from control.gateway.gatekeeper import AdmissionRules
@@ -110,7 +111,7 @@ def make_server(settings: Settings, gateway: Gateway, channel: Channel) -> Serve
         gateway.stop()
 
     return Server(
-        uvicorn_config(gateway),
+        uvicorn_config(gateway, settings.max_connections),
         limit_s=settings.drain_limit_s,
         idle_s=settings.drain_idle_s,
         on_stop=on_stop,
@@ -132,6 +133,7 @@ def make_gateway(settings: Settings, gateway_id: str) -> Gateway:
             max_body_bytes=settings.max_body_bytes,
             first_token_timeout_s=settings.first_token_timeout_s,
             token_gap_timeout_s=settings.token_gap_timeout_s,
+            client_stall_s=settings.client_stall_s,
         ),
     )
 
@@ -171,10 +173,10 @@ def make_plane_link(settings: Settings, gateway: Gateway, gateway_id: str) -> Pl
     )
 
 
-def uvicorn_config(gateway: Gateway) -> uvicorn.Config:
+def uvicorn_config(gateway: Gateway, max_connections: int) -> uvicorn.Config:
     return uvicorn.Config(
         gateway,
-        http="httptools",
+        http=bounded_protocol(max_connections),
         loop="uvloop",
         ws="none",
         lifespan="off",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -277,4 +278,51 @@ async def test_a_socket_that_nobody_holds_any_more_comes_back_from_a_living_gate
         await clients.served(20)
         await clients.end()
     assert clients.failures == []
+    await worker.close()
+
+
+async def ask_once(port: str, body: bytes) -> tuple[int, bool]:
+    """One request on its own connection: status (0: refused by the kernel), and whether a stream came whole."""
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(port))
+    except OSError:
+        return 0, True
+    try:
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: t\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        answer = await reader.read(-1)
+        status = int(answer.split(b" ", 2)[1]) if answer else 0
+        return status, status != 200 or b"data: [DONE]" in answer
+    except ConnectionError:  # it was closed before it had sent all
+        return 0, True
+    finally:
+        writer.close()
+
+
+async def test_a_flood_of_thousands_of_connections_costs_a_bounded_amount_of_memory(
+    run_dir: Path, started: list[Process]
+) -> None:
+    """Requests beyond the bounds get 429 or 503, who is admitted gets all, and the resident set does not follow."""
+    worker = await with_worker(run_dir, step_s=0.01)
+    worker.keeps_seen = False
+    process = Process(run_dir, PHASELINE_MAX_IN_FLIGHT="64", PHASELINE_MAX_CONNECTIONS="1000")
+    started.append(process)
+    await process.ready()
+    body = json.dumps({"model": "null", "prompt": "x" * 4000, "max_tokens": 20, "stream": True}).encode()
+    idle = [await asyncio.open_connection("127.0.0.1", int(process.port)) for _ in range(200)]
+    for _, writer in idle:
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: t\r\nContent-Length: 1000000\r\n\r\n" + bytes(100_000))
+    resident, seen = [], set[int]()
+    for _ in range(4):
+        answers = await asyncio.gather(*[ask_once(process.port, body) for _ in range(2000)])
+        seen |= {status for status, _ in answers}
+        assert all(is_whole for _, is_whole in answers), "a stream that was admitted was dropped"
+        resident.append(psutil.Process(process.child.pid).memory_info().rss / 2**20)
+    assert 200 in seen
+    assert seen <= {0, 200, 429, 503}
+    assert max(resident) - resident[0] < 64, f"resident MiB after each 2000 requests: {resident}"
+    for _, writer in idle:
+        writer.close()
+    await until(lambda: not worker._running, LIMIT_S)
+    assert (await ask_once(process.port, body))[0] == 200
     await worker.close()
