@@ -214,9 +214,14 @@ def eligible(workers: Iterable[WorkerView], need_tokens: int, excluded: frozense
 
 def has_room(worker: WorkerView, request: RouteRequest) -> bool:
     """Whether the whole request fits beside what is held and reserved there, with a place in the decode batch."""
+    return has_place(worker, request.prompt_tokens + request.max_tokens)
+
+
+def has_place(worker: WorkerView, kv_tokens: float) -> bool:
+    """The same for so many tokens of KV."""
     if worker.num_free_slots is not None and worker.num_free_slots < 1:
         return False
-    return worker.kv_total_tokens - worker.kv_used_tokens >= request.prompt_tokens + request.max_tokens
+    return worker.kv_total_tokens - worker.kv_used_tokens >= kv_tokens
 
 
 # --- score -------------------------------------------------------------------------------------------------------

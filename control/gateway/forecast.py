@@ -139,9 +139,14 @@ class Lateness:
 
 
 def excess_of(predicted: Forecast, limits: Limits, waited_s: float = 0.0) -> float:
-    """By how much it breaks the SLO's bounds; below 0, what is left to them."""
-    of_ttft_s = waited_s + predicted.ttft_s - limits.at_share * limits.ttft_s
-    return max(of_ttft_s, waited_s + predicted.queue_s - limits.at_share * limits.queue_s)
+    """By how much it breaks the SLO's bounds; below 0, what is left to them.
+
+    A prompt that is late on an idle fleet too is not refused for its own length: only its waiting is bounded then.
+    """
+    of_queue_s = waited_s + predicted.queue_s - limits.at_share * limits.queue_s
+    if predicted.prefill_s > limits.at_share * limits.ttft_s:
+        return of_queue_s
+    return max(of_queue_s, waited_s + predicted.ttft_s - limits.at_share * limits.ttft_s)
 
 
 def lateness(predicted: Forecast, limits: Limits, waited_s: float = 0.0) -> Lateness | None:

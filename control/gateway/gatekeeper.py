@@ -42,7 +42,7 @@ from control.gateway.promises import Promise, PromiseBook, window
 from control.gateway.rates import Mean
 from control.gateway.relay import Relay
 from control.gateway.usage import Usage, sum_of
-from control.routing import RouteRequest, cached_tokens
+from control.routing import RouteRequest, cached_tokens, has_place
 from control.types import Slo
 
 #: A promise is for the time that was told, with this much added, so that those refused together do not return together.
@@ -84,7 +84,7 @@ class Gatekeeper:
         if promise is not None and promise.due_s <= now_s:
             standing.is_promised = True
             standing.start_tag, standing.since_s = promise.turn.start_tag, promise.turn.arrival_s
-        else:
+        elif not self._goes_at_once(relay):
             late = self._lateness(relay, now_s, now_unix_s)
             if late is not None:
                 raise self._refusal(relay, late.reason, now_s, late.excess_s, promise)
@@ -96,6 +96,18 @@ class Gatekeeper:
         relay.place.max_wait_s = max(MAX_WAIT_S, self._ttft_bound_s(relay))
         standing.charged_s = self._device_s(standing.need, self._kv_held_s.value)
         shares.charge(standing.api_key_id, standing.charged_s)
+
+    def _goes_at_once(self, relay: Relay) -> bool:
+        """Nobody waits, here or elsewhere, and there is room: no forecast is needed, unless a deadline is close."""
+        fleet, standing = self._fleet, relay.standing
+        if fleet.waiters or len(self.promises) or fleet.waiting_elsewhere.num_slots or standing.is_batch:
+            return False
+        has_room = any(has_place(each, standing.need.kv_tokens) for each in fleet.decoding())
+        return (
+            has_room
+            and relay.job.deadline_unix_s is None
+            and not all(each.is_backlogged for each in fleet.prefilling())
+        )
 
     def _size(self, relay: Relay) -> None:
         """What of its prompt some worker has already need not be computed."""

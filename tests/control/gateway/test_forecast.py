@@ -103,6 +103,12 @@ def test_a_long_prompt_may_not_use_its_larger_bound_to_wait_in_line():
     assert late.excess_s == 0.25
 
 
+def test_a_prompt_that_is_late_on_an_idle_fleet_too_is_not_refused_for_its_length():
+    slow = Forecast(queue_s=0.5, prefill_s=9.0, cause="KV room")
+    assert lateness(slow, limits()) is None
+    assert lateness(slow, limits(queue_s=0.4)) is not None
+
+
 def test_the_share_of_the_bound_is_the_operators():
     assert lateness(SOON, limits(at_share=0.7)) is not None
     assert lateness(SOON, limits(ttft_s=1.0, queue_s=0.6, at_share=2.0)) is None
