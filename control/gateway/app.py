@@ -36,7 +36,7 @@ from control.gateway.http import (
     send_error,
 )
 from control.gateway.job import Job
-from control.gateway.metrics_page import CONTENT_TYPE, metrics_text
+from control.gateway.metrics_page import CONTENT_TYPE, admission_text, metrics_text
 from control.gateway.records import Origin, RecordLog, make_record
 from control.gateway.relay import Relay
 from control.gateway.schema import Ask, Endpoint, parse_ask
@@ -156,7 +156,9 @@ class Gateway:
         if path in GENERATE:
             raise errors.wrong_method(method, "POST")
         if path == "/metrics" and method == "GET":
-            await send_answer(send, 200, metrics_text(self.fleet.mover.counts).encode(), content_type=CONTENT_TYPE)
+            text = metrics_text(self.fleet.mover.counts)
+            text += admission_text(self.admission.gatekeeper.promises, len(self.fleet.waiters))
+            await send_answer(send, 200, text.encode(), content_type=CONTENT_TYPE)
             return
         answer = _READS.get(path)
         if answer is None and path.startswith("/v1/models/"):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final, get_args
 
 from control.gateway.mover import MoveCounts
+from control.gateway.promises import PromiseBook
 from control.types import MoveKind
 from engine.histogram import value_of
 
@@ -32,6 +33,17 @@ def metrics_text(moves: MoveCounts) -> str:
     name = "phaseline_gateway_failover_notice_seconds"
     lines += _head(name, "histogram", "A lost worker's last word, or the begin of its hung step, to leaving it.")
     lines += _histogram(name, moves.notice_buckets)
+    return "\n".join(lines) + "\n"
+
+
+def admission_text(promises: PromiseBook, num_waiting: int) -> str:
+    """The line, and the places kept for those who were told to come back."""
+    lines = _head("phaseline_gateway_line_requests", "gauge", "Requests that wait for room.")
+    lines.append(f"phaseline_gateway_line_requests {num_waiting}")
+    name = "phaseline_gateway_promises_total"
+    lines += _head(name, "counter", "Places promised with a 429; kept: came back in time and got in.")
+    counts = {"made": promises.num_made, "kept": promises.num_kept, "lapsed": promises.num_lapsed}
+    lines += [f'{name}{{outcome="{outcome}"}} {count}' for outcome, count in counts.items()]
     return "\n".join(lines) + "\n"
 
 

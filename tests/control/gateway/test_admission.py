@@ -100,6 +100,18 @@ async def test_who_was_promised_a_place_stands_ahead_of_newcomers(text: ModelTex
         assert told_s == pytest.approx([9.0, 9.4]), "10 s queued, 1 s is for waiting; half of the first returns"
 
 
+async def test_the_metrics_page_says_who_waits_and_who_was_promised_a_place(text: ModelText) -> None:
+    async with measured_house(text, queued=QUEUED) as place:
+        waiting = asyncio.create_task(ask(place, priority="batch"))
+        await until(lambda: len(place.gateway.fleet.waiters) == 1)
+        await ask(place)
+        lines = (await place.client.get("/metrics")).text.splitlines()
+        assert "phaseline_gateway_line_requests 1" in lines
+        assert 'phaseline_gateway_promises_total{outcome="made"} 1' in lines
+        drop_queue(place)
+        await waiting
+
+
 async def test_the_deadline_of_a_client_is_looked_at_before_it_waits(text: ModelText) -> None:
     async with measured_house(text, queued=8_000) as place:
         response = await ask(place, deadline_s=0.5)
