@@ -107,7 +107,7 @@ class Settings(BaseSettings):
     spool_max_bytes: int = Field(
         512 * 2**20,
         ge=2**20,
-        description="Disk at <run_dir>/spool for what waits while the history is away; when full, the oldest goes.",
+        description="Disk at <run_dir>/spool for what waits without a history; a tick of 100 busy workers is 65 kB.",
     )
     tick_s: Seconds = Field(1.0, description="Period of the plane's tick.")
     observe_timeout_s: Seconds = Field(
