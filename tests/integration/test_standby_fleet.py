@@ -65,7 +65,7 @@ def test_a_standby_finishes_the_resize_of_a_plane_that_is_killed_and_no_request_
         }
         assert [each.num_ready for each in after.pools] == [2, 2, 0]
         assert [each.command_id for each in client.commands() if each.idempotency_key] == [command.command_id]
-        fleet.until(lambda: fleet.root("plane") != first and fleet.root("plane-1") != first, "a new standby")
+        fleet.until(lambda: "standing by: pid" in fleet.must("status"), "a new standby")
     report = json.loads(traffic.communicate(timeout=LIMIT_S)[0].splitlines()[-1])
     assert report["failed"] == 0
     assert report["offered"] > 0
