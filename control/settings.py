@@ -79,6 +79,11 @@ class Settings(BaseSettings):
         "", description="Join this Ray cluster; empty: start a head on loopback. RAY_ADDRESS is honoured too."
     )
     ray_port: Port = Field(6399, description="Port of the head's GCS, on loopback.")
+    ray_redis: str = Field(
+        "auto",
+        description="What Ray's head remembers its workers by: `auto`: a Redis of our own where redis-server is "
+        "installed, `off`, or redis://[:password@]host:port. Without one, a head that dies takes all workers along.",
+    )
     ray_object_store_bytes: int = Field(
         80 * 2**20, ge=78643200, description="Ray object store; KV never goes through it."
     )

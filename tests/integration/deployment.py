@@ -78,6 +78,11 @@ class Deployment:
         assert root is not None
         return root
 
+    def root_or_none(self, name: str) -> ProcessId | None:
+        """The root when the component is ready."""
+        record = self.state.components[name]
+        return record.root if record.is_ready else None
+
     def processes(self) -> list[ProcessId]:
         """Every living process of this deployment, the supervisor's too."""
         state = read_state(self.run_dir)
