@@ -1,6 +1,6 @@
 """Every process of a running deployment is replaced under open-loop load: what fails, what changes, how long it takes.
 
-    python -m bench.rolling_upgrade [--from REV] [--kind paced|cpu] [--model DIR] [--rate 6] [--workers 4]
+    python -m bench.rolling_upgrade [--from REV] [--kind paced|cpu] [--model DIR] [--rate 6] [--workers 4] [--json]
 
 `--from` is the release that runs first, as a commit of this repository (checked out beside it for the run); without it
 the present code is upgraded to a copy of itself with another build. Clients do not retry. Each answer is compared with
@@ -201,6 +201,12 @@ def report(
     }
 
 
+def in_words(found: dict[str, Any]) -> str:
+    """One line for each thing found."""
+    lines = [f"{name}: {value}" for name, value in found.items() if not isinstance(value, list)]
+    return "\n".join([*lines, *(f"  {each}" for name in ("steps", "failures") for each in found[name])])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--from", dest="revision", default="", help="commit that runs first; default: this code")
@@ -209,6 +215,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--rate", type=float, default=6.0, help="arrivals per second")
     parser.add_argument("--max-tokens", type=int, default=80)
+    parser.add_argument("--json", action="store_true", help="print all that was found as JSON")
     parser.add_argument("--verbose", action="store_true", help="show the upgrade's progress")
     arguments = parser.parse_args()
     settings: dict[str, Any] = {"drain_limit_s": 60, "paced_workers_per_process": 1}
@@ -220,7 +227,7 @@ def main() -> None:
     with checkout(arguments.revision) as old, deployment(*up, root=old, **settings) as place:
         found = asyncio.run(measure(place, arguments))
         found = {"from": arguments.revision or "another build of this code", "workers": arguments.kind} | found
-    print(json.dumps(found, indent=1))
+    print(json.dumps(found, indent=1) if arguments.json else in_words(found))
     if found["failed"] or found["changed"] or found["upgrade"] != "done":
         raise SystemExit(1)
 
