@@ -319,8 +319,9 @@ def launch_detached(settings: Settings, traffic: str, overrides: Mapping[str, st
 def launch_upgrade(settings: Settings, traffic: str, say: Say) -> UpgradeNotes:
     """Start a supervisor of this code that takes over and replaces everything; follow it to its end.
 
-    Returns how each step went. Raises FleetError when it could not begin: then everything runs on as it was.
+    Returns how each step went. Raises ControlError when it could not begin: then everything runs on as it was.
     """
+    check_start(settings, traffic, read_state(settings.run_dir), takes_all=True)
     notes_path(settings.run_dir).unlink(missing_ok=True)
     child = _spawn_supervisor(settings, ["--upgrade", *(["--traffic", traffic] if traffic else [])], {})
     follower = ProgressFollower(settings.run_dir)

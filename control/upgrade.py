@@ -32,7 +32,7 @@ from control.host_rolling import HostPlan, outdated_hosts, plan_host
 from control.listener import ask_gateway
 from control.processes import last_line, send_signal
 from control.settings import Settings
-from control.supervisor import Runner, Supervisor
+from control.supervisor import MAX_FIRST_STARTS, Runner, Supervisor
 from control.types import Action, CommandRequest, CommandState, WorkerState, WorkerStatus
 
 POLL_S: Final = 0.1
@@ -131,15 +131,20 @@ class Upgrade:
         if self._supervisor.listener is None:
             return self._simply(runner) + "; it did not share its socket, so connections were refused meanwhile"
         old = self._supervisor.set_aside(runner)
-        if not self._until(lambda: self._is_gateway_ready(runner), READY_LIMIT_S):
+        if not self._comes_up(runner, lambda: self._is_gateway_ready(runner)):
             why = last_line(runner.component.log)
             self._supervisor.bring_back(runner, old)
-            raise UpgradeStopped(f"the new {runner.record.name} is not ready within {READY_LIMIT_S:g} s: {why}")
+            raise UpgradeStopped(f"the new {runner.record.name} does not become ready: {why}; the old one serves on")
         if old.root is not None:
             send_signal(old.root, signal.SIGTERM)
         self._until(lambda: old.root is None or not old.root.is_alive, old.stop_limit_s)
         self._supervisor.forget(old)
         return f"pid {runner.pid}"
+
+    def _comes_up(self, runner: Runner, is_ready: Callable[[], bool]) -> bool:
+        """False when it has ended several times in a row, or the limit has passed."""
+        gives_up = lambda: runner.num_recent_exits >= MAX_FIRST_STARTS  # noqa: E731
+        return self._until(lambda: is_ready() or gives_up(), READY_LIMIT_S) and not gives_up()
 
     def _is_gateway_ready(self, runner: Runner) -> bool:
         found = ask_gateway(runner.pid) if runner.record.is_ready else None
@@ -153,11 +158,9 @@ class Upgrade:
         started_s = time.monotonic()
         before = runner.pid
         self._supervisor.replace(runner)
-        if not self._until(lambda: runner.record.is_ready and runner.pid != before, READY_LIMIT_S):
+        if not self._comes_up(runner, lambda: runner.record.is_ready and runner.pid not in (0, before)):
             why = last_line(runner.component.log)
-            raise UpgradeStopped(
-                f"the new {runner.record.name} is not ready within {READY_LIMIT_S:g} s: {why}; it is tried on and on"
-            )
+            raise UpgradeStopped(f"the new {runner.record.name} does not become ready: {why}; it is tried on and on")
         return f"pid {runner.pid}, away for {time.monotonic() - started_s:.1f} s"
 
     def _head(self, runner: Runner) -> str:

@@ -48,10 +48,10 @@ class Deployment:
             **settings,
         }
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "control.cli.main", *arguments],
-            cwd=ROOT,
+            cwd=cwd,
             env=self.environment,
             capture_output=True,
             text=True,
