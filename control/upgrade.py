@@ -143,7 +143,10 @@ class Upgrade:
 
     def _comes_up(self, runner: Runner, is_ready: Callable[[], bool]) -> bool:
         """False when it has ended several times in a row, or the limit has passed."""
-        gives_up = lambda: runner.num_recent_exits >= MAX_FIRST_STARTS  # noqa: E731
+
+        def gives_up() -> bool:
+            return runner.num_recent_exits >= MAX_FIRST_STARTS
+
         return self._until(lambda: is_ready() or gives_up(), READY_LIMIT_S) and not gives_up()
 
     def _is_gateway_ready(self, runner: Runner) -> bool:
