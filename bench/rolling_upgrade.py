@@ -29,6 +29,7 @@ import httpx
 
 from bench._deployment import ROOT, deployment
 from control.deployment import read_state
+from engine.convert import make_tiny_model
 
 NUM_PROMPTS = 24
 WARM_S = 5.0
@@ -97,7 +98,7 @@ class Load:
         """(text, problem, times: sent, then each event) of one streamed answer."""
         body = {
             "model": self._model,
-            "prompt": [3 + (number * 7 + at * at) % 200 for at in range(40 + 20 * number)],
+            "prompt": [3 + (number * 7 + at * at) % 200 for at in range(40 + 8 * number)],
             "max_tokens": self._max_tokens,
             "seed": number,
             "ignore_eos": True,
@@ -211,7 +212,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--from", dest="revision", default="", help="commit that runs first; default: this code")
     parser.add_argument("--kind", choices=("paced", "cpu"), default="paced")
-    parser.add_argument("--model", default="", help="model folder for --kind cpu")
+    parser.add_argument("--model", default="", help="model folder for --kind cpu; default: a tiny one, made here")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--rate", type=float, default=6.0, help="arrivals per second")
     parser.add_argument("--max-tokens", type=int, default=80)
@@ -221,12 +222,16 @@ def main() -> None:
     settings: dict[str, Any] = {"drain_limit_s": 60, "paced_workers_per_process": 1}
     up = ["--kind", arguments.kind, "--workers", str(arguments.workers)]
     arguments.model_id = "llama-3.1-70b-fp8"
-    if arguments.kind == "cpu":
-        arguments.model_id = Path(arguments.model).name
-        up += ["--model", arguments.model]
-    with checkout(arguments.revision) as old, deployment(*up, root=old, **settings) as place:
+    with contextlib.ExitStack() as stack:
+        if arguments.kind == "cpu":
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="phaseline-model-")))
+            model = arguments.model or str(make_tiny_model(folder / "tiny", seed=1))
+            arguments.model_id = Path(model).name
+            up += ["--model", model]
+        old = stack.enter_context(checkout(arguments.revision))
+        place = stack.enter_context(deployment(*up, root=old, **settings))
         found = asyncio.run(measure(place, arguments))
-        found = {"from": arguments.revision or "another build of this code", "workers": arguments.kind} | found
+    found = {"from": arguments.revision or "another build of this code", "workers": arguments.kind} | found
     print(json.dumps(found, indent=1) if arguments.json else in_words(found))
     if found["failed"] or found["changed"] or found["upgrade"] != "done":
         raise SystemExit(1)
