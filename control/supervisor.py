@@ -286,7 +286,6 @@ class Supervisor:
             return
         if said := runner.end_if_still(now_s):
             self.say(said)
-        if record.processes and not runner.is_running:
         if record.processes and (not runner.is_running or runner.is_hollow(now_s)):
             self.say(runner.note_exit(now_s))
             self._fell(record.name, now_s)
