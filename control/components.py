@@ -19,7 +19,6 @@ from control.errors import SettingsError
 from control.fleets.ray_head import (
     HEAD_LIMIT_S,
     LOOPBACK,
-    RAY_HOST,
     head_command,
     join_address,
     node_command,
@@ -174,7 +173,6 @@ def _ray(settings: Settings) -> list[Component]:
         log=log_path(settings, RAY),
         stop_limit_s=15.0,
         ready_port=settings.ray_port,
-        ready_host=RAY_HOST,
         needs=(REDIS,) if own_redis else (),
         private_dir=spec.temp_dir,
         lives_by="raylet",

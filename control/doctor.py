@@ -20,7 +20,7 @@ import psutil
 from control.components import endpoints, num_hosts, owns_head
 from control.deployment import read_state
 from control.errors import ControlError
-from control.fleets.ray_head import RAY_HOST, accepts_connections, check_address, join_address, temp_dir_of
+from control.fleets.ray_head import LOOPBACK, accepts_connections, check_address, join_address, temp_dir_of
 from control.fleets.redis_store import AUTO, OFF, named_store, redis_program
 from control.processes import port_is_free, port_owner
 from control.settings import Settings
@@ -78,7 +78,7 @@ def _ports(settings: Settings) -> Iterator[Finding]:
     running = _is_running(settings)
     rows = [(each.setting, settings.host, each.port) for each in endpoints(settings)]
     if owns_head(settings):
-        rows.append(("ray_port", RAY_HOST, settings.ray_port))
+        rows.append(("ray_port", LOOPBACK, settings.ray_port))
     for setting, host, port in rows:
         if port_is_free(host, port):
             yield Finding(setting, "ok", f"{port} is free")

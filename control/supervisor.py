@@ -30,7 +30,7 @@ from control.deployment import (
     write_state,
 )
 from control.errors import ControlError, SettingsError
-from control.fleets.ray_head import RAY_HOST, accepts_connections, make_temp_dir
+from control.fleets.ray_head import LOOPBACK, accepts_connections, make_temp_dir
 from control.listener import LISTEN_FD, ask_gateway
 from control.processes import (
     ProcessId,
@@ -434,7 +434,7 @@ def ports_to_check(
     running = {kind_of(name) for name, record in kept.items() if _runs(record)}
     rows = [(host, each.setting, each.port) for each in listed if owner[each.setting] not in running]
     if ray_port is not None and not _runs(kept.get(RAY)):
-        rows.append((RAY_HOST, "ray_port", ray_port))
+        rows.append((LOOPBACK, "ray_port", ray_port))
     return rows
 
 

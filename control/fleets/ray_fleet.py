@@ -1,4 +1,5 @@
-"""The Ray fleet: Ray places, starts, restarts and finds our workers. The only module that imports ray.
+"""The Ray fleet: Ray places, starts, restarts and finds our workers. Only this module, and
+`control.fleets.ray_node`, which starts a node, import ray.
 
 Decided here: actors, their names and resources, and how an answer of Ray becomes an observation. Not here: roles (the
 plane), orders and status (`control.fleets.worker_link`; no operator or request waits for Ray), what
@@ -30,7 +31,6 @@ from control.fleets.node_agent import NodeAgent, NodeReading, decode
 from control.fleets.ray_head import (
     LOOPBACK,
     NAMESPACE,
-    RAY_HOST,
     SLOT,
     accepts_connections,
     check_address,
@@ -223,25 +223,12 @@ class RayHost:
 # --- Ray calls ----------------------------------------------------------------------------------------------------
 
 
-def head_address(settings: Settings) -> str:
-    """Where to join: somebody's cluster, or our own head; earlier versions had it on 127.0.0.1."""
-    joined = join_address(settings)
-    if joined:
-        return check_address(joined)
-    is_earlier = not accepts_connections(RAY_HOST, settings.ray_port) and accepts_connections(
-        LOOPBACK, settings.ray_port
-    )
-    return f"{LOOPBACK if is_earlier else RAY_HOST}:{settings.ray_port}"
-
-
 def connect(settings: Settings) -> None:
     """Join the cluster as a driver; a half-made earlier attempt is let go. Raises FleetError naming the address."""
-    address = head_address(settings)
+    joined = join_address(settings)
+    address = check_address(joined) if joined else f"{LOOPBACK}:{settings.ray_port}"
+    os.environ.update(joined_environment(address) if joined else ray_environment(settings.run_dir))
     host, _, port = address.rpartition(":")
-    if not join_address(settings):
-        os.environ.update(ray_environment(settings.run_dir))
-    if host != RAY_HOST:
-        os.environ.update(joined_environment(address))
     if not accepts_connections(host.strip("[]"), int(port), timeout_s=3.0):
         raise FleetError(f"Ray at {address} does not answer", field="ray_address", value=address)
     import ray
@@ -254,7 +241,7 @@ def connect(settings: Settings) -> None:
             namespace=NAMESPACE,
             log_to_driver=False,
             configure_logging=False,
-            **({"_node_ip_address": host if host == RAY_HOST else LOOPBACK} if is_loopback(address) else {}),
+            **({"_node_ip_address": LOOPBACK} if is_loopback(address) else {}),
         )
     except (ray_error(), ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise FleetError(

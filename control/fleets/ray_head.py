@@ -6,8 +6,8 @@ a raylet takes its actors along when it dies, so the head may die alone. Not her
 (`control.supervisor`, as process trees, by pid and start time; never with Ray's own stop command, which ends processes
 by name on the whole machine), and what lets a head come back to its node (`control.fleets.redis_store`).
 
-Ray replaces 127.0.0.1 by the machine's outer address when a second node is to join, but no other address of the
-loopback network; so its own processes use 127.0.0.2.
+Ray binds to loopback alone only when the node's own address is 127.0.0.1, and it replaces that address by the machine's
+outer one unless it is told that it is no multi-machine cluster: RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 tells it so.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from control.fleets.fleet_token import ensure_secret
 from control.settings import Settings
 
 LOOPBACK = "127.0.0.1"
-RAY_HOST = "127.0.0.2"
 NAMESPACE = "phaseline"
 SLOT = "phaseline_slot"
 #: Ray appends `/session_<date>_<time>_<pid>/sockets/plasma_store` to its folder; a socket's path holds 107 bytes.
@@ -99,6 +98,7 @@ def ray_environment(run_dir: Path) -> dict[str, str]:
     return {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_path(run_dir)),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DISABLE_IMPORT_WARNING": "1",
         "RAY_enable_worker_prestart": "0",
@@ -115,22 +115,21 @@ def head_command(spec: RaySpec) -> list[str]:
     """`ray start --head --block`: one process whose children are the GCS and a raylet without slots."""
     password = [f"--redis-password={spec.redis_password}"] if spec.redis_password else []
     own = [f"--port={spec.port}", "--num-cpus=0", "--num-gpus=0", "--include-dashboard=false", *password]
-    return [*_START, "--head", *own, *_common(spec)]
+    return [str(Path(sys.executable).with_name("ray")), "start", "--head", *own, *_common(spec)]
 
 
 def node_command(spec: RaySpec) -> list[str]:
     """`ray start --block`: one process whose children are the raylet with all slots and, below it, the workers."""
     gpus = [] if spec.num_gpus is None else [f"--num-gpus={spec.num_gpus}"]
     slots = f"--resources={json.dumps({SLOT: spec.num_slots})}"
-    return [*_START, f"--address={RAY_HOST}:{spec.port}", "--num-cpus=1", *gpus, slots, *_common(spec)]
-
-
-_START = (str(Path(sys.executable).with_name("ray")), "start", "--block")
+    start = [sys.executable, "-m", "control.fleets.ray_node", "start"]
+    return [*start, f"--address={LOOPBACK}:{spec.port}", "--num-cpus=1", *gpus, slots, *_common(spec)]
 
 
 def _common(spec: RaySpec) -> list[str]:
     return [
-        f"--node-ip-address={RAY_HOST}",
+        "--block",
+        f"--node-ip-address={LOOPBACK}",
         "--node-manager-port=0",
         "--object-manager-port=0",
         "--min-worker-port=0",

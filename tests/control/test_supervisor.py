@@ -353,8 +353,8 @@ def test_the_parts_of_a_deployment_follow_from_the_settings(tmp_path: Path, monk
 def test_the_head_listens_on_loopback_and_needs_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     head, node = components(load_settings(run_dir=tmp_path, ray_redis="off"))[:2]
-    assert "--node-ip-address=127.0.0.2" in head.command
-    assert "--node-ip-address=127.0.0.2" in node.command
+    assert "--node-ip-address=127.0.0.1" in head.command
+    assert "--node-ip-address=127.0.0.1" in node.command
     assert "--include-dashboard=false" in head.command
     assert head.environment["RAY_AUTH_MODE"] == "token"
     assert Path(head.environment["RAY_AUTH_TOKEN_PATH"]).stat().st_mode & 0o777 == 0o600
