@@ -13,8 +13,8 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parents[1] / "engine"))
 sys.path.append(str(Path(__file__).resolve().parents[1] / "control" / "gateway"))
 
+from fronts import LOCAL, Front, front, open_when_loaded
 from gateway_builders import until
-from test_gateway_workers import LOCAL, Front, front, open_when_loaded
 from worker_client import LIMIT_S
 from worker_process import WorkerProcess, paced_config, running
 
@@ -91,8 +91,8 @@ async def test_a_gateway_sees_the_load_that_the_other_one_brought(pair: list[Fro
     idle, busy = pair
     asking = [asyncio.create_task(busy.ask(number, max_tokens=400)) for number in range(4)]
     (link,) = idle.gateway.fleet.links.values()
-    await until(lambda: link.load.num_running == 4, LIMIT_S)
+    await until(lambda: link.pressure.load.num_running == 4, LIMIT_S)
     assert link.view().kv_used_tokens > 0
     assert not link.legs
     await asyncio.gather(*asking)
-    await until(lambda: link.load.num_running == 0, LIMIT_S)
+    await until(lambda: link.pressure.load.num_running == 0, LIMIT_S)
