@@ -70,7 +70,7 @@ async def test_gateways_with_equal_load_are_served_alike(pair: list[Front]) -> N
     await until(lambda: sum(each.num_served for each in users) >= NUM_REQUESTS, LIMIT_S)
     served = [each.num_served for each in users]
     await asyncio.gather(*(each.end() for each in users))
-    assert abs(served[0] - served[1]) <= 2 * NUM_CLIENTS, served
+    assert min(served) >= 0.4 * NUM_REQUESTS, served
 
 
 async def test_a_request_is_counted_once_by_the_gateway_that_served_it(pair: list[Front]) -> None:
