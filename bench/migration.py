@@ -278,14 +278,21 @@ def main() -> None:
         kind = Kind(**{each: getattr(kind, each) for each in Kind.__slots__} | {"cycles": options.cycles})
     names = {"on": "with_migration", "off": "drain_and_wait"}
     wanted = [options.only] if options.only else list(names)
-    result = {names[each]: measure(kind, live=each == "on") for each in wanted}
+    result: dict[str, dict[str, Any]] = {}
+    for each in wanted:
+        result[names[each]] = measure(kind, live=each == "on")
+        if not options.json:
+            show(kind, result)
     if options.json:
         print(json.dumps({"workers": kind.words} | result))
-        return
-    print(kind.words)
+
+
+def show(kind: Kind, result: dict[str, dict[str, Any]]) -> None:
+    """The deployments that have been measured so far, side by side."""
+    print(f"\n{kind.words}: {', '.join(result)}")
     for name in {name: None for each in result.values() for name in each}:
         cells = [str(each.get(name, "-")).strip("{}").replace("'", "") for each in result.values()]
-        print(f"{name:<42} " + "".join(f"{cell:<80}" for cell in cells))
+        print(f"{name:<42} " + "".join(f"{cell:<80}" for cell in cells), flush=True)
 
 
 if __name__ == "__main__":
