@@ -124,7 +124,7 @@ async def test_answers_move_away_from_a_worker_that_leaves_decode_and_stay_the_s
     assert {move.from_worker for move in moves} == {NAMES[busiest]}
     assert all(move.stall_s is not None for move in moves)
     assert {record.status for record in records} == {200}
-    await until(lambda: all(holds_nothing(link.load) for link in links.values()), LIMIT_S)
+    await until(lambda: all(holds_nothing(link.pressure.load) for link in links.values()), LIMIT_S)
 
 
 Orders = list[tuple[int, str, Role]]
@@ -194,8 +194,8 @@ async def test_a_worker_that_is_stopped_under_load_is_left_and_frees_what_it_hel
         processes[0].pause()
     asking = [asyncio.create_task(place.ask(number, max_tokens=100)) for number in range(4)]
     if stage == "decoding":
-        await until(lambda: any(links[NAMES[at]].load.num_running for at in (1, 2)), LIMIT_S)
-        stopped = max((1, 2), key=lambda at: links[NAMES[at]].load.num_running)
+        await until(lambda: any(links[NAMES[at]].pressure.load.num_running for at in (1, 2)), LIMIT_S)
+        stopped = max((1, 2), key=lambda at: links[NAMES[at]].pressure.load.num_running)
         processes[stopped].pause()
     try:
         answers = await asyncio.gather(*asking)
@@ -205,7 +205,7 @@ async def test_a_worker_that_is_stopped_under_load_is_left_and_frees_what_it_hel
         processes[stopped].resume()
     await until(lambda: all(link.is_ready for link in links.values()), LIMIT_S)
 
-    await until(lambda: all(holds_nothing(link.load) for link in links.values()), LIMIT_S)
+    await until(lambda: all(holds_nothing(link.pressure.load) for link in links.values()), LIMIT_S)
     assert answers == [await place.ask(number, max_tokens=100) for number in range(5)]
     assert {record.status for record in place.gateway.records.batch_from(0)[1]} == {200}
 
@@ -229,7 +229,7 @@ async def test_paced_answers_move_with_kv_that_is_checked_token_by_token(
             assert {move.kind for move in moves} == {"migration"}
             assert {(move.from_worker, move.to_worker) for move in moves} == {("w-1", "w-2")}
             links = place.gateway.fleet.links
-            await until(lambda: all(holds_nothing(link.load) for link in links.values()), LIMIT_S)
+            await until(lambda: all(holds_nothing(link.pressure.load) for link in links.values()), LIMIT_S)
 
 
 async def test_paced_workers_serve_through_the_same_gateway_and_are_marked(tmp_path: Path) -> None:
