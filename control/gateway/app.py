@@ -142,9 +142,10 @@ class Gateway:
         while True:
             asleep_s = time.monotonic()
             await asyncio.sleep(PULSE_CHECK_S)
-            now_s = time.monotonic()
-            if now_s - asleep_s < 2 * PULSE_CHECK_S:  # else we were late ourselves: what workers said is not read yet
-                self.fleet.leave_dead(now_s, self._limits.token_gap_timeout_s)
+            if time.monotonic() - asleep_s >= 2 * PULSE_CHECK_S:  # we were late ourselves: first read what was said
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            self.fleet.leave_dead(time.monotonic(), self._limits.token_gap_timeout_s)
 
     def _check_times(self, now_s: float, now_unix_s: float) -> None:
         for relay in list(self.admission.in_flight.values()):

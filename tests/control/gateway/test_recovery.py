@@ -153,8 +153,8 @@ def test_a_place_in_the_line_is_kept_longer_by_those_that_have_begun() -> None:
 
         def wait_for_room(self, waiter: object) -> None: ...
 
-    place = Place(Room(), object())  # type: ignore[arg-type]
-    assert place.join(is_new=False)
+    place = Place(Room())  # type: ignore[arg-type]
+    assert place.join(object(), is_new=False)  # type: ignore[arg-type]
     since_s = place._since_s
     assert since_s is not None
     assert place.is_over(since_s + MAX_WAIT_S, has_begun=False)
