@@ -9,7 +9,7 @@ TORCH_INDEX_URL ?=
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 ARGS   ?=
 
-.PHONY: up down demo test check format bench install install-dev clean
+.PHONY: up down demo test soak check format bench install install-dev clean
 
 up: install            ## start everything, with gentle sample traffic
 	$(BIN)/phaseline up --traffic gentle $(ARGS)
@@ -25,6 +25,9 @@ demo: install          ## 48 paced H100 workers (simulated), a 70B cost model, a
 test: install-dev      ## every test: units, real processes, PostgreSQL, Chromium
 	sh tests/system_packages.sh
 	$(BIN)/python -m pytest $(ARGS)
+
+soak: install-dev      ## half an hour of random faults and actions: make soak ARGS="--minutes 60 --seed 7"
+	$(BIN)/python -m tests.faults.soak $(ARGS)
 
 check: install-dev     ## formatting, lint, import rules, types
 	$(BIN)/ruff format --check .

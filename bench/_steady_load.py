@@ -54,9 +54,7 @@ class SteadyLoad:
         for text in texts[number % len(CONTEXTS) :]:
             if self._is_over:
                 return
-            heard = await self._ask(text)
-            if heard.is_refused:
-                await asyncio.sleep(1.0)
+            await self._ask(text)
 
     async def _ask(self, prompt: str) -> Heard:
         self.asked.append(Asked(prompt, Heard()))

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Final
 
 from control.client import ENDED, PhaselineClient
-from control.errors import HistoryError, PlaneUnreachable
+from control.errors import CommandRefused, HistoryError, PlaneUnreachable
 from control.types import Action, Command, CommandRequest, Verb
 
 RETRY_S: Final = 0.2
@@ -34,10 +34,11 @@ class Commander:
                 word = self.client.preview(asked).needs_confirmation
                 request = replace(asked, confirmation=word)
                 command = self.client.submit(request)
-            except (PlaneUnreachable, HistoryError):
-                if time.monotonic() >= deadline_s:
+            except (PlaneUnreachable, HistoryError, CommandRefused) as error:
+                is_for_good = isinstance(error, CommandRefused) and error.field != "confirmation"
+                if is_for_good or time.monotonic() >= deadline_s:
                     raise
-                time.sleep(RETRY_S)
+                time.sleep(RETRY_S)  # the plane is away, or another word is asked for by now
                 continue
             self.sent.append((request, command))
             return command

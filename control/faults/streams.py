@@ -95,7 +95,8 @@ class Streams:
             await self.ended()
 
     def begin(self, session: aiohttp.ClientSession, stream: Stream) -> asyncio.Task[None]:
-        task = asyncio.create_task(self._one(session, stream, time.monotonic()))
+        outcome = self.outcomes[stream.index] = Outcome(index=stream.index, prompt_tokens=len(stream.prompt))
+        task = asyncio.create_task(self._one(session, stream, outcome, time.monotonic()))
         self._open[stream.index] = task
         task.add_done_callback(lambda _: self._open.pop(stream.index, None))
         return task
@@ -105,8 +106,8 @@ class Streams:
         if self._open:
             await asyncio.wait(list(self._open.values()))
 
-    async def _one(self, session: aiohttp.ClientSession, stream: Stream, scheduled_s: float) -> None:
-        target, outcome = self.target, Outcome(index=stream.index, prompt_tokens=len(stream.prompt))
+    async def _one(self, session: aiohttp.ClientSession, stream: Stream, outcome: Outcome, scheduled_s: float) -> None:
+        target = self.target
         body = {
             "model": target.model_id,
             "prompt": stream.prompt,
@@ -118,7 +119,6 @@ class Streams:
             "stream_options": {"include_usage": True},
         }
         headers = {"Authorization": f"Bearer {API_KEY}", "X-Request-Id": target.request_id(stream.index)}
-        self.outcomes[stream.index] = outcome
         url = f"{target.gateway_url}/v1/completions"
         with contextlib.suppress(asyncio.CancelledError):
             await exchange(session, url, body, headers, outcome, scheduled_s, keep_text=True)
