@@ -10,6 +10,7 @@ from control.history.deferred import JournalWrite, TickWrite, decode, encode
 from control.history.store import History
 from control.spool import Frame, Place
 from control.types import CommandState, CommandStep
+from control.write_points import MOMENTS
 from engine.histogram import of_values
 from tests.control.history.test_journal import draft
 from tests.control.history.test_ticks import total
@@ -139,3 +140,27 @@ def test_a_journal_line_moves_nothing_back_that_went_on_meanwhile(history: Histo
 def test_a_journal_line_of_an_unknown_command_is_an_error_that_leaves_nothing(history: History) -> None:
     with pytest.raises(NotFound, match="no command 77"):
         history.replay(frame(1, JournalWrite(77, CommandState.DONE, None, "")))
+
+
+class Killed(BaseException):
+    """The plane ends here."""
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_plane_that_dies_while_it_replays_leaves_each_frame_written_once(url: str, moment: str) -> None:
+    def kill(point: str) -> None:
+        if point == f"replay:{moment}":
+            raise Killed
+
+    worker, accountant = FakeWorker(), Accountant("f")
+    waited = [frame(number, tick) for number, tick in enumerate(ticks(worker, accountant, range(3)), 1)]
+    first = History.open(url, reach=kill)
+    with pytest.raises(Killed):
+        first.replay(waited[0])
+    first.close()
+    second = History.open(url)
+    for each in waited:
+        second.replay(each)
+    assert (total(second, "flops", 1), second.last_seq("g")) == (300.0, 3)
+    assert second.load_cursors("f") == accountant.snapshot()
+    second.close()
