@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Engine, case, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from control.fleet_events import move_events
-from control.history import events, journal, leases, requests, schema
+from control.history import cursors, events, journal, leases, requests, schema
 from control.history.database import history_error, open_engine, writing
 from control.history.deferred import TickWrite, decode
 from control.history.events import EventQuery
@@ -31,8 +31,8 @@ from control.history.retention import Retention, prune_events, prune_intervals, 
 from control.history.rollup import read_marks, roll_up
 from control.history.series import SeriesQuery, read_series
 from control.lease import MAX_LOCK_WAIT_S, Holder, Lease, Standing, Verdict
-from control.points import Ingested, Mark, WorkerCursor, WorkerEpoch, is_new
-from control.spool import Frame, Place
+from control.points import Ingested, WorkerCursor, WorkerEpoch, is_new
+from control.spool import Frame
 from control.types import (
     Command,
     CommandState,
@@ -202,7 +202,7 @@ class History:
         """
         place, write = frame.place, decode(frame.payload)
         with self._writing("replay", WRITE_LIMIT_S) as connection:
-            if place.number <= _replayed(connection, place.owner):
+            if place.number <= cursors.replayed(connection, place.owner):
                 return
             ids: LineIds = {}
             if isinstance(write, TickWrite):
@@ -211,13 +211,13 @@ class History:
                 journal.update_command(
                     connection, write.command_id, write.state, write.step, write.result, is_late=True
                 )
-            _put_replayed(connection, place)
+            cursors.put_replayed(connection, place)
         self._line_ids |= ids
 
     def _put_tick(self, connection: Connection, write: TickWrite, *, may_be_counted: bool) -> LineIds:
         """Everything of one tick that is not there yet; ids of the lines that it needed."""
         ingested, fleet_id = write.ingested, write.ingested.fleet_id
-        counts = not may_be_counted or is_new(ingested, _marks(connection, fleet_id))
+        counts = not may_be_counted or is_new(ingested, cursors.marks(connection, fleet_id))
         batch = PointBatch()
         if counts:
             batch.add_ingested(ingested)
@@ -235,13 +235,13 @@ class History:
         if counts:
             events.put_lives(connection, ingested.events)
             _put_intervals(connection, fleet_id, ingested.roles)
-            _put_cursors(connection, fleet_id, write.cursors)
+            cursors.put_cursors(connection, fleet_id, write.cursors)
         return ids
 
     def load_cursors(self, fleet_id: str) -> dict[str, WorkerCursor]:
         """How far each worker's meter has been counted: for `Accountant.restore`."""
         with self._reading() as connection:
-            return _cursors(connection, fleet_id)
+            return cursors.load_cursors(connection, fleet_id)
 
     def last_seq(self, gateway_id: str) -> int:
         """Newest record of a gateway that is durable; 0 when there is none."""
@@ -317,28 +317,6 @@ class History:
         return num_batches
 
 
-def _cursors(connection: Connection, fleet_id: str) -> dict[str, WorkerCursor]:
-    c = schema.cursors.c
-    rows = connection.execute(select(c.worker_id, c.cursor).where(c.fleet_id == fleet_id)).all()
-    return {worker_id: msgspec.msgpack.decode(blob, type=WorkerCursor) for worker_id, blob in rows}
-
-
-def _marks(connection: Connection, fleet_id: str) -> dict[str, Mark]:
-    return {worker_id: cursor.mark for worker_id, cursor in _cursors(connection, fleet_id).items()}
-
-
-def _replayed(connection: Connection, owner: str) -> int:
-    """Number of the last frame of a spool that is written; 0 when none is."""
-    c = schema.spools.c
-    return connection.execute(select(c.number).where(c.owner == owner)).scalar() or 0
-
-
-def _put_replayed(connection: Connection, place: Place) -> None:
-    statement = upsert(connection, schema.spools)
-    statement = statement.on_conflict_do_update(index_elements=["owner"], set_={"number": statement.excluded.number})
-    connection.execute(statement, {"owner": place.owner, "number": place.number})
-
-
 def _put_intervals(connection: Connection, fleet_id: str, intervals: Sequence[RoleInterval]) -> None:
     """Open and closed intervals; a closing one keeps the reason with which it was opened."""
     if not intervals:
@@ -391,19 +369,3 @@ def _put_epochs(connection: Connection, fleet_id: str, epochs: Sequence[WorkerEp
         for each in epochs
     ]
     connection.execute(statement, rows)
-
-
-def _put_cursors(connection: Connection, fleet_id: str, cursors: Mapping[str, WorkerCursor]) -> None:
-    if not cursors:
-        return
-    statement = upsert(connection, schema.cursors)
-    statement = statement.on_conflict_do_update(
-        index_elements=["fleet_id", "worker_id"], set_={"cursor": statement.excluded.cursor}
-    )
-    connection.execute(
-        statement,
-        [
-            {"fleet_id": fleet_id, "worker_id": name, "cursor": msgspec.msgpack.encode(cursor)}
-            for name, cursor in cursors.items()
-        ],
-    )

@@ -160,7 +160,7 @@ def test_an_unsaved_tick_leaves_cursors_and_points_as_they_were(
     worker.step(0.0, 0.5, flops=100)
     ingested, cursors = observe(accountant, 1.0, worker), accountant.snapshot()
     with monkeypatch.context() as patch:
-        patch.setattr("control.history.store._put_cursors", _fail)
+        patch.setattr("control.history.cursors.put_cursors", _fail)
         with pytest.raises(HistoryError, match="disk full"):
             history.write_tick(ingested, cursors)
     assert (total(history, "flops", 1), history.load_cursors("f")) == (0.0, {})
