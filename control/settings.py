@@ -151,7 +151,7 @@ class Settings(BaseSettings):
         "`bound`: only `max_in_flight`, first come first served.",
     )
     admission_at_share: float = Field(
-        1.0,
+        0.8,
         gt=0,
         le=100,
         allow_inf_nan=False,

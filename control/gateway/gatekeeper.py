@@ -57,7 +57,7 @@ class AdmissionRules:
 
     max_in_flight: int = 256
     predicts: bool = True  # False: only max_in_flight bounds, first come first served
-    at_share: float = 1.0  # of the SLO's bound on TTFT: above it a request is refused
+    at_share: float = 0.8  # of the SLO's bound on TTFT: above it a request is refused; forecasts are of the mean
     slo: Slo = field(default_factory=Slo)
     batch_ttft_s: float = 60.0
 
