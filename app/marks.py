@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import pyarrow as pa
 
 from app import frames, words
 from control.stories import event_words, loss_words
-from control.types import Command, FleetEvent
+from control.types import Command, EventKind, FleetEvent, MoveKind
 
 #: Events of one kind are one mark when they are closer than this part of the window: their rules would touch.
 NEAR = 0.008
@@ -20,6 +21,8 @@ NEAR = 0.008
 LABEL_WIDTH = 0.12
 EDGE = 0.86
 MAX_WORDS = 6
+MOVE_KINDS: tuple[MoveKind, ...] = get_args(MoveKind)
+RARE_KINDS: tuple[EventKind, ...] = ("died", "stopped", "restarted", "plane", "history")  # a first start is not shown
 LOOKS: dict[str, str] = {
     "died": "died",
     "restarted": "back",

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from app.marks import MOVE_KINDS, RARE_KINDS
 from app.visits import Visits
 from control.client import PhaselineClient
 from control.errors import ControlError, NotAllowed, PlaneUnreachable
@@ -43,7 +44,7 @@ OVERLAP_S = 12.0  # the youngest points may still change: read them again
 COMMANDS_EVERY_S = 5.0
 NUM_COMMANDS = 50
 EVENTS_EVERY_S = 2.0
-MAX_EVENTS = 1_000
+MAX_EVENTS = 1_000  # of the rare kinds, and of moves
 RANGES_KEPT = 64
 LEAST_S = 0.3  # of a period: between two readings, whatever the plane says
 PATIENCE = 1.1  # of a period: without a word from the plane
@@ -332,13 +333,18 @@ class Hub:
         return value
 
     def events(self, since_unix_s: float, until_unix_s: float, worker_id: str | None = None) -> list[FleetEvent]:
-        """What happened in [since, until), newest first; at most EVENTS_EVERY_S old. May raise."""
-        key = ("events", worker_id, int(since_unix_s // EVENTS_EVERY_S), int(until_unix_s // EVENTS_EVERY_S))
-        return self.cached(
-            key,
-            60.0,
-            lambda plane: plane.fleet_events(since_unix_s, until_unix_s, worker_id=worker_id, limit=MAX_EVENTS),
-        )
+        """What happened in [since, until), newest first, EVENTS_EVERY_S old at most. Moves crowd no death out."""
+        bounds = (int(since_unix_s // EVENTS_EVERY_S), int(until_unix_s // EVENTS_EVERY_S))
+
+        def read(plane: Plane) -> list[FleetEvent]:
+            found: list[FleetEvent] = []
+            for kinds in (RARE_KINDS, MOVE_KINDS):
+                found += plane.fleet_events(
+                    since_unix_s, until_unix_s, kinds=kinds, worker_id=worker_id, limit=MAX_EVENTS
+                )
+            return sorted(found, key=lambda each: each.at_unix_s, reverse=True)
+
+        return self.cached(("events", worker_id, *bounds), 60.0, read)
 
     def memo(self, key: Hashable, version: Hashable, build: Callable[[], T]) -> T:
         """Build once per version for all sessions (a frame, a card row)."""

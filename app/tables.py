@@ -14,7 +14,7 @@ import pandas as pd
 
 from app import cards, format, words
 from app.frames import Away, mean, newest
-from app.marks import LOOKS
+from app.marks import LOOKS, MOVE_KINDS
 from control.stories import event_words, loss_words, move_words
 from control.types import (
     Command,
@@ -27,8 +27,6 @@ from control.types import (
     RoleInterval,
     SeriesResult,
 )
-
-MOVE_KINDS = ("failover", "migration", "recompute")
 
 
 def csv_text(results: Iterable[tuple[str, SeriesResult]]) -> str:

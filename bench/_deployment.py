@@ -81,10 +81,10 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def deployment(*up_arguments: str, **settings: Any) -> Iterator[Deployment]:
+def deployment(*up_arguments: str, root: Path = ROOT, **settings: Any) -> Iterator[Deployment]:
     """`phaseline up --detach` with these settings; everything is ended and removed afterwards.
 
-    Converted models are shared with the checkout's own run folder.
+    Converted models are shared with the checkout's own run folder. `root`: the checkout whose code is started.
     """
     with tempfile.TemporaryDirectory(prefix="phaseline-bench-") as folder:
         run_dir = Path(folder)
@@ -101,11 +101,11 @@ def deployment(*up_arguments: str, **settings: Any) -> Iterator[Deployment]:
         } | settings
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PHASELINE_")}
         environment |= {f"PHASELINE_{name.upper()}": str(value) for name, value in values.items()}
-        environment["PYTHONPATH"] = str(ROOT)
+        environment["PYTHONPATH"] = str(root)
         command = [sys.executable, "-m", "control.cli.main"]
         try:
             up = subprocess.run(
-                [*command, "up", "--detach", *up_arguments], env=environment, cwd=ROOT, capture_output=True, text=True
+                [*command, "up", "--detach", *up_arguments], env=environment, cwd=root, capture_output=True, text=True
             )
             if up.returncode:
                 raise SystemExit(f"the deployment did not start:\n{up.stdout}\n{up.stderr}")

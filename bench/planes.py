@@ -18,6 +18,7 @@ import argparse
 import json
 import random
 import signal
+import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -101,18 +102,21 @@ class Bench:
         plane, _ = self.planes.active()
         submitted = self._pool.submit(self._submit, self._next_request(number))
         begun_s = self._race(plane) if is_race else self._kill(plane)
-        kind = "race" if is_race else "kill"
+        if plane.ended_s is None:  # it was stopped, and went on before anybody could take over
+            self.tally.given.append(self._converged(submitted, None))
+            return
         answer = self._pool.submit(self._answered, plane)
-        command = self._converged(submitted, plane)
+        self.tally.given.append(self._converged(submitted, plane))
         ended_s = time.monotonic()
         later = [each.ended_s for each in self.planes.living if each.ended_s is not None and each.ended_s > begun_s]
-        if later and not is_race:
+        if is_race:
+            self.tally.converged_s["race"].append(ended_s - begun_s)
+            return
+        if later:
             self.tally.num_successors_died += 1
             begun_s = max(later)
-        self.tally.converged_s[kind].append(ended_s - begun_s)
-        if not is_race:
-            self.tally.answered_s.append(max(0.0, answer.result() - begun_s))
-        self.tally.given.append(command)
+        self.tally.converged_s["kill"].append(ended_s - begun_s)
+        self.tally.answered_s.append(max(0.0, answer.result() - begun_s))
 
     def _next_request(self, number: int) -> CommandRequest:
         action = actions()[number % len(actions())]
@@ -145,7 +149,10 @@ class Bench:
         return plane.ended_s
 
     def _race(self, plane: LivePlane) -> float:
-        """Stop it, let another take over, let it go on; it must find out by itself. Returns when it was stopped."""
+        """Stop it, let another take over, let it go on; it must find out by itself. Returns when it was stopped.
+
+        Stopped inside a transaction it holds SQLite's one lock, so that nobody can take over: then it goes on as it is.
+        """
         time.sleep(self.rng.uniform(0.0, RANDOM_S))
         before, _ = self._history.lease(self.fleet_id)
         begun_s = time.monotonic()
@@ -157,10 +164,12 @@ class Bench:
 
         while not taken() and time.monotonic() - begun_s < TAKEN_LIMIT_S:
             time.sleep(0.005)
-        if not taken():
-            self.tally.num_locked += 1  # it was stopped inside a transaction: SQLite has one lock for all
         time.sleep(GO_ON_AFTER_S)
+        was_taken = taken()
         plane.send(signal.SIGCONT)
+        if not was_taken:
+            self.tally.num_locked += 1
+            return begun_s
         until(lambda: plane.ended_s is not None, "the end of a plane that was taken over from")
         code = plane.process.returncode
         self.tally.exits[str(code)] = self.tally.exits.get(str(code), 0) + 1
@@ -180,8 +189,9 @@ class Bench:
         until(is_other, "an answer of the next plane")
         return time.monotonic()
 
-    def _converged(self, submitted: Future[Command], dead: LivePlane) -> Command:
+    def _converged(self, submitted: Future[Command], dead: LivePlane | None) -> Command:
         """Wait until the command is done and a plane that lives sees the fleet as desired."""
+        dead_pid = dead.process.pid if dead else 0
         command = submitted.result(LIMIT_S)
 
         def done() -> Command | None:
@@ -194,7 +204,7 @@ class Bench:
 
         def is_as_desired() -> bool:
             snapshot = asked(self.fleet.client.snapshot)
-            return snapshot is not None and snapshot.plane.pid != dead.process.pid and as_desired(snapshot)
+            return snapshot is not None and snapshot.plane.pid != dead_pid and as_desired(snapshot)
 
         until(is_as_desired, "a fleet that is as desired")
         return ended
@@ -229,7 +239,11 @@ def seen_role_changes(fleet: Deployment, since_unix_s: float) -> int:
     return sum(len(each) - 1 for each in roles.values())
 
 
-def real(num_kills: int, num_races: int, rate: float, seed: int) -> dict[str, Any]:
+def tally_line(tally: Tally) -> str:
+    return " ".join(f"{kind} {found[-1]:.2f} s" for kind, found in tally.converged_s.items() if found)
+
+
+def real(num_kills: int, num_races: int, rate: float, seed: int, is_verbose: bool) -> dict[str, Any]:
     since = time.time()
     with deployment(**SETTINGS) as fleet:
         before = {each.worker_id: (each.pid, each.epoch) for each in fleet.client.snapshot().workers}
@@ -239,6 +253,11 @@ def real(num_kills: int, num_races: int, rate: float, seed: int) -> dict[str, An
         try:
             for number in range(num_kills + num_races):
                 bench.run(number in races, number)
+                if is_verbose:
+                    print(
+                        f"run {number}: {'stopped' if number in races else 'killed'} {tally_line(bench.tally)}",
+                        file=sys.stderr,
+                    )
             after = {each.worker_id: (each.pid, each.epoch) for each in fleet.client.snapshot().workers}
             kept = [each for each in commands_of(fleet) if each.idempotency_key.startswith("run-")]
             seen = seen_role_changes(fleet, since)
@@ -255,7 +274,7 @@ def real(num_kills: int, num_races: int, rate: float, seed: int) -> dict[str, An
         "killed at": tally.points,
         "successor died too": tally.num_successors_died,
         "exit codes of stopped planes": tally.exits,
-        "stopped inside a transaction": tally.num_locked,
+        "stopped, and not taken over from": tally.num_locked,
         "requests": report["offered"],
         "failed requests": report["failed"],
         "rejected requests": report["rejected"],
@@ -285,13 +304,14 @@ def main() -> None:
     parser.add_argument("--races", type=int, default=10)
     parser.add_argument("--rate", type=float, default=2.0, help="requests per second")
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--verbose", action="store_true", help="a line for each real run, on stderr")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     result: dict[str, Any] = {}
     if options.simulated_kills + options.simulated_races:
         result["simulated"] = _planes_simulated.measure(options.simulated_kills, options.simulated_races, options.seed)
     if options.kills + options.races:
-        result["real processes"] = real(options.kills, options.races, options.rate, options.seed)
+        result["real processes"] = real(options.kills, options.races, options.rate, options.seed, options.verbose)
     if options.json:
         print(json.dumps(result, default=vars))
         return

@@ -16,12 +16,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from control.errors import SettingsError
-from control.fleets.ray_head import head_command, head_spec, join_address, ray_environment, temp_dir_of
+from control.fleets.ray_head import (
+    HEAD_LIMIT_S,
+    LOOPBACK,
+    head_command,
+    join_address,
+    node_command,
+    ray_environment,
+    ray_spec,
+)
+from control.fleets.redis_store import RedisStore, config_path, redis_store
 from control.settings import Settings
 
-RAY, PLANE, GATEWAY, CONSOLE, TRAFFIC = "ray", "plane", "gateway", "console", "traffic"
+REDIS, RAY, RAY_NODE = "redis", "ray", "ray-node"
+PLANE, GATEWAY, CONSOLE, TRAFFIC = "plane", "gateway", "console", "traffic"
 #: `down` ends them in this order, those of one kind together: no new work first, and the workers last.
-STOP_ORDER = (TRAFFIC, GATEWAY, CONSOLE, PLANE, RAY)
+STOP_ORDER = (TRAFFIC, GATEWAY, CONSOLE, PLANE, RAY, REDIS)
+
+
+REDIS_COMES_BACK = "Ray's head ends with it, and both come back to the workers, which live on"
+HEAD_COMES_BACK = "its workers live on, streams do not notice; the control API is away until it is back"
+HEAD_TAKES_ALL = (
+    "without Redis it takes all workers along: they are started anew, requests that have begun wait for them"
+)
+NODE_TAKES_ALL = "it takes all workers along: they are started anew, requests that have begun wait for them"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,13 +54,17 @@ class Component:
     stop_limit_s: float
     ready_url: str = ""  # answers 200 when ready; "" and no port: ready once it runs
     ready_port: int = 0
+    ready_host: str = LOOPBACK  # where that port is
     shares_listener: bool = (
         False  # gets the gateways' listening socket, and says on its own channel whether it is ready
     )
     stopped_limit_s: float = 0.0  # killed when its process stands still (SIGSTOP) for so long; 0: left alone
     needs: tuple[str, ...] = ()  # ready before this one starts
     falls_with: str = ""  # when that one ends, this one is restarted after it
-    private_dir: Path | None = field(default=None)  # made 0700, emptied of old sessions, before each start
+    private_dir: Path | None = field(default=None)  # Ray's folder, made ready before each start
+    config_file: tuple[Path, str] | None = None  # written before each start, for its owner only
+    lives_by: str = ""  # name of the child without which it is of no use
+    end_note: str = ""  # what its end costs, for whoever reads the progress
 
     @property
     def digest(self) -> str:
@@ -118,7 +140,7 @@ def components(settings: Settings, traffic: str = "") -> tuple[Component, ...]:
     is_sim = settings.fleet_kind == "sim"
     if traffic and is_sim:
         raise SettingsError("sample traffic needs a gateway; a sim fleet has its own arrivals", field="traffic")
-    found = [_ray(settings)] if owns_head(settings) else []
+    found = _ray(settings) if owns_head(settings) else []
     found += [_plane(settings, index) for index in range(settings.num_planes)]
     if not is_sim:
         found += [_gateway(settings, index) for index in range(settings.num_gateways)]
@@ -137,16 +159,56 @@ def _url(settings: Settings, port: int, path: str) -> str:
     return f"http://{host}:{port}{path}"
 
 
-def _ray(settings: Settings) -> Component:
-    return Component(
+def _ray(settings: Settings) -> list[Component]:
+    """Redis where there is one, the head, and the node with the workers."""
+    store = redis_store(settings)
+    spec = ray_spec(settings, num_hosts(settings), store.password if store else "")
+    environment = shared_environment(settings) | ray_environment(settings.run_dir)
+    own_redis = [_redis(settings, store)] if store is not None and store.command else []
+    head = Component(
         name=RAY,
-        command=tuple(head_command(head_spec(settings, num_hosts(settings)))),
-        environment=shared_environment(settings) | ray_environment(settings.run_dir),
+        command=tuple(head_command(spec)),
+        environment=environment | (_store_environment(store) if store else {}),
         cwd=settings.run_dir.resolve(),
         log=log_path(settings, RAY),
         stop_limit_s=15.0,
         ready_port=settings.ray_port,
-        private_dir=temp_dir_of(settings.run_dir),
+        needs=(REDIS,) if own_redis else (),
+        private_dir=spec.temp_dir,
+        lives_by="raylet",
+        end_note=HEAD_COMES_BACK if store else HEAD_TAKES_ALL,
+    )
+    node = Component(
+        name=RAY_NODE,
+        command=tuple(node_command(spec)),
+        environment=environment | {"RAY_gcs_rpc_server_reconnect_timeout_s": str(HEAD_LIMIT_S)},
+        cwd=settings.run_dir.resolve(),
+        log=log_path(settings, RAY_NODE),
+        stop_limit_s=15.0,
+        needs=(RAY,),
+        lives_by="raylet",
+        falls_with="" if store else RAY,  # a head without its memory does not know the node
+        end_note=NODE_TAKES_ALL,
+    )
+    return [*own_redis, head, node]
+
+
+def _store_environment(store: RedisStore) -> dict[str, str]:
+    return {"RAY_REDIS_ADDRESS": store.address, "RAY_external_storage_namespace": store.namespace}
+
+
+def _redis(settings: Settings, store: RedisStore) -> Component:
+    return Component(
+        name=REDIS,
+        command=store.command,
+        environment={},
+        cwd=settings.run_dir.resolve(),
+        log=log_path(settings, REDIS),
+        stop_limit_s=10.0,
+        ready_port=store.port,
+        ready_host=store.host,
+        config_file=(config_path(settings.run_dir), store.config),
+        end_note=REDIS_COMES_BACK,
     )
 
 
@@ -162,7 +224,7 @@ def _plane(settings: Settings, index: int) -> Component:
         stop_limit_s=20.0,
         stopped_limit_s=settings.stopped_limit_s,
         ready_url=_url(settings, settings.api_port, "/healthz"),
-        needs=(RAY,) if has_head else (),
+        needs=(RAY, RAY_NODE) if has_head else (),
         falls_with=RAY if has_head else "",
     )
 

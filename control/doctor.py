@@ -20,7 +20,8 @@ import psutil
 from control.components import endpoints, num_hosts, owns_head
 from control.deployment import read_state
 from control.errors import ControlError
-from control.fleets.ray_head import accepts_connections, check_address, join_address, temp_dir_of
+from control.fleets.ray_head import LOOPBACK, accepts_connections, check_address, join_address, temp_dir_of
+from control.fleets.redis_store import AUTO, OFF, named_store, redis_program
 from control.processes import port_is_free, port_owner
 from control.settings import Settings
 
@@ -77,7 +78,7 @@ def _ports(settings: Settings) -> Iterator[Finding]:
     running = _is_running(settings)
     rows = [(each.setting, settings.host, each.port) for each in endpoints(settings)]
     if owns_head(settings):
-        rows.append(("ray_port", "127.0.0.1", settings.ray_port))
+        rows.append(("ray_port", LOOPBACK, settings.ray_port))
     for setting, host, port in rows:
         if port_is_free(host, port):
             yield Finding(setting, "ok", f"{port} is free")
@@ -148,6 +149,7 @@ def _ray(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "ray", "ok", f"own head on loopback, port {settings.ray_port}, folder {temp_dir_of(settings.run_dir)}"
         )
+        yield _redis(settings)
         return
     try:
         host, _, port = check_address(joined).rpartition(":")
@@ -158,6 +160,21 @@ def _ray(settings: Settings) -> Iterator[Finding]:
     yield Finding(
         "ray", "ok" if answers else "broken", f"cluster at {joined} {'answers' if answers else 'does not answer'}"
     )
+
+
+def _redis(settings: Settings) -> Finding:
+    """What Ray's head remembers its workers by."""
+    wanted, program = settings.ray_redis, redis_program(settings)
+    if wanted not in (AUTO, OFF):
+        try:
+            address = named_store(wanted, settings.fleet_id).address
+        except ControlError as error:
+            return Finding("redis", "broken", str(error))
+        return Finding("redis", "ok", f"at {address}: Ray's head may die alone")
+    if program is None:
+        why = "off (ray_redis)" if wanted == OFF else "no redis-server"
+        return Finding("redis", "attention", f"{why}: a head of Ray that dies takes all workers along")
+    return Finding("redis", "ok", f"{program}: Ray's head may die alone")
 
 
 def _gpu(settings: Settings) -> Iterator[Finding]:

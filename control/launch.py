@@ -5,6 +5,7 @@ Decided here: the order of the stages and what "ready" means to a person. Not he
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import socket
@@ -12,12 +13,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from control.auth import open_auth, read_token
 from control.client import PhaselineClient
 from control.components import (
+    CONSOLE,
     GATEWAY,
+    PLANE,
+    RAY,
+    RAY_NODE,
+    REDIS,
     TRAFFIC,
     Component,
     components,
@@ -40,11 +49,13 @@ from control.deployment import (
 from control.errors import ControlError, FleetError
 from control.fleets.fleet_token import fleet_token
 from control.fleets.hosts import paced_kv_bytes
+from control.fleets.redis_store import forget_cluster
 from control.listener import bind_listener, reclaim_listener
 from control.preparation import needs_model, prepare
-from control.processes import identify, last_line, rotate_log, send_signal
+from control.processes import identify, last_line, rotate_log, send_signal, wait_ended
 from control.settings import Settings, load_settings
 from control.supervisor import (
+    HANDOVER,
     Supervisor,
     check_ports,
     end_leftovers,
@@ -54,20 +65,27 @@ from control.supervisor import (
 )
 from control.traffic.plan import load_profile
 from control.types import WorkerState, WorkerStatus
+from control.upgrade import Upgrade, UpgradeNotes, notes_path, read_notes
 
 WORKERS_LIMIT_S = 600.0
 POLL_S = 0.3
+HANDOVER_LIMIT_S = 10.0
 
 
-def run_up(settings: Settings, traffic: str, say: Say, on_ready: Callable[[], None]) -> int:
+def run_up(settings: Settings, traffic: str, say: Say, on_ready: Callable[[], None], *, upgrades: bool = False) -> int:
     """Start everything, watch until told to stop, end everything. Returns the exit code.
 
+    `upgrades`: take over what runs as it is, from the supervisor that runs it, and replace it piece by piece.
     Raises ControlError, one line, when it cannot start; then nothing of it is left running.
     """
     make_run_dir(settings.run_dir)
+    if upgrades:
+        take_supervisor_off(settings.run_dir)
     with only_supervisor(settings.run_dir):
         previous = read_state(settings.run_dir)
-        parts, records = check_start(settings, traffic, previous)
+        if not any(kind_of(each.name) in (RAY, REDIS) for each in (previous.running if previous else [])):
+            forget_cluster(settings.run_dir)
+        parts, records = check_start(settings, traffic, previous, takes_all=upgrades)
         if previous is not None:
             end_leftovers(previous, records, say)
         pause_file(settings.run_dir, TRAFFIC).unlink(missing_ok=True)
@@ -78,12 +96,37 @@ def run_up(settings: Settings, traffic: str, say: Say, on_ready: Callable[[], No
         for each in records.values():
             if each.root is not None:
                 supervisor.say(f"{each.name} runs already (pid {each.root.pid}); taken over")
+        if upgrades:
+            hold_new_ray(supervisor)
         with supervisor.signals():
-            return _live(supervisor, settings, on_ready)
+            return _live(supervisor, settings, on_ready, Upgrade(supervisor, settings) if upgrades else None)
+
+
+def take_supervisor_off(run_dir: Path) -> None:
+    """Ask the running supervisor to go alone. Raises FleetError when there is none, or it stays."""
+    state = read_state(run_dir)
+    if state is None or not (state.supervisor.is_alive or state.running):
+        raise FleetError(f"nothing runs in {run_dir}; `phaseline up` starts it")
+    send_signal(state.supervisor, HANDOVER)
+    if wait_ended([state.supervisor], HANDOVER_LIMIT_S):
+        raise FleetError(
+            f"the supervisor (pid {state.supervisor.pid}) does not hand over; everything runs on as it was"
+        )
+
+
+def hold_new_ray(supervisor: Supervisor) -> None:
+    """A head of an earlier version holds the workers itself: what a new one needs waits until that one has ended."""
+    runners = {each.component.name: each for each in supervisor.runners}
+    head, node = runners.get(RAY), runners.get(RAY_NODE)
+    if head is None or node is None or head.record.root is None or node.record.root is not None:
+        return
+    for each in (node, runners.get(REDIS)):
+        if each is not None and each.record.root is None:
+            each.held_by = head.record.root
 
 
 def check_start(
-    settings: Settings, traffic: str, previous: DeploymentState | None
+    settings: Settings, traffic: str, previous: DeploymentState | None, *, takes_all: bool = False
 ) -> tuple[tuple[Component, ...], dict[str, ComponentRecord]]:
     """What `up` will run, and records of what runs already. Raises SettingsError for all that can be seen before."""
     if traffic:
@@ -92,7 +135,7 @@ def check_start(
         paced_kv_bytes(settings)
     needs_model(settings)
     parts = components(settings, traffic)
-    records = records_for(parts, previous)
+    records = records_for(parts, previous, takes_all=takes_all)
     leftovers = {one for each in (previous.running if previous else []) for one in each.processes}
     ray_port = settings.ray_port if owns_head(settings) else None
     check_ports(ports_to_check(endpoints(settings), settings.host, ray_port, records), leftovers)
@@ -116,7 +159,7 @@ def gateway_listener(
     return None if running else bind_listener(settings.host, settings.gateway_port)
 
 
-def _live(supervisor: Supervisor, settings: Settings, on_ready: Callable[[], None]) -> int:
+def _live(supervisor: Supervisor, settings: Settings, on_ready: Callable[[], None], upgrade: Upgrade | None) -> int:
     """From the first stage to the orderly end, whatever happens in between."""
     try:
         supervisor.save()
@@ -129,6 +172,8 @@ def _live(supervisor: Supervisor, settings: Settings, on_ready: Callable[[], Non
             supervisor.state.phase = "ready"
             supervisor.save()
             on_ready()
+        if upgrade is not None:
+            upgrade.run()
         supervisor.watch()
     except ControlError as error:
         supervisor.say(f"failed: {error}")
@@ -136,6 +181,9 @@ def _live(supervisor: Supervisor, settings: Settings, on_ready: Callable[[], Non
         supervisor.state.phase = "failed"
         supervisor.save()
         raise
+    if supervisor.leaves:
+        supervisor.say("handed over; everything runs on")
+        return 0
     supervisor.end()
     return 0
 
@@ -255,17 +303,7 @@ def launch_detached(settings: Settings, traffic: str, overrides: Mapping[str, st
     if state is not None and state.supervisor.is_alive and state.phase != "stopped":
         raise AlreadyRunning(f"already running in {settings.run_dir}; `phaseline down` ends it")
     check_start(settings, traffic, state)
-    log = settings.run_dir.resolve() / "logs" / "supervisor.log"
-    rotate_log(log)
-    with open(log, "ab") as out:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "control.launch", *(["--traffic", traffic] if traffic else [])],
-            env={**os.environ, **overrides, **shared_environment(settings)},
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    child = _spawn_supervisor(settings, ["--traffic", traffic] if traffic else [], overrides)
     follower = ProgressFollower(settings.run_dir)
     while child.poll() is None:
         current = read_state(settings.run_dir)
@@ -274,8 +312,76 @@ def launch_detached(settings: Settings, traffic: str, overrides: Mapping[str, st
             if current.phase == "ready":
                 return
         time.sleep(POLL_S)
-    why = last_line(log).removeprefix("phaseline: ")
-    raise FleetError(why or f"the supervisor ended with code {child.returncode}; see {log}")
+    why = last_line(_supervisor_log(settings)).removeprefix("phaseline: ")
+    raise FleetError(why or f"the supervisor ended with code {child.returncode}; see {_supervisor_log(settings)}")
+
+
+def launch_upgrade(settings: Settings, traffic: str, say: Say) -> UpgradeNotes:
+    """Start a supervisor of this code that takes over and replaces everything; follow it to its end.
+
+    Returns how each step went. Raises ControlError when it could not begin: then everything runs on as it was.
+    """
+    check_start(settings, traffic, read_state(settings.run_dir), takes_all=True)
+    notes_path(settings.run_dir).unlink(missing_ok=True)
+    child = _spawn_supervisor(settings, ["--upgrade", *(["--traffic", traffic] if traffic else [])], {})
+    follower = ProgressFollower(settings.run_dir)
+    while True:
+        current = read_state(settings.run_dir)
+        if current is not None and current.supervisor.pid == child.pid:
+            follower.tell(say)
+            notes = read_notes(settings.run_dir)
+            if notes is not None and notes.state != "running":
+                return notes
+        if child.poll() is not None:
+            why = last_line(_supervisor_log(settings)).removeprefix("phaseline: ")
+            raise FleetError(
+                why or f"the supervisor ended with code {child.returncode}; see {_supervisor_log(settings)}"
+            )
+        time.sleep(POLL_S)
+
+
+def environment_of_running(state: DeploymentState) -> dict[str, str]:
+    """The PHASELINE_* variables that the running processes were started with; read from one of them."""
+    for kind in (PLANE, GATEWAY, CONSOLE):
+        for record in state.components.values():
+            process = record.root.find() if record.root is not None and kind_of(record.name) == kind else None
+            with suppress(psutil.Error):
+                if process is not None:
+                    found = process.environ()
+                    return {name: value for name, value in found.items() if name.startswith("PHASELINE_")}
+    return {}
+
+
+def traffic_of_running(state: DeploymentState) -> str:
+    """The profile of the sample traffic that runs; "" when none does."""
+    record = state.components.get(TRAFFIC)
+    process = record.root.find() if record is not None and record.root is not None else None
+    with suppress(psutil.Error, ValueError, IndexError):
+        if process is not None:
+            words = process.cmdline()
+            return words[words.index("--profile") + 1]
+    return ""
+
+
+def _supervisor_log(settings: Settings) -> Path:
+    return settings.run_dir.resolve() / "logs" / "supervisor.log"
+
+
+def _spawn_supervisor(
+    settings: Settings, arguments: Sequence[str], overrides: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """A supervisor in a session of its own, so that it outlives this command."""
+    log = _supervisor_log(settings)
+    rotate_log(log)
+    with open(log, "ab") as out:
+        return subprocess.Popen(
+            [sys.executable, "-m", "control.launch", *arguments],
+            env={**os.environ, **overrides, **shared_environment(settings)},
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
 def _run(command: list[str]) -> None:
@@ -284,14 +390,20 @@ def _run(command: list[str]) -> None:
 
 
 def main() -> int:
-    """`python -m control.launch [--traffic PROFILE]`: the detached supervisor. Settings come from the environment."""
-    traffic = sys.argv[2] if len(sys.argv) == 3 and sys.argv[1] == "--traffic" else ""
+    """`python -m control.launch [--upgrade] [--traffic PROFILE]`: the detached supervisor.
+
+    Settings come from the environment.
+    """
+    parser = argparse.ArgumentParser(prog="control.launch")
+    parser.add_argument("--upgrade", action="store_true")
+    parser.add_argument("--traffic", default="")
+    given = parser.parse_args()
 
     def say(line: str) -> None:
         print(time.strftime("%Y-%m-%dT%H:%M:%S"), line, flush=True)
 
     try:
-        return run_up(load_settings(), traffic, say, lambda: say("ready"))
+        return run_up(load_settings(), given.traffic, say, lambda: say("ready"), upgrades=given.upgrade)
     except ControlError as error:
         print(f"phaseline: {error}", flush=True)
         return 1

@@ -317,4 +317,6 @@ async def _bounded(threads: ThreadPoolExecutor, call: Callable[..., T], *args: A
         async with asyncio.timeout(READ_LIMIT_S):
             return await asyncio.get_running_loop().run_in_executor(threads, lambda: call(*args))
     except TimeoutError:
-        raise HistoryError(f"the history does not answer: no result in {READ_LIMIT_S:g} s") from None
+        raise HistoryError(f"the history cannot be read: no answer in {READ_LIMIT_S:g} s") from None
+    except HistoryError as error:
+        raise HistoryError(f"the history cannot be read: {error.detail}") from error

@@ -79,6 +79,11 @@ class Settings(BaseSettings):
         "", description="Join this Ray cluster; empty: start a head on loopback. RAY_ADDRESS is honoured too."
     )
     ray_port: Port = Field(6399, description="Port of the head's GCS, on loopback.")
+    ray_redis: str = Field(
+        "auto",
+        description="What Ray's head remembers its workers by: `auto`: a Redis of our own where redis-server is "
+        "installed, `off`, or redis://[:password@]host:port. Without one, a head that dies takes all workers along.",
+    )
     ray_object_store_bytes: int = Field(
         80 * 2**20, ge=78643200, description="Ray object store; KV never goes through it."
     )
@@ -107,7 +112,7 @@ class Settings(BaseSettings):
     spool_max_bytes: int = Field(
         512 * 2**20,
         ge=2**20,
-        description="Disk at <run_dir>/spool for what waits while the history is away; when full, the oldest goes.",
+        description="Disk at <run_dir>/spool for what waits without a history; a tick of 100 busy workers is 65 kB.",
     )
     tick_s: Seconds = Field(1.0, description="Period of the plane's tick.")
     observe_timeout_s: Seconds = Field(

@@ -225,6 +225,7 @@ def worker_status(
         measured_tensor_active=device.tensor_active if device else None,
         measured_dram_active=device.dram_active if device else None,
         step_overdue=reading is not None and overdue_step_s(reading) is not None,
+        is_outdated=life is not None and life.is_outdated,
     )
 
 

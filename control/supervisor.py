@@ -19,7 +19,7 @@ from pathlib import Path
 
 import httpx
 
-from control.components import CONSOLE, GATEWAY, PLANE, Component, Endpoint, kind_of
+from control.components import CONSOLE, GATEWAY, PLANE, RAY, Component, Endpoint, kind_of
 from control.deployment import (
     ComponentRecord,
     DeploymentState,
@@ -30,7 +30,7 @@ from control.deployment import (
     write_state,
 )
 from control.errors import ControlError, SettingsError
-from control.fleets.ray_head import accepts_connections, make_temp_dir
+from control.fleets.ray_head import LOOPBACK, accepts_connections, make_temp_dir
 from control.listener import LISTEN_FD, ask_gateway
 from control.processes import (
     ProcessId,
@@ -41,13 +41,18 @@ from control.processes import (
     send_signal,
     spawn,
     stands_still,
+    tree_of,
 )
 
+#: Supervisors of earlier versions do not know it and end at once, by which they lose nothing.
+HANDOVER = signal.SIGUSR1
 POLL_S = 0.2
 TREE_EVERY_S = 5.0
 STABLE_S = 60.0
 MAX_BACKOFF_S = 30.0
 MAX_FIRST_STARTS = 3
+#: A component whose working child is not there by then is started anew.
+CHILD_LIMIT_S = 60.0
 
 
 class StartFailed(ControlError):
@@ -96,6 +101,13 @@ class Runner:
         self.was_ready = record.is_ready
         self.next_tree_s = 0.0
         self.still_since_s: float | None = None
+        self.vital: ProcessId | None = None  # the child without which the root is of no use
+        self.held_by: ProcessId | None = None  # not started while that process lives
+
+    @property
+    def pid(self) -> int:
+        """0 while it does not run."""
+        return self.record.root.pid if self.record.root is not None else 0
 
     @property
     def is_running(self) -> bool:
@@ -109,11 +121,13 @@ class Runner:
         component = self.component
         if component.private_dir is not None:
             make_temp_dir(component.private_dir)
+        if component.config_file is not None:
+            write_private(*component.config_file)
         inherits = [listener.fileno()] if component.shares_listener and listener is not None else []
         environment = {**component.environment, **({LISTEN_FD: str(inherits[0])} if inherits else {})}
         root, self.child = spawn(component.command, environment, component.log, component.cwd, inherits)
         self.record.processes, self.record.digest = [root], component.digest
-        self.record.is_ready = False
+        self.record.is_ready, self.vital = False, None
         self.started_s, self.next_tree_s = now_s, now_s + 1.0
 
     def end_if_still(self, now_s: float) -> str:
@@ -129,10 +143,22 @@ class Runner:
         send_signal(root, signal.SIGKILL)
         return f"{self.record.name} has stood still (stopped) for {limit_s:g} s: killed"
 
+    def is_hollow(self, now_s: float) -> bool:
+        """Its root runs on without the child that does the work: `ray start` does not call that an end."""
+        name, root = self.component.lives_by, self.record.root
+        if not name or root is None:
+            return False
+        if self.vital is None:
+            self.vital = next((each for each in tree_of(root)[1:] if each.name == name), None)
+            return self.vital is None and now_s - self.started_s > CHILD_LIMIT_S
+        return not self.vital.is_alive
+
     def note_exit(self, now_s: float) -> str:
         """Record the end of the process and end what it left; returns what to say."""
-        code = self.child.poll() if self.child is not None else None
-        self.record.last_exit = exit_text(code)
+        if self.is_running:
+            self.record.last_exit = f"its {self.component.lives_by} ended"
+        else:
+            self.record.last_exit = exit_text(self.child.poll() if self.child is not None else None)
         lived_s = now_s - self.started_s
         self.num_recent_exits = 1 if self.record.is_ready and lived_s > STABLE_S else self.num_recent_exits + 1
         self.record.is_ready, self.child = False, None
@@ -140,7 +166,8 @@ class Runner:
         wait_s = backoff_s(self.num_recent_exits)
         end_component(self.record, lambda _line: None)
         self.next_start_s = now_s + wait_s
-        return f"{self.record.name} ended ({self.record.last_exit}); starting it again in {wait_s:g} s"
+        note = f"; {self.component.end_note}" if self.component.end_note else ""
+        return f"{self.record.name} ended ({self.record.last_exit}); starting it again in {wait_s:g} s{note}"
 
     def probe(self) -> bool:
         """Whether the component answers now."""
@@ -148,7 +175,7 @@ class Runner:
         if component.shares_listener:
             return root is not None and self._answers(root.pid)
         if component.ready_port:
-            return accepts_connections("127.0.0.1", component.ready_port)
+            return accepts_connections(component.ready_host, component.ready_port)
         if not component.ready_url:
             return True
         with contextlib.suppress(httpx.HTTPError):
@@ -161,6 +188,13 @@ class Runner:
         if found is not None:
             found[1].close()
         return found is not None
+
+
+def write_private(path: Path, text: str) -> None:
+    """A file that only its owner may read, in a folder that only its owner may enter."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    path.write_text(text)
 
 
 def exit_text(code: int | None) -> str:
@@ -186,11 +220,12 @@ class Supervisor:
         """`listener`: the gateways' socket, open for as long as this lives."""
         self.state = state
         self.stop = threading.Event()
-        self._listener = listener
+        self.leaves = False  # when it stops, everything runs on for the next supervisor
+        self.listener = listener
         self._run_dir = run_dir
         self._say_to = say
-        self._runners = [Runner(each, state.components[each.name]) for each in components]
-        self._by_name = {each.component.name: each for each in self._runners}
+        self.runners = [Runner(each, state.components[each.name]) for each in components]
+        self._by_name = {each.component.name: each for each in self.runners}
         self._next_rotation_s = 0.0
 
     def say(self, line: str) -> None:
@@ -204,9 +239,9 @@ class Supervisor:
 
     def start_all(self) -> None:
         """Return once all are ready, or when told to stop. Raises StartFailed when one keeps failing."""
-        while not self.stop.is_set() and not all(each.record.is_ready for each in self._runners):
+        while not self.stop.is_set() and not all(each.record.is_ready for each in self.runners):
             self.tick(time.monotonic())
-            failed = next((each for each in self._runners if self._gives_up(each)), None)
+            failed = next((each for each in self.runners if self._gives_up(each)), None)
             if failed is not None:
                 log = failed.component.log
                 raise StartFailed(
@@ -230,15 +265,20 @@ class Supervisor:
 
     def tick(self, now_s: float) -> None:
         """Look at each component once: note an end, start what may start, probe what is not ready yet."""
-        for runner in self._runners:
+        for runner in self.runners:
             self._look_at(runner, now_s)
         if now_s >= self._next_rotation_s:
             self._next_rotation_s = now_s + 30.0
-            for runner in self._runners:
+            for runner in self.runners:
                 rotate_log(runner.component.log)
 
     def _look_at(self, runner: Runner, now_s: float) -> None:
         record = runner.record
+        if runner.held_by is not None:
+            record.is_ready = runner.held_by.is_alive  # nobody waits for it meanwhile
+            if record.is_ready:
+                return
+            runner.held_by = None
         if self._is_paused(runner):
             if record.processes:
                 end_component(record, self.say)
@@ -246,7 +286,7 @@ class Supervisor:
             return
         if said := runner.end_if_still(now_s):
             self.say(said)
-        if record.processes and not runner.is_running:
+        if record.processes and (not runner.is_running or runner.is_hollow(now_s)):
             self.say(runner.note_exit(now_s))
             self._fell(record.name, now_s)
         elif not record.processes and now_s >= runner.next_start_s and self._may_start(runner):
@@ -264,7 +304,7 @@ class Supervisor:
 
     def _start(self, runner: Runner, now_s: float) -> None:
         try:
-            runner.start(now_s, self._listener)
+            runner.start(now_s, self.listener)
             self.save()
         except (OSError, ControlError) as error:
             runner.num_recent_exits += 1
@@ -274,12 +314,54 @@ class Supervisor:
 
     def _fell(self, name: str, now_s: float) -> None:
         """Restart what cannot live without the component that ended; the rest reconnects by itself."""
-        for other in self._runners:
+        for other in self.runners:
             if other.component.falls_with == name and other.record.processes:
                 end_component(other.record, lambda _line: None)
                 other.child, other.next_start_s = None, now_s
                 other.record.num_restarts += 1
                 other.record.last_exit = f"restarted after {name}"
+
+    # --- replacing what runs ------------------------------------------------------------------------------------------
+
+    def replace(self, runner: Runner) -> None:
+        """End it; the next ticks start the new one, and what falls with it."""
+        end_component(runner.record, self.say)
+        runner.child, runner.next_start_s, runner.num_recent_exits = None, 0.0, 0
+        self._fell(runner.record.name, 0.0)
+        self.save()
+
+    def set_aside(self, runner: Runner) -> ComponentRecord:
+        """What runs goes on under another name, and the next tick starts the component anew beside it."""
+        old, name = runner.record, runner.record.name
+        old.name = f"{kind_of(name)}-old-{runner.pid}"
+        runner.record = ComponentRecord(
+            name=name, stop_limit_s=runner.component.stop_limit_s, log=str(runner.component.log)
+        )
+        self.state.components |= {name: runner.record, old.name: old}
+        runner.child, runner.next_start_s, runner.num_recent_exits = None, 0.0, 0
+        self.save()
+        return old
+
+    def bring_back(self, runner: Runner, old: ComponentRecord) -> None:
+        """The new one is ended, and what was set aside takes its place again."""
+        end_component(runner.record, self.say)
+        self.forget(old)
+        old.name = runner.component.name
+        runner.record = self.state.components[old.name] = old
+        runner.child = None
+        self.save()
+
+    def forget(self, old: ComponentRecord) -> None:
+        """What was set aside has ended, or is no longer aside."""
+        self.state.components.pop(old.name, None)
+        self.save()
+
+    def falls_with(self, name: str) -> bool:
+        """Whether workers would die with this component."""
+        return any(each.component.falls_with == name and kind_of(each.component.name) == RAY for each in self.runners)
+
+    def is_held(self, name: str) -> bool:
+        return any(each.held_by is not None for each in self.runners if each.component.name == name)
 
     def _may_start(self, runner: Runner) -> bool:
         return all(self._by_name[each].record.is_ready for each in runner.component.needs)
@@ -295,9 +377,18 @@ class Supervisor:
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
-        """SIGTERM, SIGINT and SIGHUP ask for an orderly end; a second one is ignored while that goes on."""
+        """SIGTERM, SIGINT and SIGHUP ask for an orderly end; a second one is ignored while that goes on.
+
+        HANDOVER asks it to go alone: the next supervisor takes everything over.
+        """
+
+        def leave(_number: int, _frame: object) -> None:
+            self.leaves = True
+            self.stop.set()
+
         numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         before = {number: signal.signal(number, lambda _number, _frame: self.stop.set()) for number in numbers}
+        before[HANDOVER] = signal.signal(HANDOVER, leave)
         try:
             yield
         finally:
@@ -310,14 +401,20 @@ def pause_file(run_dir: Path, name: str) -> Path:
     return run_dir / f"{name}.off"
 
 
-def records_for(components: Sequence[Component], previous: DeploymentState | None) -> dict[str, ComponentRecord]:
-    """A record for each component; a process that runs already with the same command and environment is taken over."""
+def records_for(
+    components: Sequence[Component], previous: DeploymentState | None, *, takes_all: bool = False
+) -> dict[str, ComponentRecord]:
+    """A record for each component; a process that runs already with the same command and environment is taken over.
+
+    `takes_all`: with whatever command and environment, as an upgrade replaces it in its turn.
+    """
     found = {}
     for component in components:
         old = previous.components.get(component.name) if previous else None
-        same = old is not None and old.digest == component.digest and old.root is not None and old.root.is_alive
+        is_alive = old is not None and old.root is not None and old.root.is_alive
+        same = is_alive and old is not None and (takes_all or old.digest == component.digest)
         record = old if old is not None and same else ComponentRecord(name=component.name, log=str(component.log))
-        record.stop_limit_s, record.digest = component.stop_limit_s, component.digest
+        record.stop_limit_s = component.stop_limit_s
         found[component.name] = record
     return found
 
@@ -336,8 +433,8 @@ def ports_to_check(
     owner = {"gateway_port": GATEWAY, "api_port": PLANE, "console_port": CONSOLE}
     running = {kind_of(name) for name, record in kept.items() if _runs(record)}
     rows = [(host, each.setting, each.port) for each in listed if owner[each.setting] not in running]
-    if ray_port is not None and not _runs(kept.get("ray")):
-        rows.append(("127.0.0.1", "ray_port", ray_port))
+    if ray_port is not None and not _runs(kept.get(RAY)):
+        rows.append((LOOPBACK, "ray_port", ray_port))
     return rows
 
 

@@ -323,6 +323,7 @@ class WorkerStatus:
     measured_tensor_active: float | None = None  # GPM, 0..1, where the device answers
     measured_dram_active: float | None = None
     step_overdue: bool = False  # its running step takes far longer than steps usually do
+    is_outdated: bool = False  # its process runs other code, or was started with other settings, than the plane's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

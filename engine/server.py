@@ -164,13 +164,19 @@ class WorkerServer:
         self._last_sent_s = self._clock()
         step = functools.partial(Step, self._identity.worker_id, self._identity.epoch, self._step_id)
         plain: bytes | None = None
-        for key, connection in list(self._gateways.items()):
+        for key, connection in self._in_turn():
             own = events.get(key)
             if own:
                 connection.send_frame(encode(step(own, load, delta)))
             else:
                 plain = plain or encode(step([], load, delta))
                 connection.send_frame(plain)
+
+    def _in_turn(self) -> list[tuple[str, Connection]]:
+        """All gateways, each step another one first: who hears first of room takes it."""
+        everyone = list(self._gateways.items())
+        first = self._step_id % max(1, len(everyone))
+        return everyone[first:] + everyone[:first]
 
     def _announce(self, status: Status) -> None:
         frame = encode(status)

@@ -1,4 +1,4 @@
-"""`up`, `down`, `logs`, `login`, `sample-traffic`, `doctor`, `settings`, `version`: the processes on this machine.
+"""`up`, `down`, `upgrade`, `logs`, `login`, `sample-traffic`, `doctor`, `settings`, `version`: what runs here.
 
 Decided here: what is printed, and how options become settings. Not here: anything about processes (`control.launch`).
 """
@@ -20,7 +20,14 @@ from control.components import TRAFFIC, Endpoint, endpoints
 from control.deployment import read_state
 from control.doctor import examine
 from control.errors import NotFound, PlaneUnreachable, SettingsError
-from control.launch import launch_detached, run_down, run_up
+from control.launch import (
+    environment_of_running,
+    launch_detached,
+    launch_upgrade,
+    run_down,
+    run_up,
+    traffic_of_running,
+)
 from control.settings import Settings, load_settings
 from control.supervisor import pause_file
 
@@ -108,6 +115,26 @@ def down(as_json: JsonFlag = False) -> None:
         print_json({"run_dir": settings.run_dir.resolve(), "was_running": was_running})
     else:
         say("ended" if was_running else f"nothing runs in {settings.run_dir}")
+
+
+def upgrade(as_json: JsonFlag = False) -> None:
+    """Replace every process of what runs here by this code, one after the other, while it serves.
+
+    Steps are shown; the first that fails ends it, and what comes after it is left as it was.
+    """
+    state = read_state(load_settings().run_dir)
+    if state is None or not (state.supervisor.is_alive or state.running):
+        raise PlaneUnreachable(f"nothing runs in {load_settings().run_dir}; `phaseline up` starts it")
+    running = environment_of_running(state)
+    os.environ.update({name: value for name, value in running.items() if name not in os.environ})
+    settings = load_settings()
+    notes = launch_upgrade(settings, traffic_of_running(state), lambda line: typer.echo(line, err=as_json))
+    if as_json:
+        print_json(notes)
+    else:
+        print_table(("step", "", "what"), [(each.name, each.state, each.text) for each in notes.steps])
+    if notes.state != "done":
+        raise typer.Exit(Exit.FAILED)
 
 
 def login(as_json: JsonFlag = False) -> None:

@@ -34,6 +34,7 @@ def common(
 for function, name in (
     (lifecycle.up, "up"),
     (lifecycle.down, "down"),
+    (lifecycle.upgrade, "upgrade"),
     (lifecycle.logs, "logs"),
     (lifecycle.login, "login"),
     (lifecycle.sample_traffic, "sample-traffic"),

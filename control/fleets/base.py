@@ -22,6 +22,7 @@ class WorkerLife:
     last_restart_reason: str = ""
     problem: str = ""  # why there is no worker in this slot; "" when there is one
     is_stopped: bool = False  # its process stands still (SIGSTOP, a debugger)
+    is_outdated: bool = False  # its process runs other code, or was started with other settings, than this one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

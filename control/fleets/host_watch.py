@@ -1,7 +1,8 @@
 """Follows one worker host through its restarts: who is it now, why did it end, and does it need another start.
 
-Decided here: when to ask a host again, and that a host is started anew when all its workers have failed for a while, or
-one of them hangs in a step. Not here: how a host is asked or started (`Host`, which the Ray fleet implements).
+Decided here: when to ask a host again, that a host is started anew when all its workers have failed for a while, or one
+of them hangs in a step, and that one of other code or settings than ours is renewed once it is drained. Not here: how a
+host is asked or started (`Host`, which the Ray fleet implements).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from control.errors import FleetError
@@ -41,6 +42,9 @@ class Host(Protocol):
     async def restart(self) -> None:
         """End the process; the orchestrator starts it again."""
 
+    async def renew(self) -> None:
+        """End the process for good and create another one, of the present settings and code."""
+
     async def recreate(self) -> None:
         """Adopt or create it, after `describe` has raised."""
 
@@ -68,6 +72,8 @@ class HostWatch:
         self._look = asyncio.Event()
         self._failed_since_s: float | None = None
         self._must_restart = asyncio.Event()
+        self._must_renew = False
+        self._was_renewed = False
         self._step_overdue_s = step_overdue_s
         self._stopped_limit_s = stopped_limit_s
         self._stopped_since_s: float | None = None
@@ -76,7 +82,7 @@ class HostWatch:
 
     @property
     def is_outdated(self) -> bool:
-        """The process runs with other settings than the present ones."""
+        """The process runs with other settings, or other code, than the present ones."""
         return self._described is not None and self._described.digest != self.spec.digest
 
     def ask_again(self, _worker_id: str = "", _reason: str = "") -> None:
@@ -89,6 +95,7 @@ class HostWatch:
         living = [each for each in readings if each.alive]
         self._note_hang(living, now_s)
         self._note_stop(living, now_s)
+        self._note_empty(living)
         states = [each.state for each in living]
         if not states or any(state != WorkerState.FAILED for state in states):
             self._failed_since_s = None
@@ -124,6 +131,17 @@ class HostWatch:
         if stopped_s >= self._stopped_limit_s and not self._is_told(stopped, now_s):
             self._end(stopped, f"its process was stopped for {stopped_s:.0f} s", now_s)
 
+    def _note_empty(self, living: Sequence[MeterReading]) -> None:
+        """All its workers are drained and hold nothing, so nobody notices. Tried once: the next plane may try again."""
+        described = self._described
+        if described is None or not self.is_outdated or self._was_renewed:
+            return
+        empty = [each for each in living if each.epoch == described.epoch and _is_empty(each)]
+        if len(empty) == len(self.spec.worker_ids):
+            log.info("%s is drained and runs other code or settings: it is renewed", self.spec.name)
+            self._was_renewed = self._must_renew = True
+            self._restart()
+
     def _is_told(self, reading: MeterReading, now_s: float) -> bool:
         """This life was told to end just now."""
         told = self._ended
@@ -148,7 +166,7 @@ class HostWatch:
     def life(self, worker_id: str) -> WorkerLife:
         described = self._described
         if described is None:
-            return WorkerLife(worker_id=worker_id, problem=self._gone)
+            return WorkerLife(worker_id=worker_id, problem=self._gone, is_outdated=self.is_outdated)
         link = self._links[worker_id]
         lost = link.route is not None and not link.is_connected  # a worker that loads does not listen yet
         return WorkerLife(
@@ -159,6 +177,7 @@ class HostWatch:
             else described.last_reason,
             problem=described.problem or self._gone or (link.problem if lost else ""),
             is_stopped=self._stopped_since_s is not None,
+            is_outdated=self.is_outdated,
         )
 
     async def run(self) -> None:
@@ -178,7 +197,8 @@ class HostWatch:
         self._look.clear()
         if self._must_restart.is_set():
             self._must_restart.clear()
-            await self._host.restart()
+            renews, self._must_renew = self._must_renew, False
+            await (self._host.renew() if renews else self._host.restart())
         try:
             described = await self._describe()
         except FleetError as error:
@@ -227,3 +247,8 @@ class HostWatch:
             self._links[worker_id].aim(address, described.epoch)
         if changed:
             self._on_change()
+
+
+def _is_empty(reading: MeterReading) -> bool:
+    load = reading.load
+    return reading.state == WorkerState.DRAINED and not (load.num_running or load.num_waiting or load.num_leased)

@@ -10,6 +10,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any, Final
 
+from control.build import build_id
 from control.errors import SettingsError
 from control.settings import Settings
 from engine.device_catalogue import cost_model, device_spec
@@ -46,8 +47,8 @@ class HostSpec:
 
     @property
     def digest(self) -> str:
-        """Changes when a process that runs already was started with other settings than these."""
-        return hashlib.sha256(repr(self.configs).encode()).hexdigest()[:16]
+        """Changes when a process that runs already was started with other settings than these, or runs other code."""
+        return hashlib.sha256(f"{build_id()} {self.configs!r}".encode()).hexdigest()[:16]
 
 
 def actor_prefix(fleet_id: str) -> str:

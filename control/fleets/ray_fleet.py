@@ -1,4 +1,5 @@
-"""The Ray fleet: Ray places, starts, restarts and finds our workers. The only module that imports ray.
+"""The Ray fleet: Ray places, starts, restarts and finds our workers. Only this module, and
+`control.fleets.ray_node`, which starts a node, import ray.
 
 Decided here: actors, their names and resources, and how an answer of Ray becomes an observation. Not here: roles (the
 plane), orders and status (`control.fleets.worker_link`; no operator or request waits for Ray), what
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from control.build import build_id
 from control.errors import ControlError, FleetError
 from control.fleets.base import FleetStep, Observation, StepOutcome
 from control.fleets.fleet_token import fleet_token
@@ -42,6 +44,7 @@ from control.settings import Settings, load_settings
 from control.types import Capability, WorkerRoute
 
 log = logging.getLogger(__name__)
+NAME_FREE_LIMIT_S = 15.0
 
 
 class RayFleet:
@@ -76,10 +79,13 @@ class RayFleet:
         """Connect, then adopt or create every actor. Raises ControlError, one line, when that is not possible."""
         token = fleet_token(self._settings.run_dir)
         resources = await self._connected()
+        if SLOT not in resources and not join_address(self._settings):
+            raise FleetError("Ray's node with the workers' slots has not joined its head yet")
         kind = resolve_kind(self._settings.worker_kind, resources.get("GPU", 0.0))
         specs = host_specs(self._settings, kind, token)
         await asyncio.to_thread(end_surplus, self.fleet_id, specs)
-        hosts = [RayHost(spec, SLOT in resources) for spec in specs]
+        code = {} if join_address(self._settings) else own_code()
+        hosts = [RayHost(spec, SLOT in resources, code) for spec in specs]
         await asyncio.gather(*(host.recreate() for host in hosts), asyncio.to_thread(self._find_agents))
         for spec, host in zip(specs, hosts, strict=True):
             overdue_s = math.inf if kind == "paced" else self._settings.step_overdue_s
@@ -115,7 +121,7 @@ class RayFleet:
             watch.saw((readings[each] for each in watch.spec.worker_ids if each in readings), time.monotonic())
         outdated = [watch.spec.worker_ids[0] for watch in self._watches if watch.is_outdated]
         if outdated:
-            problems.append(f"{', '.join(outdated)}: started with other settings; `phaseline down` and `up` renew")
+            problems.append(f"{', '.join(outdated)}: other settings or other code than now; `phaseline upgrade` renews")
         if not parts:
             problems.append("no node of the Ray cluster answers")
         return Observation(
@@ -154,9 +160,14 @@ class RayFleet:
     # --- node agents ------------------------------------------------------------------------------------------------
 
     def _find_agents(self) -> None:
-        """One agent per living node; called again when one is lost."""
+        """One agent per living node, of our code; called again when one is lost. Those of other code are ended."""
         prefix, shm_dir = agent_prefix(self.fleet_id), str(self._settings.effective_shm_dir)
-        self._agents = {each: agent_actor(prefix + each[:16], each, shm_dir) for each in living_nodes()}
+        code = {} if join_address(self._settings) else own_code()
+        names = {node_id: f"{prefix}{node_id[:16]}-{build_id()}" for node_id in living_nodes()}
+        self._agents = {node_id: agent_actor(name, node_id, shm_dir, code) for node_id, name in names.items()}
+        for name in own_actors(prefix):
+            if name not in names.values():
+                kill_actor(name)
 
     async def _read_node(self, node_id: str) -> NodeReading | str:
         """This node's reading, or why there is none. A call that is out already is waited for, not repeated."""
@@ -182,9 +193,10 @@ class RayFleet:
 class RayHost:
     """One worker host as an actor of Ray; see `control.fleets.host_watch.Host`."""
 
-    def __init__(self, spec: HostSpec, uses_slots: bool) -> None:
+    def __init__(self, spec: HostSpec, uses_slots: bool, code: Mapping[str, Any]) -> None:
         self._spec = spec
         self._uses_slots = uses_slots
+        self._code = code
         self._handle: Any = None
 
     async def describe(self) -> HostDescription:
@@ -197,9 +209,13 @@ class RayHost:
     async def restart(self) -> None:
         await asyncio.to_thread(restart_actor, self._handle)
 
+    async def renew(self) -> None:
+        await asyncio.to_thread(end_actor, self._spec.name)
+        await self.recreate()
+
     async def recreate(self) -> None:
         try:
-            self._handle = await asyncio.to_thread(host_actor, self._spec, self._uses_slots)
+            self._handle = await asyncio.to_thread(host_actor, self._spec, self._uses_slots, self._code)
         except (ray_error(), ValueError) as error:
             raise FleetError(f"{self._spec.name}: {first_line(error)}") from error
 
@@ -257,12 +273,19 @@ def cluster_resources() -> dict[str, float]:
 
 
 def living_nodes() -> list[str]:
+    """Nodes that can hold workers: those with slots, or all of a cluster that has none."""
     import ray
 
-    return [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    living = [node for node in ray.nodes() if node["Alive"]]
+    return [node["NodeID"] for node in living if SLOT in node["Resources"]] or [node["NodeID"] for node in living]
 
 
-def host_actor(spec: HostSpec, uses_slots: bool) -> Any:
+def own_code() -> dict[str, Any]:
+    """What makes an actor run this process's code and Python, whatever its node was started with."""
+    return {"env_vars": {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}, "py_executable": sys.executable}
+
+
+def host_actor(spec: HostSpec, uses_slots: bool, code: Mapping[str, Any]) -> Any:
     """Adopt the actor of this name, or create it. Restarted for ever; its calls wait for the restart."""
     import ray
 
@@ -277,10 +300,12 @@ def host_actor(spec: HostSpec, uses_slots: bool) -> Any:
     }
     if uses_slots:
         options["resources"] = {SLOT: 1}
+    if code:
+        options["runtime_env"] = dict(code)
     return ray.remote(HostProcess).options(**options).remote(spec)
 
 
-def agent_actor(name: str, node_id: str, shm_dir: str) -> Any:
+def agent_actor(name: str, node_id: str, shm_dir: str, code: Mapping[str, Any]) -> Any:
     """Adopt or create the agent of one node."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -293,6 +318,7 @@ def agent_actor(name: str, node_id: str, shm_dir: str) -> Any:
             get_if_exists=True,
             max_restarts=-1,
             num_cpus=0,
+            **({"runtime_env": dict(code)} if code else {}),
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node_id, soft=True),
         )
         .remote(shm_dir)
@@ -319,6 +345,14 @@ def kill_actor(name: str) -> None:
 
     with contextlib.suppress(ValueError, ray_error()):
         ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)
+
+
+def end_actor(name: str) -> None:
+    """Kill it and wait until its name is free for another one."""
+    kill_actor(name)
+    deadline_s = time.monotonic() + NAME_FREE_LIMIT_S
+    while name in own_actors(name) and time.monotonic() < deadline_s:
+        time.sleep(0.1)
 
 
 def end_surplus(fleet_id: str, specs: Sequence[HostSpec]) -> None:

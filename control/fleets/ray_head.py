@@ -1,8 +1,10 @@
-"""Ray's head on this machine: its command line, its environment, its folder. Nothing here imports ray.
+"""Ray on this machine: a head, and a node with the workers. Command lines, environment, folder. Nothing imports ray.
 
 Decided here: every port on loopback, a token for every call, no usage reports, no public dashboard, as few processes
-and as little memory as Ray allows. Not here: who starts and ends it (`control.supervisor`, as one process tree, by pid
-and start time; never with Ray's own stop command, which ends processes by name on the whole machine).
+and as little memory as Ray allows. The head (GCS and a raylet of its own) has no worker slot and the node has them all:
+a raylet takes its actors along when it dies, so the head may die alone. Not here: who starts and ends them
+(`control.supervisor`, as process trees, by pid and start time; never with Ray's own stop command, which ends processes
+by name on the whole machine), and what lets a head come back to its node (`control.fleets.redis_store`).
 
 Ray binds to loopback alone only when the node's own address is 127.0.0.1, and it replaces that address by the machine's
 outer one unless it is told that it is no multi-machine cluster: RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 tells it so.
@@ -13,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import socket
 import sys
 from dataclasses import dataclass
@@ -30,25 +31,31 @@ SLOT = "phaseline_slot"
 MAX_TEMP_DIR_CHARS = 40
 
 
+#: A node waits so long for its head to come back before it ends itself with all its workers.
+HEAD_LIMIT_S = 600
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HeadSpec:
-    """All that the head's command line depends on."""
+class RaySpec:
+    """All that the command lines of head and node depend on."""
 
     port: int
     temp_dir: Path
     num_slots: int
     num_gpus: int | None  # None: let Ray count them
     object_store_bytes: int
+    redis_password: str = ""
 
 
-def head_spec(settings: Settings, num_slots: int) -> HeadSpec:
-    """The head for these settings. GPUs are counted by Ray, except where the workers would not use them."""
-    return HeadSpec(
+def ray_spec(settings: Settings, num_slots: int, redis_password: str = "") -> RaySpec:
+    """Head and node for these settings. GPUs are counted by Ray, except where the workers would not use them."""
+    return RaySpec(
         port=settings.ray_port,
         temp_dir=temp_dir_of(settings.run_dir),
         num_slots=num_slots,
         num_gpus=0 if settings.worker_kind in ("cpu", "paced") else None,
         object_store_bytes=settings.ray_object_store_bytes,
+        redis_password=redis_password,
     )
 
 
@@ -61,7 +68,7 @@ def temp_dir_of(run_dir: Path) -> Path:
 
 
 def make_temp_dir(path: Path) -> None:
-    """Make Ray's folder private and drop the sessions of earlier heads. Call it only while no head runs.
+    """Make Ray's folder private, and drop its note of a head that runs: Ray would refuse to start a second one.
 
     Raises FleetError when somebody else owns the folder: it holds sockets that anybody who may write there controls.
     """
@@ -70,11 +77,7 @@ def make_temp_dir(path: Path) -> None:
     if stat.st_uid != os.getuid() or path.is_symlink():
         raise FleetError(f"{path} belongs to another user (uid {stat.st_uid}); set run_dir to a folder of your own")
     path.chmod(0o700)
-    for session in path.glob("session_*"):
-        if session.is_symlink():
-            session.unlink()
-        else:
-            shutil.rmtree(session, ignore_errors=True)
+    (path / "ray_current_cluster").unlink(missing_ok=True)
 
 
 def token_path(run_dir: Path) -> Path:
@@ -108,26 +111,31 @@ def ray_environment(run_dir: Path) -> dict[str, str]:
     }
 
 
-def head_command(spec: HeadSpec) -> list[str]:
-    """`ray start --head --block`: one process whose children are the whole of Ray on this machine."""
+def head_command(spec: RaySpec) -> list[str]:
+    """`ray start --head --block`: one process whose children are the GCS and a raylet without slots."""
+    password = [f"--redis-password={spec.redis_password}"] if spec.redis_password else []
+    own = [f"--port={spec.port}", "--num-cpus=0", "--num-gpus=0", "--include-dashboard=false", *password]
+    return [str(Path(sys.executable).with_name("ray")), "start", "--head", *own, *_common(spec)]
+
+
+def node_command(spec: RaySpec) -> list[str]:
+    """`ray start --block`: one process whose children are the raylet with all slots and, below it, the workers."""
     gpus = [] if spec.num_gpus is None else [f"--num-gpus={spec.num_gpus}"]
+    slots = f"--resources={json.dumps({SLOT: spec.num_slots})}"
+    start = [sys.executable, "-m", "control.fleets.ray_node", "start"]
+    return [*start, f"--address={LOOPBACK}:{spec.port}", "--num-cpus=1", *gpus, slots, *_common(spec)]
+
+
+def _common(spec: RaySpec) -> list[str]:
     return [
-        str(Path(sys.executable).with_name("ray")),
-        "start",
-        "--head",
         "--block",
         f"--node-ip-address={LOOPBACK}",
-        f"--port={spec.port}",
         "--node-manager-port=0",
         "--object-manager-port=0",
         "--min-worker-port=0",
         "--max-worker-port=0",
-        "--num-cpus=1",
-        *gpus,
-        f"--resources={json.dumps({SLOT: spec.num_slots})}",
         f"--object-store-memory={spec.object_store_bytes}",
         f"--temp-dir={spec.temp_dir}",
-        "--include-dashboard=false",
         "--include-log-monitor=false",
         "--disable-usage-stats",
         "--log-style=record",

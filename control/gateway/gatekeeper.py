@@ -48,6 +48,8 @@ from control.types import Slo
 #: A promise is for the time that was told, with this much added, so that those refused together do not return together.
 JITTER_SHARE: Final = 0.1
 JITTER_S: Final = 0.25
+#: What the plane said of other gateways holds for so long; it says it once a second.
+ELSEWHERE_FRESH_S: Final = 5.0
 MAX_RETRY_AFTER_S: Final = 3600.0
 
 
@@ -72,6 +74,7 @@ class Gatekeeper:
         self._jitter = jitter
         self._kv_held_s = Mean()
         self._slot_held_s = Mean()
+        self._learned_s = 0.0
 
     # --- coming in -----------------------------------------------------------------------------------------------
 
@@ -146,6 +149,8 @@ class Gatekeeper:
 
     def review(self, now_s: float, now_unix_s: float) -> None:
         """Refuse those in the line who would be late by now, as others went first, or have waited for too long."""
+        if now_s - self._learned_s > ELSEWHERE_FRESH_S:  # the plane is away: better nothing than what was once
+            self._fleet.waiting_elsewhere = self._fleet.batch.elsewhere = NOTHING
         if not self.rules.predicts:
             return
         ahead = self._fleet.waiting_elsewhere
@@ -187,8 +192,9 @@ class Gatekeeper:
         waiting = sum_of(each.standing.need for each in fleet.waiters)
         return Usage(fleet.shares.take_used(), waiting, fleet.batch.here)
 
-    def learn(self, elsewhere: Usage) -> None:
+    def learn(self, elsewhere: Usage, now_s: float) -> None:
         """What is taken through all others together."""
+        self._learned_s = now_s
         self._fleet.shares.learn_elsewhere(elsewhere.used_s)
         self._fleet.waiting_elsewhere = elsewhere.waiting
         self._fleet.batch.elsewhere = elsewhere.batch

@@ -28,10 +28,6 @@ class Place:
         self._since_s: float | None = None
         self._waited_s = 0.0
 
-    @property
-    def is_taken(self) -> bool:
-        return self._since_s is not None
-
     def join(self, waiter: Waiter, *, is_new: bool) -> bool:
         """False when no worker could serve it however long it waited."""
         if self._since_s is None:

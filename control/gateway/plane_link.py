@@ -151,7 +151,7 @@ class PlaneLink:
             elif isinstance(message, link.RecordsAck):
                 self._records.acknowledge(message.up_to_seq)
             elif isinstance(message, link.Elsewhere):
-                self._admission.gatekeeper.learn(message.usage)
+                self._admission.gatekeeper.learn(message.usage, time.monotonic())
 
     def _take(self, table: RoutingTable) -> None:
         if self._accepts(table) and self._fleet.take_table(table):

@@ -117,6 +117,11 @@ class WorkerLink:
         return self.row.worker_id
 
     @property
+    def load(self) -> Load:
+        """What it said last."""
+        return self.pressure.load
+
+    @property
     def is_connected(self) -> bool:
         return self._connection is not None
 
@@ -274,7 +279,7 @@ class WorkerLink:
             return
         self._connection = None
         self.lost_s = time.monotonic()
-        in_step_s = self.pressure.load.step_running_s if self.cause is LossCause.HUNG else 0.0
+        in_step_s = self.load.step_running_s if self.cause is LossCause.HUNG else 0.0
         self.notice_s = self.lost_s - self.heard_s + in_step_s
         self.state = WorkerState.STARTING
         self._prefixes.forget(self.slot)

@@ -78,5 +78,6 @@ def find_events(connection: Connection, query: EventQuery) -> list[FleetEvent]:
         wanted = wanted.where(c.kind.in_(query.kinds))
     if query.worker_id is not None:
         wanted = wanted.where(c.worker_id == query.worker_id)
-    newest = wanted.order_by(c.t.desc(), c.kind, c.worker_id, c.epoch).limit(min(query.limit, MAX_EVENTS))
+    along_the_key = (c.t.desc(), c.kind.desc(), c.worker_id.desc(), c.epoch.desc())  # no sorting
+    newest = wanted.order_by(*along_the_key).limit(min(query.limit, MAX_EVENTS))
     return [_event.validate_json(blob) for blob in connection.execute(newest).scalars()]

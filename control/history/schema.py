@@ -216,6 +216,7 @@ fleet_events = Table(
     Column("epoch", BigInteger, primary_key=True, autoincrement=False),
     Column("event", LargeBinary, nullable=False),
     Index("fleet_events_by_worker", "fleet_id", "worker_id", "t"),
+    Index("fleet_events_by_kind", "fleet_id", "kind", "t"),  # rare ones among many
     sqlite_with_rowid=False,
 )
 

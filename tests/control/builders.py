@@ -24,6 +24,7 @@ from control.types import (
     Verb,
     WorkerRoute,
     WorkerState,
+    WorkerStatus,
 )
 from engine.readings import DeviceInfo, MeterReading
 from engine.types import Load
@@ -124,6 +125,33 @@ _TRAFFIC_UNKNOWN = (
     *("ttft_p50_s", "ttft_p99_s", "itl_p50_s", "itl_p99_s", "tpot_p50_s", "e2e_p50_s"),
     *("prompt_tokens_per_s", "output_tokens_per_s"),
 )
+
+
+def worker_status(worker_id: str = "w0", role: Role = Role.DECODE, **changes: Any) -> WorkerStatus:
+    """A ready, idle worker in its role."""
+    values: dict[str, Any] = {
+        "worker_id": worker_id,
+        "epoch": 1,
+        "fleet_id": "test",
+        "model_id": "m",
+        "simulated": True,
+        "role": role,
+        "desired_role": role,
+        "state": WorkerState.READY,
+        "alive": True,
+        "drained": False,
+        "weight": 1.0,
+        "prefill": None,
+        "decode": None,
+        "kv_usage": None,
+        "step_running_s": None,
+    }
+    words = ("reason", "last_restart_reason", "hostname", "device", "address", "version")
+    numbers = ("role_since_unix_s", "started_unix_s", "heartbeat_age_s")
+    counts = ("num_restarts", "pid", "kv_blocks_total", "kv_blocks_held", "kv_blocks_reserved")
+    queues = ("queued_prefill_tokens", "num_waiting", "num_running", "num_leased")
+    values |= {**dict.fromkeys(words, ""), **dict.fromkeys(numbers, 0.0), **dict.fromkeys((*counts, *queues), 0)}
+    return WorkerStatus(**{**values, **changes})
 
 
 def traffic(**changes: Any) -> TrafficStatus:

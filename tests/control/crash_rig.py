@@ -148,7 +148,8 @@ class WatchedFleet(SimFleet):
 class FleetView:
     """The fleet as one plane sees it: what passes between them are points."""
 
-    def __init__(self, fleet: WatchedFleet, points: Points) -> None:
+    def __init__(self, fleet: WatchedFleet, points: Points, fence: int) -> None:
+        self.fence = fence
         self._fleet = fleet
         self._points = points
         self.fleet_id, self.kind, self.model_id = fleet.fleet_id, fleet.kind, fleet.model_id
@@ -158,7 +159,9 @@ class FleetView:
         await self._fleet.prepare()
 
     async def start(self, on_change: Callable[[], None]) -> None:
-        self._fleet.linked = self
+        linked = self._fleet.linked
+        if linked is None or linked.fence < self.fence:  # the gateway takes no table that is older than the one it has
+            self._fleet.linked = self
         await self._fleet.start(on_change)
 
     async def apply(self, step: FleetStep) -> StepOutcome:
@@ -246,7 +249,7 @@ class Life:
         if self.lease is None:
             raise HistoryError(verdict.reason)
         self.history.hold(rig.fleet.fleet_id, self.lease.fence)
-        view = FleetView(rig.fleet, self.points)
+        view = FleetView(rig.fleet, self.points, self.lease.fence)
         plane = await adopt(view, self.history, rig.settings, self.lease, "test", lambda: rig.now_s)
         await view.start(plane.wake)
         self.plane = plane

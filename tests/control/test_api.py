@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from control.api.app import create_app
 from control.api.limits import MAX_BODY_BYTES, depth_of
 from control.settings import Settings
 from control.types import CommandState
@@ -182,6 +184,22 @@ async def test_health_needs_no_token_and_readiness_waits_for_the_first_look(tmp_
         await rig.ticks()
         assert (await http.get("/readyz")).json() == {"status": "ready"}
     await rig.plane.close()
+
+
+async def test_a_process_that_is_not_active_says_why_and_that_another_try_helps(rig: Rig) -> None:
+    context = replace(rig.app().state.context, planes={}, waiting=lambda: "the database does not answer")
+    transport = httpx.ASGITransport(app=create_app(context))
+    headers = {"Authorization": f"Bearer {rig.token('operator')}"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as http:
+        health = (await http.get("/healthz")).json()
+        assert (health["status"], health["problem"]) == ("waiting", "the database does not answer")
+        for path in ("/readyz", f"{API}/fleets", f"{API}/fleets/-/snapshot", f"{API}/info", f"{API}/commands"):
+            found = await problem(await http.get(path), 503)
+            assert found["type"] == "urn:phaseline:NotActive", path
+            assert found["retry_helps"]
+            assert "the database does not answer" in found["detail"]
+        found = await problem(await http.post(f"{API}/commands", json=RESIZE), 503)
+        assert found["type"] == "urn:phaseline:NotActive"
 
 
 async def test_login_exchanges_a_code_once(rig: Rig) -> None:

@@ -244,7 +244,15 @@ async def test_a_read_that_does_not_come_is_an_error_and_not_a_hang(monkeypatch:
     monkeypatch.setattr("control.recorder.READ_LIMIT_S", 0.01)
     recorder, gate = Recorder(), Gate()
     for ask in (recorder.read, recorder.look_up):
-        with pytest.raises(HistoryError, match="does not answer: no result in"):
+        with pytest.raises(HistoryError, match="cannot be read: no answer in"):
             await ask(gate)
     gate.free.set()
+    await recorder.close()
+
+
+async def test_a_read_that_fails_says_that_it_was_a_read() -> None:
+    book, recorder = Book(), Recorder()
+    book.locked = True
+    with pytest.raises(HistoryError, match="the history cannot be read: locked"):
+        await recorder.look_up(book.add, 1)
     await recorder.close()

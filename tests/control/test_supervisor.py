@@ -176,6 +176,45 @@ def test_children_of_a_dead_root_are_ended_before_it_is_restarted(rig: Rig) -> N
     rig.until(lambda: not child.is_alive, "the orphan is ended")
 
 
+def test_a_root_that_runs_on_without_its_working_child_is_started_anew(rig: Rig) -> None:
+    code = "import subprocess, time; subprocess.Popen(['sleep', '600']); time.sleep(600)"
+    supervisor = rig.start(rig.component("ray", code, lives_by="sleep"))
+    first = rig.root("ray")
+    rig.until(lambda: supervisor.runners[0].vital is not None, "the child")
+    vital = supervisor.runners[0].vital
+    assert vital is not None
+    send_signal(vital, signal.SIGKILL)
+    rig.until(lambda: rig.root_or(first) != first, "another root")
+    assert not first.is_alive
+    assert any("ray ended (its sleep ended)" in line for line in rig.lines)
+
+
+def test_a_component_is_replaced_beside_the_one_that_runs(rig: Rig) -> None:
+    supervisor = rig.start(rig.component("gateway"))
+    first, runner = rig.root("gateway"), supervisor.runners[0]
+    rig.abandon()
+    old = supervisor.set_aside(runner)
+    supervisor.stop.clear()
+    rig.until(lambda: supervisor.tick(time.monotonic()) or runner.record.is_ready, "the new one")
+    assert first.is_alive
+    assert runner.pid not in (0, first.pid)
+    assert old.name == f"gateway-old-{first.pid}"
+    assert set(read_state(rig.run_dir).components) == {"gateway", old.name}  # type: ignore[union-attr]
+    new = rig.root("gateway")
+    supervisor.bring_back(runner, old)
+    assert (first.is_alive, new.is_alive, runner.pid) == (True, False, first.pid)
+
+
+def test_an_upgrade_takes_over_what_runs_with_whatever_command(rig: Rig) -> None:
+    rig.start(rig.component("plane"))
+    first = rig.root("plane")
+    rig.abandon()
+    other = rig.component("plane", RUN + " # other code")
+    records = records_for([other], read_state(rig.run_dir), takes_all=True)
+    assert records["plane"].root == first
+    assert records["plane"].digest != other.digest
+
+
 def test_a_start_that_keeps_failing_names_the_component_and_quotes_its_log(rig: Rig) -> None:
     with pytest.raises(StartFailed, match=r"plane does not start \(exit code 3\): no such database"):
         rig.start(rig.component("plane", "import sys; print('no such database'); sys.exit(3)"))
@@ -301,8 +340,9 @@ def test_the_parts_of_a_deployment_follow_from_the_settings(tmp_path: Path, monk
     def names(traffic: str = "", **settings: object) -> list[str]:
         return [each.name for each in components(load_settings(run_dir=tmp_path, **settings), traffic)]
 
-    assert names() == ["ray", "plane", "gateway", "console"]
-    assert names("gentle") == ["ray", "plane", "gateway", "console", "traffic"]
+    assert names(ray_redis="off") == ["ray", "ray-node", "plane", "gateway", "console"]
+    assert names("gentle", ray_redis="off")[-1] == "traffic"
+    assert names(ray_redis="redis://h:1", num_gateways=3)[3:6] == ["gateway", "gateway-1", "gateway-2"]
     assert names(ray_address="10.0.0.1:6379") == ["plane", "gateway", "console"]
     assert names(fleet_kind="sim") == ["plane", "console"]
     assert names(fleet_kind="sim", num_planes=3) == ["plane", "plane-1", "plane-2", "console"]
@@ -312,8 +352,9 @@ def test_the_parts_of_a_deployment_follow_from_the_settings(tmp_path: Path, monk
 
 def test_the_head_listens_on_loopback_and_needs_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    head = components(load_settings(run_dir=tmp_path))[0]
+    head, node = components(load_settings(run_dir=tmp_path, ray_redis="off"))[:2]
     assert "--node-ip-address=127.0.0.1" in head.command
+    assert "--node-ip-address=127.0.0.1" in node.command
     assert "--include-dashboard=false" in head.command
     assert head.environment["RAY_AUTH_MODE"] == "token"
     assert Path(head.environment["RAY_AUTH_TOKEN_PATH"]).stat().st_mode & 0o777 == 0o600

@@ -48,10 +48,10 @@ class Deployment:
             **settings,
         }
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "control.cli.main", *arguments],
-            cwd=ROOT,
+            cwd=cwd,
             env=self.environment,
             capture_output=True,
             text=True,
@@ -77,6 +77,11 @@ class Deployment:
         root = self.state.components[name].root
         assert root is not None
         return root
+
+    def root_or_none(self, name: str) -> ProcessId | None:
+        """The root when the component is ready."""
+        record = self.state.components[name]
+        return record.root if record.is_ready else None
 
     def processes(self) -> list[ProcessId]:
         """Every living process of this deployment, the supervisor's too."""

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from control.errors import FleetError
 from control.fleets import ray_fleet
 from control.fleets.base import FleetStep, Observation
 from control.settings import load_settings
@@ -30,7 +31,13 @@ class Scene:
         self.changed = asyncio.Event()
 
     async def start(self) -> None:
-        await self.fleet.start(self.changed.set)
+        """As the plane does: again, until the node with the workers' slots has joined."""
+        async with asyncio.timeout(LIMIT_S):
+            while True:
+                try:
+                    return await self.fleet.start(self.changed.set)
+                except FleetError:
+                    await asyncio.sleep(0.5)
 
     async def look(self) -> Observation:
         return await self.fleet.observe(time.time())

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from control.components import components
-from control.deployment import ComponentRecord, clear_shared_memory, end_component
+from control.deployment import ComponentRecord, clear_shared_memory, end_together
 from control.settings import load_settings
 from control.supervisor import Runner
 from tests.integration.deployment import LIMIT_S, ROOT, Deployment
@@ -29,17 +29,17 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
         worker_kind="paced",
         num_workers=4,
         paced_workers_per_process=2,
+        ray_redis="off",
     )
     (place.run_dir / "logs").mkdir(parents=True)
-    head = components(settings)[0]
-    record = ComponentRecord(name="ray", log=str(head.log), stop_limit_s=head.stop_limit_s)
-    runner = Runner(head, record)
-    runner.start(0.0)
+    runners = [Runner(each, ComponentRecord(name=each.name, stop_limit_s=15.0)) for each in components(settings)[:2]]
     try:
-        place.until(runner.probe, "Ray's head")
+        for runner in runners:
+            runner.start(0.0)
+            place.until(runner.probe, runner.record.name)
         yield scenario(place)
     finally:
-        end_component(record, lambda _line: None)
+        end_together([runner.record for runner in runners], lambda _line: None)
         clear_shared_memory(settings.effective_shm_dir)
 
 

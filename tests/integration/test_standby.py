@@ -50,7 +50,7 @@ class Planes:
         return found
 
     def until_active(self, process: subprocess.Popen[bytes]) -> PlaneStatus:
-        found: PlaneStatus = self.until(lambda: self._active(process.pid), f"pid {process.pid} active")
+        found: PlaneStatus = self.until(lambda: self.active_of(process), f"pid {process.pid} active")
         return found
 
     def until_said(self, process: subprocess.Popen[bytes], words: str) -> None:
@@ -61,13 +61,14 @@ class Planes:
         token = (self.run_dir / "secrets" / "operator_token").read_text().strip()
         return PhaselineClient(self.url, token)
 
-    def _active(self, pid: int) -> PlaneStatus | None:
+    def active_of(self, *processes: subprocess.Popen[bytes]) -> PlaneStatus | None:
+        """The active plane, if it is one of these."""
         try:
             with self.client() as client:
                 plane = client.snapshot().plane
         except (ControlError, OSError):
             return None
-        return plane if plane is not None and plane.pid == pid else None
+        return plane if plane is not None and plane.pid in {each.pid for each in processes} else None
 
     def logs(self) -> str:
         return "".join(f"\n--- {path.name}\n{path.read_text()[-1500:]}" for path in self.run_dir.glob("plane-*.log"))

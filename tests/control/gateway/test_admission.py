@@ -15,10 +15,12 @@ import pytest
 from gateway_builders import LOCAL_ALWAYS, House, chat_body, house, until
 
 from control.gateway.errors import GatewayError
+from control.gateway.forecast import Need
 from control.gateway.gatekeeper import AdmissionRules, Gatekeeper
 from control.gateway.job import Job
 from control.gateway.null_worker import NullConfig
 from control.gateway.relay import Relay
+from control.gateway.usage import Usage
 from engine.text import ModelText
 from engine.types import Load, Role, SamplingParams
 from engine.wire import Submit
@@ -37,7 +39,8 @@ async def measured_house(text: ModelText, *, queued: int = 0, **changes: Any) ->
     """One mixed worker that was measured at 10,000 prompt tokens per second, with so many queued."""
     async with house(text, [NullConfig()], policy=LOCAL_ALWAYS, **changes) as place:
         place.workers[0].set_load(load(queued_prefill_tokens=queued))
-        await until(lambda: place.gateway.fleet.view().mixed[0].queued_prefill_tokens == queued)
+        view = place.gateway.fleet.view
+        await until(lambda: view().mixed[0].prefill_tokens_per_s and view().mixed[0].queued_prefill_tokens == queued)
         yield place
 
 
@@ -110,6 +113,20 @@ async def test_the_metrics_page_says_who_waits_and_who_was_promised_a_place(text
         assert 'phaseline_gateway_promises_total{outcome="made"} 1' in lines
         drop_queue(place)
         await waiting
+
+
+async def test_what_waits_at_other_gateways_counts_until_it_is_out_of_date(text: ModelText) -> None:
+    async with measured_house(text) as place:
+        fleet, gatekeeper = place.gateway.fleet, place.gateway.admission.gatekeeper
+        gatekeeper.learn(Usage({}, Need(prefill_tokens=30_000, num_slots=9), Need(kv_tokens=5)), 100.0)
+        with pytest.raises(GatewayError) as refused:
+            gatekeeper.let_in(Relay(job(), fleet), 100.0, 0.0, is_full=False)
+        assert "3.00 s for the prefill queue" in refused.value.message
+        gatekeeper.review(104.0, 0.0)
+        assert fleet.waiting_elsewhere.num_slots == 9
+        gatekeeper.review(106.0, 0.0)
+        assert fleet.waiting_elsewhere == fleet.batch.elsewhere == Need()
+        gatekeeper.let_in(Relay(job(), fleet), 106.0, 0.0, is_full=False)
 
 
 async def test_the_deadline_of_a_client_is_looked_at_before_it_waits(text: ModelText) -> None:

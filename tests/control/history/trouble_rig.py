@@ -131,6 +131,10 @@ class TroubleRig:
         request = CommandRequest(action=Action(verb=Verb.RESIZE, **pools), why=why, confirmation=word)
         return await self.plane.submit(request, ALICE)
 
+    async def undo(self, command: Command) -> Command:
+        action = Action(verb=Verb.UNDO, command_id=command.command_id)
+        return await self.plane.submit(CommandRequest(action=action, why="undo"), ALICE)
+
     async def preview(self, **pools: int) -> Preview:
         return await self.plane.preview(CommandRequest(action=Action(verb=Verb.RESIZE, **pools)))
 
@@ -207,6 +211,7 @@ async def outlive(rig: TroubleRig, trouble: AbstractContextManager[None], words:
         await rig.ticks(20)
         records_before = len(rig.fleet.records)
         assert words in await refusal(rig.resize(4, "while it is away"))
+        assert "the history cannot be" in await refusal(rig.undo(accepted[0]))
         assert (await rig.preview(prefill=4, decode=2)).steps
         await rig.ticks(20)
         assert len(rig.fleet.records) > records_before
