@@ -54,7 +54,9 @@ class SteadyLoad:
         for text in texts[number % len(CONTEXTS) :]:
             if self._is_over:
                 return
-            await self._ask(text)
+            heard = await self._ask(text)
+            if heard.is_refused:
+                await asyncio.sleep(1.0)
 
     async def _ask(self, prompt: str) -> Heard:
         self.asked.append(Asked(prompt, Heard()))

@@ -27,6 +27,11 @@ class Heard:
     problem: str = "it has not ended"
     last_s: float | None = field(default=None, repr=False)
 
+    @property
+    def is_refused(self) -> bool:
+        """Never admitted: nothing of it was lost."""
+        return self.problem.startswith("HTTP 429")
+
     def take(self, text: str, now_s: float) -> None:
         if not text:
             return

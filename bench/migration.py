@@ -22,6 +22,7 @@ import asyncio
 import json
 import re
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -163,7 +164,7 @@ async def cycle(client: PhaselineClient, load: SteadyLoad, kind: Kind, tally: Ta
     tally.note("flipped back at once", took_s(command, worker_id))
 
 
-async def disturb(fleet: Deployment, model_id: str, kind: Kind, tally: Tally, *, live: bool) -> dict[str, int]:
+async def disturb(fleet: Deployment, model_id: str, kind: Kind, tally: Tally, *, live: bool) -> dict[str, Any]:
     """All cycles under load; what the clients saw."""
     shape = {"num_streams": kind.num_streams, "max_tokens": kind.max_tokens, "limit_s": LIMIT_S}
     load = SteadyLoad(fleet.gateway_url, model_id, **shape)
@@ -176,9 +177,12 @@ async def disturb(fleet: Deployment, model_id: str, kind: Kind, tally: Tally, *,
     def key(asked: Asked) -> object:
         return asked.heard.num_prompt_tokens if is_paced else asked.prompt
 
+    problems = [each.heard.problem[:150] for each in load.asked if each.heard.problem and not each.heard.is_refused]
     return {
         "streams": len(load.asked),
-        "failed": sum(bool(each.heard.problem) for each in load.asked),
+        "refused (429)": sum(each.heard.is_refused for each in load.asked),
+        "failed": len(problems),
+        "problems": dict(Counter(problems)),
         "different_from_undisturbed": await load.num_different(key),
     }
 
@@ -278,14 +282,21 @@ def main() -> None:
         kind = Kind(**{each: getattr(kind, each) for each in Kind.__slots__} | {"cycles": options.cycles})
     names = {"on": "with_migration", "off": "drain_and_wait"}
     wanted = [options.only] if options.only else list(names)
-    result = {names[each]: measure(kind, live=each == "on") for each in wanted}
+    result: dict[str, dict[str, Any]] = {}
+    for each in wanted:
+        result[names[each]] = measure(kind, live=each == "on")
+        if not options.json:
+            show(kind, result)
     if options.json:
         print(json.dumps({"workers": kind.words} | result))
-        return
-    print(kind.words)
+
+
+def show(kind: Kind, result: dict[str, dict[str, Any]]) -> None:
+    """The deployments that have been measured so far, side by side."""
+    print(f"\n{kind.words}: {', '.join(result)}")
     for name in {name: None for each in result.values() for name in each}:
         cells = [str(each.get(name, "-")).strip("{}").replace("'", "") for each in result.values()]
-        print(f"{name:<42} " + "".join(f"{cell:<80}" for cell in cells))
+        print(f"{name:<42} " + "".join(f"{cell:<80}" for cell in cells), flush=True)
 
 
 if __name__ == "__main__":

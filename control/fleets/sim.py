@@ -44,6 +44,7 @@ class SimConfig:
     traffic: SimTraffic = field(default_factory=SimTraffic)
     slo: Slo = field(default_factory=Slo)
     fleet_id: str = "sim"
+    moves_per_worker: int = 8  # requests that leave one worker at the same time; 0: a drain waits for them
 
 
 def sim_config(settings: Settings, traffic: SimTraffic | None = None) -> SimConfig:
@@ -69,6 +70,7 @@ def sim_config(settings: Settings, traffic: SimTraffic | None = None) -> SimConf
         traffic=traffic or SimTraffic(mean_rps=SimTraffic().mean_rps * settings.num_workers / 48),
         slo=settings.effective_slo if settings.slo is not None else Slo(),
         fleet_id=settings.fleet_id,
+        moves_per_worker=settings.migrations_per_worker if settings.live_migration else 0,
     )
 
 
@@ -189,7 +191,7 @@ class SimFleet:
         self._workers[worker_id] = self._worker(worker_id, old.epoch + 1, old.machine)
         self._restarts[worker_id] = self._restarts.get(worker_id, 0) + 1
         self._gateway.lost(old)
-        self._on_status()
+        self._on_status(self._workers[worker_id])
 
     def stop_worker(self, worker_id: str) -> None:
         """Its process stands still (SIGSTOP): it ends no step and takes no order until `go_on`."""
@@ -235,7 +237,8 @@ class SimFleet:
         for index, worker_id in enumerate(worker_ids(self.config.num_workers)):
             self._workers[worker_id] = self._worker(worker_id, epoch, machine.at_slot(index))
         gateway_id = f"sim-gateway-{int(now_unix_s)}"
-        self._gateway = SimGateway(gateway_id, self._workers, self.config.slo, self._clock, self._at)
+        self._gateway = SimGateway(gateway_id, self._workers, self.config.slo, self._clock, self._at,
+                                   self.config.moves_per_worker)  # fmt: skip
         self._gateway.table = self._table
 
     def _worker(self, worker_id: str, epoch: int, machine: SimMachine) -> SimWorker:
@@ -274,10 +277,12 @@ class SimFleet:
         if self._gateway is not None:
             self._gateway.take(worker, outbox)
 
-    def _on_status(self) -> None:
-        """A worker's role or state changed: those who wait for room try again, and the plane ticks at once."""
-        if self._gateway is not None:
-            self._at(self._now_s, self._gateway.wake)
+    def _on_status(self, worker: SimWorker) -> None:
+        """A worker's role or state changed: those who wait for room try again, what decodes on a worker that leaves
+        decode is moved, and the plane ticks at once."""
+        gateway = self._gateway
+        if gateway is not None:
+            self._at(self._now_s, lambda: gateway.on_status(worker))
         self._has_changed = True
 
     def _tell_changes(self) -> None:

@@ -8,47 +8,23 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 
+from control.fleets.sim_link import after_both
+from control.fleets.sim_mover import SimMover
+from control.fleets.sim_request import SimRequest, sim_record
 from control.fleets.sim_traffic import Arrival
 from control.fleets.sim_worker import SimWorker
 from control.gateway.link import Beat
 from control.gateway.timeline import Timeline
 from control.routing import FleetView, RouteDecision, RouteRequest, WorkerView, route
-from control.traffic_stats import is_good
 from control.types import RequestRecord, Role, RouteRule, RoutingTable, Slo, WorkerState
 from engine.core import Outbox, PullPlan
-from engine.types import FinishReason, SamplingParams, WorkKind
-from engine.wire import Message, Prefilled, Pull, Rejected, StageTimes, Submit, TokenEvent
+from engine.types import FinishReason, WorkKind
+from engine.wire import Message, Prefilled, Pull, Rejected, Submit, TokenEvent, Yielded
 
 #: As the real gateway's (`control.gateway.relay`).
 MAX_TRIES = 8
 MAX_WAIT_S = 10.0
-
-
-@dataclass(slots=True)
-class SimRequest:
-    """One request's life. `attempt` counts submissions; answers to earlier ones are stale and dropped."""
-
-    request_id: str
-    arrival: Arrival
-    timeline: Timeline
-    attempt: int = 0
-    num_tokens: int = 0  # received
-    decision: RouteDecision | None = None
-    prefill: SimWorker | None = None  # has work of this attempt
-    decode: SimWorker | None = None
-    prefill_worker: str = ""
-    decode_worker: str = ""
-    num_reroutes: int = 0
-    waits_since_s: float | None = None
-    times: StageTimes | None = None  # of the prefill
-    handoff_s: float | None = None
-    excluded: set[str] = field(default_factory=set)
-
-    @property
-    def sampling(self) -> SamplingParams:
-        return SamplingParams(seed=self.arrival.seed, max_tokens=self.arrival.output_tokens)
 
 
 class SimGateway:
@@ -61,15 +37,18 @@ class SimGateway:
         slo: Slo,
         clock: Callable[[], float],
         at: Callable[[float, Callable[[], None]], None],
+        moves_per_worker: int,
     ) -> None:
+        """`moves_per_worker`: requests that leave one worker at the same time; 0: a drain waits for them."""
         self.gateway_id = gateway_id
         self.table: RoutingTable | None = None
         self.records: list[RequestRecord] = []
         self.first_seq = 1  # of records[0]
         self._workers = workers
         self._slo = slo
-        self._clock = clock
-        self._at = at
+        self.clock = clock
+        self.at = at
+        self._mover = SimMover(self, moves_per_worker)
         self._in_flight: dict[str, SimRequest] = {}
         self._waiting: deque[SimRequest] = deque()
         self._is_waking = False
@@ -111,9 +90,13 @@ class SimGateway:
         """A worker has ended: what it had goes on elsewhere from the tokens so far."""
         for request in list(self._in_flight.values()):
             if worker in (request.prefill, request.decode):
-                self._reroute(request)
+                if request.is_decoding:
+                    request.note_move("failover", worker.worker_id, "its worker was lost", self.clock())
+                self.reroute(request)
+            elif request.move is not None and request.move.target is worker:
+                self._mover.abandon(request.move)
 
-    def _view(self) -> FleetView:
+    def view(self) -> FleetView:
         table = self.table
         assert table is not None
         pools: dict[Role, list[WorkerView]] = {Role.PREFILL: [], Role.DECODE: [], Role.MIXED: []}
@@ -128,7 +111,7 @@ class SimGateway:
             ):
                 continue
             block_tokens, max_context = worker.machine.block_tokens, worker.machine.cost.model.max_context
-            load = worker.core.load(self._clock())
+            load = worker.core.load(self.clock())
             used = (load.kv_blocks_held + load.kv_blocks_reserved) * block_tokens
             total = load.kv_blocks_total * block_tokens
             view = WorkerView(row.worker_id, slot, row.weight, load.queued_prefill_tokens, used, total)
@@ -154,7 +137,7 @@ class SimGateway:
                 (),
                 frozenset(request.excluded),
             )
-            decision = route(asked, self._view(), self.table.policy)
+            decision = route(asked, self.view(), self.table.policy)
             if request.decision is None or request.decision.decode_worker is None:
                 request.decision = decision
             if decision.rule is RouteRule.CANNOT_FIT:
@@ -169,7 +152,7 @@ class SimGateway:
     def _submit(self, request: SimRequest, decision: RouteDecision) -> bool:
         """One attempt: a whole request to one worker, or a reservation and then the prefill."""
         assert decision.decode_worker is not None
-        request.attempt += 1
+        request.attempt, request.is_decoding = request.new_attempt(), False
         request.decode = self._workers[decision.decode_worker]
         request.prefill = None if decision.prefill_worker is None else self._workers[decision.prefill_worker]
         request.decode_worker = decision.decode_worker
@@ -178,7 +161,7 @@ class SimGateway:
         if not self._offer(request, request.decode, kind):
             return False
         if request.prefill is not None and not self._offer(request, request.prefill, WorkKind.PREFILL):
-            request.decode.core.cancel(self.gateway_id, request.request_id, request.attempt, self._clock())
+            request.decode.core.cancel(self.gateway_id, request.request_id, request.attempt, self.clock())
             request.decode.core.take_outbox()
             return False
         for worker in (request.prefill, request.decode):
@@ -187,32 +170,33 @@ class SimGateway:
         return True
 
     def _offer(self, request: SimRequest, worker: SimWorker, kind: WorkKind) -> bool:
-        message = self._message(request, kind)
-        answers = worker.core.submit(self.gateway_id, message, self._clock())
+        message = self.message(request, kind, request.attempt, request.num_tokens)
+        answers = worker.core.submit(self.gateway_id, message, self.clock())
         if any(isinstance(answer, Rejected) for answer in answers):
             request.excluded.add(worker.worker_id)
             return False
         return True
 
-    def _message(self, request: SimRequest, kind: WorkKind) -> Submit:
+    def message(self, request: SimRequest, kind: WorkKind, attempt: int, num_tokens: int) -> Submit:
+        """Ask a worker to go on after so many tokens of the answer."""
         arrival = request.arrival
         prompt = list(range(arrival.first_token, arrival.first_token + arrival.prompt_tokens))
-        prompt += [0] * request.num_tokens  # of a continuation; which tokens they were changes no length
-        return Submit(request.request_id, request.attempt, kind, prompt, arrival.prompt_tokens, request.sampling)
+        prompt += [0] * num_tokens  # of a continuation; which tokens they were changes no length
+        return Submit(request.request_id, attempt, kind, prompt, arrival.prompt_tokens, request.sampling)
 
     # --- waiting for room ----------------------------------------------------------------------------------------
 
     def _wait(self, request: SimRequest) -> None:
         """In line until there is room, or too long."""
         if request.waits_since_s is None:
-            request.waits_since_s = self._clock()
+            request.waits_since_s = self.clock()
         self._waiting.append(request)
         give_up_s = request.waits_since_s + MAX_WAIT_S
-        self._at(give_up_s, lambda: self._give_up(request))
+        self.at(give_up_s, lambda: self._give_up(request))
 
     def _give_up(self, request: SimRequest) -> None:
         since_s = request.waits_since_s
-        if since_s is not None and since_s + MAX_WAIT_S <= self._clock() and request in self._waiting:
+        if since_s is not None and since_s + MAX_WAIT_S <= self.clock() and request in self._waiting:
             self._waiting.remove(request)
             reason = request.decision.reason if request.decision else "no worker takes new requests"
             self._end(request, 429, None, reason)
@@ -235,22 +219,24 @@ class SimGateway:
 
     def take(self, worker: SimWorker, outbox: Outbox) -> None:
         """What one worker has to tell."""
-        now_s = self._clock()
+        now_s = self.clock()
         has_ended = False
         for event in outbox.events:
             request = self._in_flight.get(event.req_id)
             if request is not None and event.attempt == request.attempt:
                 self._take_event(request, event, now_s)
                 has_ended = has_ended or event.finish is not None
-        for message in outbox.messages:
+        for message in (*outbox.messages, *outbox.after):
             self._take_message(worker, message, now_s)
+        if worker.leaves_decode:
+            self._mover.leave(worker)
         if (has_ended or outbox.messages) and self._waiting:
-            self._at(now_s, self.wake)
+            self.at(now_s, self.wake)
 
     def _take_event(self, request: SimRequest, event: TokenEvent, now_s: float) -> None:
         if event.tokens:
-            request.timeline.add(len(event.tokens), now_s)
-            request.num_tokens += len(event.tokens)
+            request.is_decoding = True
+            request.take_tokens(len(event.tokens), now_s)
         if event.finish is None:
             return
         if event.finish in (FinishReason.STOP, FinishReason.LENGTH):
@@ -258,7 +244,7 @@ class SimGateway:
                 request.times = event.times
             self._end(request, 200, event.finish, "")
         else:
-            self._reroute(request)
+            self.reroute(request)
 
     def _take_message(self, worker: SimWorker, message: Message, now_s: float) -> None:
         if isinstance(message, Prefilled):
@@ -271,7 +257,20 @@ class SimGateway:
         elif isinstance(message, Rejected):
             request = self._in_flight.get(message.req_id)
             if request is not None and message.attempt == request.attempt:
-                self._reroute(request)
+                self.reroute(request)
+        elif isinstance(message, Yielded) and message.lease is not None:
+            self._yielded(worker, message, message.lease.lease_id)
+
+    def _yielded(self, worker: SimWorker, message: Yielded, lease_id: str) -> None:
+        request = self._in_flight.get(message.req_id)
+        if request is None or message.attempt != request.attempt:
+            worker.core.release(lease_id, self.clock())
+        elif request.move is not None:
+            self._mover.on_yielded(request.move, message)
+        else:  # the move was given up a moment ago
+            worker.core.release(lease_id, self.clock())
+            request.note_move("recompute", worker.worker_id, "its move was given up after it had stopped", self.clock())
+            self.reroute(request)
 
     def _hand_over(self, request: SimRequest, source: SimWorker, message: Prefilled, now_s: float) -> None:
         """The first token is here; now the KV goes to the worker that has reserved for it."""
@@ -279,8 +278,7 @@ class SimGateway:
         assert target is not None
         request.prefill = None
         request.times = message.times
-        request.timeline.add(1, now_s)
-        request.num_tokens += 1
+        request.take_tokens(1, now_s)
         if message.finish is not None:
             target.core.cancel(self.gateway_id, request.request_id, request.attempt, now_s)
             self._end(request, 200, message.finish, "")
@@ -291,24 +289,51 @@ class SimGateway:
         plan = target.core.begin_pull(self.gateway_id, pull, now_s)
         if isinstance(plan, Rejected):
             source.core.release(message.lease.lease_id, now_s)
-            self._reroute(request)
+            self.reroute(request)
             return
-        copied = len(plan.source_blocks) * target.machine.block_tokens
-        done_s = now_s + target.machine.cost.handoff_seconds(copied)
-        self._at(done_s, lambda: self._copied(request, source, target, plan, done_s - now_s))
+        self.copy(source, target, plan, lambda: self.copied(request, source, target, plan, now_s))
 
-    def _copied(self, request: SimRequest, source: SimWorker, target: SimWorker, plan: PullPlan, took_s: float) -> None:
-        now_s = self._clock()
+    def copied(
+        self, request: SimRequest, source: SimWorker, target: SimWorker, plan: PullPlan, began_s: float | None = None
+    ) -> None:
+        """A pull is over; `began_s`: of a handoff, whose time the record tells."""
+        now_s = self.clock()
         ok = not source.has_ended and source.core.ack(plan.lease.lease_id, now_s)
         answers = target.core.pull_done(plan.req_id, plan.attempt, ok, now_s)
         if plan.attempt == request.attempt:
-            request.handoff_s = took_s
+            request.handoff_s = request.handoff_s if began_s is None else now_s - began_s
             if answers:
-                self._reroute(request)
+                self.reroute(request)
         source.kick()
         target.kick()
 
-    def _reroute(self, request: SimRequest) -> None:
+    def copy(self, source: SimWorker, target: SimWorker, plan: PullPlan, done: Callable[[], None]) -> None:
+        """Call `done` when both ends have carried it: the holder's from now on, the asker's once it is set up."""
+        num_bytes, overhead_s = self.bytes_of(plan), target.machine.cost.handoff_overhead_s
+        one_end = after_both(done)
+        source.link_out.carry(num_bytes, one_end)
+        self.at(self.clock() + overhead_s, lambda: target.link_in.carry(num_bytes, one_end))
+
+    def bytes_of(self, plan: PullPlan) -> float:
+        """What the model's KV in these blocks takes."""
+        machine = next(iter(self._workers.values())).machine
+        return len(plan.source_blocks) * machine.block_tokens * machine.cost.work.kv_token_bytes
+
+    # --- moves -----------------------------------------------------------------------------------------------------
+
+    def decoding_on(self, worker: SimWorker) -> list[SimRequest]:
+        """Requests of which all that any worker holds is their decoding there."""
+        requests = self._in_flight.values()
+        return [each for each in requests if each.decode is worker and each.prefill is None and each.is_decoding]
+
+    def worker(self, worker_id: str) -> SimWorker:
+        return self._workers[worker_id]
+
+    def on_status(self, worker: SimWorker) -> None:
+        self.wake()
+        self._mover.leave(worker)
+
+    def reroute(self, request: SimRequest) -> None:
         """A worker gave the request back: free what is left of this attempt, go on elsewhere from the tokens so far."""
         self._let_go(request)
         request.num_reroutes += 1
@@ -317,12 +342,14 @@ class SimGateway:
 
     def _let_go(self, request: SimRequest) -> None:
         """Free what is left of this attempt wherever it is. Whatever workers say of it from now on is stale."""
+        if request.move is not None:
+            self._mover.abandon(request.move)
         workers = [each for each in (request.prefill, request.decode) if each is not None]
         attempt = request.attempt
-        request.attempt += 1
+        request.attempt, request.is_decoding = request.new_attempt(), False
         request.prefill = request.decode = None
         for worker in workers:
-            worker.core.cancel(self.gateway_id, request.request_id, attempt, self._clock())
+            worker.core.cancel(self.gateway_id, request.request_id, attempt, self.clock())
             worker.kick()
 
     # --- endings -------------------------------------------------------------------------------------------------
@@ -334,47 +361,11 @@ class SimGateway:
         decision = request.decision
         if decision is not None:
             self._by_rule[decision.rule.value] += 1
-        self.records.append(self._record(request, status, finish, error))
-
-    def _record(self, request: SimRequest, status: int, finish: FinishReason | None, error: str) -> RequestRecord:
-        arrival, line, times, decision = request.arrival, request.timeline, request.times, request.decision
+        if request.move is not None:
+            self._mover.abandon(request.move)
         assert self.table is not None
-        record = RequestRecord(
-            request_id=request.request_id,
-            fleet_id=self.table.fleet_id,
-            model_id=self.table.model_id,
-            gateway_id=self.gateway_id,
-            api_key_id="simulated",
-            simulated=True,
-            arrival_unix_s=arrival.at_unix_s,
-            attempt=request.attempt,
-            priority=0,
-            stream=True,
-            endpoint="simulated",
-            rule=decision.rule.value if decision else "",
-            reason=decision.reason if decision else "",
-            prefill_worker=request.prefill_worker,
-            decode_worker=request.decode_worker,
-            prompt_tokens=arrival.prompt_tokens,
-            cached_tokens=times.num_cached if times else 0,
-            decode_cached_tokens=decision.decode_cached_tokens if decision else None,
-            output_tokens=request.num_tokens,
-            max_tokens=arrival.output_tokens,
-            status=status,
-            finish_reason=finish.value if finish else "error",
-            error=error,
-            queue_s=times.queue_s if times else None,
-            prefill_s=times.prefill_s if times else None,
-            handoff_s=request.handoff_s,
-            ttft_s=line.ttft_s,
-            tpot_s=line.tpot_s,
-            max_gap_s=line.max_gap_s,
-            e2e_s=self._clock() - arrival.at_unix_s,
-            good=None,
-            num_reroutes=request.num_reroutes,
-            itl_buckets=line.itl_buckets,
-        )
-        return replace(record, good=is_good(record, self._slo))
+        told = (self.clock(), status, finish, error)
+        self.records.append(sim_record(request, self.table, self.gateway_id, self._slo, *told))
 
     def take_records(self) -> tuple[int, list[RequestRecord]]:
         """(number of the first, records that ended since the last call)."""
@@ -384,7 +375,7 @@ class SimGateway:
         return first, records
 
     def beat(self) -> Beat:
-        now_s = self._clock()
+        now_s = self.clock()
         waiting = [each.arrival.at_unix_s for each in self._in_flight.values() if each.num_tokens == 0]
         return Beat(
             at_unix_s=now_s,

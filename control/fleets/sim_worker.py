@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from control.fleets.sim_link import SimLink
 from engine.core import CoreConfig, EngineCore, Outbox
 from engine.cost_model import CostModel, SeededTokens, paced_result
 from engine.meter import Clock, Meter
@@ -84,7 +85,7 @@ class SimWorker:
         clock: Callable[[], float],
         at: Callable[[float, Callable[[], None]], None],
         deliver: Callable[[SimWorker, Outbox], None],
-        on_status: Callable[[], None],
+        on_status: Callable[[SimWorker], None],
     ) -> None:
         self.worker_id = worker_id
         self.epoch = epoch
@@ -96,6 +97,10 @@ class SimWorker:
         self.has_ended = False  # its process was killed: whatever was under way comes to nothing
         self.stands = False  # its process is stopped: a step that is due waits until it goes on
         self._due: tuple[StepPlan, StepResult] | None = None
+        self.leaves_decode = False  # by its own word: what decodes here may be moved
+        self.step_s: float | None = None  # of its last step
+        rate = machine.cost.handoff_bytes_per_s
+        self.link_in, self.link_out = SimLink(rate, clock, at), SimLink(rate, clock, at)
         self._cursor = 0
         self._timer_s: float | None = None
         self._tokens = SeededTokens(machine.cost.model.vocab_size, avoid=frozenset(machine.cost.model.eos_token_ids))
@@ -117,20 +122,25 @@ class SimWorker:
     def kick(self) -> None:
         """Hand out what there is to tell, and begin a step unless one is running."""
         self._hand_out(self.core.take_outbox())
-        if self.core.status_changed() is not None:
-            self._on_status()
+        self._tell_status()
         if self.core.step_in_flight or self.has_ended or self.stands:
             return
         now_s = self._clock()
         plan = self.core.next_step(now_s)
         if plan is not None:
             result = paced_result(plan, self.machine.cost, self._tokens, now_s)
+            self.step_s = result.timings[-1].end_s - now_s
             self._at(result.timings[-1].end_s, lambda: self._finish(plan, result))
         else:
             self._set_timer()
         self._hand_out(self.core.take_outbox())
-        if self.core.status_changed() is not None:
-            self._on_status()
+        self._tell_status()
+
+    def _tell_status(self) -> None:
+        status = self.core.status_changed()
+        if status is not None:
+            self.leaves_decode = status.leaves_decode
+            self._on_status(self)
 
     def _finish(self, plan: StepPlan, result: StepResult) -> None:
         if self.has_ended:

@@ -228,6 +228,54 @@ async def test_draining_a_worker_empties_it_while_the_others_serve():
     assert {record.status for record in plane.records} == {200}
 
 
+@pytest.mark.parametrize(("verb", "role"), [("drain", Role.DECODE), ("flip", Role.PREFILL)])
+async def test_what_decodes_on_a_worker_that_leaves_decode_is_moved_as_it_is_in_a_real_fleet(verb: str, role: Role):
+    plane = await Plane(small_fleet()).start()
+    await plane.run(20)
+    num_running = plane.reading("w3").load.num_running
+    plane.fence = 2
+    await plane.order(verb, "w3", role)
+    await plane.run(1)
+    state = WorkerState.DRAINED if verb == "drain" else WorkerState.READY
+    assert (plane.reading("w3").state, plane.reading("w3").role) == (state, role)
+    await plane.run(60)
+    moves = [move for record in plane.records for move in record.moves]
+    assert num_running > 2
+    assert len(moves) >= num_running - 1  # one may have ended before its turn
+    assert {(move.kind, move.from_worker, move.to_worker == "w3") for move in moves} == {("migration", "w3", False)}
+    assert all(move.num_bytes > 0 and 0 < move.stall_s < 0.5 for move in moves)
+    assert {record.status for record in plane.records} == {200}
+    assert all(record.output_tokens == record.max_tokens for record in plane.records)
+
+
+async def test_without_live_migration_a_simulated_drain_waits_for_the_longest_answer():
+    fleet = small_fleet()
+    plane = await Plane(SimFleet(replace(fleet.config, moves_per_worker=0))).start()
+    await plane.run(20)
+    plane.fence = 2
+    await plane.order("drain", "w3", Role.DECODE)
+    await plane.run(1)
+    assert plane.reading("w3").state is WorkerState.DRAINING
+    await plane.run(60)
+    assert plane.reading("w3").state is WorkerState.DRAINED
+    assert [record for record in plane.records if record.moves] == []
+
+
+async def test_a_worker_that_dies_in_the_middle_of_moves_costs_no_request():
+    for victim in ("w3", "w4"):  # the source, a target
+        plane = await Plane(small_fleet()).start()
+        await plane.run(20)
+        plane.fence = 2
+        await plane.order("drain", "w3", Role.DECODE)
+        await plane.look(0.004)
+        plane.fleet.kill(victim)
+        await plane.run(60)
+        assert {record.status for record in plane.records} == {200}
+        assert all(record.output_tokens == record.max_tokens for record in plane.records)
+        readings = [each for each in plane.observation.readings if each.role is Role.DECODE]
+        assert all(each.load.kv_blocks_reserved >= 0 for each in readings)
+
+
 async def test_overload_is_refused_after_a_wait_and_counted():
     plane = await Plane(small_fleet(2, SimTraffic(mean_rps=40.0, swing=0.0)), num_prefill=1).start()
     await plane.run(25)

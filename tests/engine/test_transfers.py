@@ -346,11 +346,39 @@ def test_a_pull_with_impossible_tokens_is_refused_and_nothing_is_held(more: list
 
 OPS = ("step", "step", "step target", "reserve", "offer", "prefetch", "copied", "failed", "yield", "yield in step",
        "pull", "cancel source", "cancel target", "time", "drop source")  # fmt: skip
+ORDERS = tuple(f"{order} {end}" for order in ("prefill", "decode", "mixed", "drain", "undrain")
+               for end in ("source", "target"))  # fmt: skip
+
+
+class Orders:
+    """Orders to both ends, and what each end must have become when nothing runs any more."""
+
+    def __init__(self, pair: Pair) -> None:
+        self._ends = {"source": pair.source, "target": pair.target}
+        self._role = dict.fromkeys(self._ends, Role.DECODE)
+        self._is_closed = dict.fromkeys(self._ends, False)
+        self._fence = 1
+
+    def give(self, order: str) -> None:
+        what, end = order.split()
+        self._fence += 1
+        if what in ("drain", "undrain"):
+            self._is_closed[end] = what == "drain"
+            result = self._ends[end].order(what, fence=self._fence)
+        else:
+            self._role[end] = Role(what)
+            result = self._ends[end].order("flip", Role(what), fence=self._fence)
+        assert result.ok
+
+    def check_converged(self) -> None:
+        for end, bench in self._ends.items():
+            state = WorkerState.DRAINED if self._is_closed[end] else WorkerState.READY
+            assert (bench.core.role, bench.core.state) == (self._role[end], state)
 
 
 @settings(max_examples=300, deadline=None)
 @given(
-    ops=st.lists(st.sampled_from(OPS), max_size=25),
+    ops=st.lists(st.sampled_from(OPS + ORDERS), max_size=25),
     max_tokens=st.integers(1, 24),
     admission=st.sampled_from(["reserve", "preempt"]),
 )
@@ -360,6 +388,7 @@ def test_whatever_happens_tokens_are_equal_and_no_block_is_lost(
     pair = Pair(max_tokens, num_blocks=20, admission=admission)
     source, target = pair.source, pair.target
     pair.step(source)
+    orders = Orders(pair)
     lease: Lease | None = None
     plan: PullPlan | None = None
     for op in ops:
@@ -400,6 +429,8 @@ def test_whatever_happens_tokens_are_equal_and_no_block_is_lost(
                 target.now_s += 20
             case "drop source":
                 source.core.drop_peer(GATEWAY, source.now_s)
+            case _ if op in ORDERS:
+                orders.give(op)
     if plan is not None:
         pair.copied(plan)
     pair.finish()
@@ -407,3 +438,4 @@ def test_whatever_happens_tokens_are_equal_and_no_block_is_lost(
     for each in [event for bench in (source, target) for event in bench.events("r1") if event.finish == "length"]:
         assert each.position + len(each.tokens) == len(PROMPT) + max_tokens
     pair.check_whole()
+    orders.check_converged()

@@ -20,6 +20,7 @@ from worker_process import WorkerProcess, paced_config, real_config, running
 
 from control.gateway.mover import Mover
 from engine.convert import make_tiny_model
+from engine.meter_reader import MeterReader
 from engine.text import ModelText, SeededText
 from engine.types import Role, WorkerState
 
@@ -124,6 +125,61 @@ async def test_answers_move_away_from_a_worker_that_leaves_decode_and_stay_the_s
     assert all(move.stall_s is not None for move in moves)
     assert {record.status for record in records} == {200}
     await until(lambda: all(holds_nothing(link.pressure.load) for link in links.values()), LIMIT_S)
+
+
+Orders = list[tuple[int, str, Role]]
+NO_ROLE = Role.UNASSIGNED
+FIRE: dict[str, Orders] = {
+    "flipped back before the flip is complete": [(1, "flip", Role.PREFILL), (1, "flip", Role.DECODE)] * 3,
+    "a flip while a drain's moves run": [(1, "drain", NO_ROLE), (1, "flip", Role.PREFILL), (1, "undrain", NO_ROLE)],
+    "the target of the moves leaves too": [(1, "drain", NO_ROLE), (2, "flip", Role.PREFILL), (1, "undrain", NO_ROLE)],
+    "all change places": [(0, "flip", Role.DECODE), (1, "flip", Role.PREFILL), (2, "flip", Role.MIXED)],
+}
+
+
+@pytest.mark.parametrize("name", FIRE)
+async def test_orders_that_overtake_each_other_under_load_change_no_answer(
+    trio: tuple[Front, list[WorkerProcess]], name: str
+) -> None:
+    """Each order is given while the moves of the one before run; each worker ends as it was told last."""
+    place, _ = trio
+    await place.place(Role.PREFILL, Role.DECODE, Role.DECODE)
+    links = place.gateway.fleet.links
+    undisturbed = [await place.ask(number, temperature=0.9, max_tokens=150) for number in range(6)]
+    asking = [asyncio.create_task(place.ask(number, temperature=0.9, max_tokens=150)) for number in range(6)]
+    relays = place.gateway.admission.in_flight
+    await until(lambda: len(relays) == 6 and all(len(each.tokens) > 3 for each in relays.values()), LIMIT_S)
+    wanted = {0: Role.PREFILL, 1: Role.DECODE, 2: Role.DECODE}
+    for fence, (at, verb, role) in enumerate(FIRE[name], start=2):
+        assert (await place.orders[at].order(verb, role, fence=fence)).ok
+        wanted[at] = role if verb == "flip" else wanted[at]
+    assert await asyncio.gather(*asking) == undisturbed
+    assert {record.status for record in place.gateway.records.batch_from(0)[1]} == {200}
+    await until(lambda: all(holds_nothing(link.load) for link in links.values()), LIMIT_S)
+    await until(lambda: all(link.is_ready for link in links.values()), LIMIT_S)
+    assert {at: links[NAMES[at]].role for at in wanted} == wanted
+
+
+async def test_prompts_queued_on_a_worker_that_flips_are_computed_once_elsewhere(
+    trio: tuple[Front, list[WorkerProcess]], tmp_path: Path
+) -> None:
+    place, _ = trio
+    await place.place(Role.PREFILL, Role.PREFILL, Role.DECODE)
+    pages = [MeterReader(tmp_path / "shm" / f"{name}.meter") for name in NAMES]
+
+    def prefilled() -> float:
+        counters = [item for page in pages for item in page.read(0).counters.items()]
+        return sum(each.tokens for key, each in counters if key.endswith("/prefill"))
+
+    asking = [asyncio.create_task(place.ask(number, max_tokens=40)) for number in range(12)]
+    links = place.gateway.fleet.links
+    await until(lambda: all(links[name].load.num_waiting > 1 for name in NAMES[:2]), LIMIT_S)
+    assert (await place.orders[0].order("flip", Role.DECODE, fence=2)).ok
+    answers = await asyncio.gather(*asking)
+    records = place.gateway.records.batch_from(0)[1]
+    assert sum(record.num_reroutes for record in records) > 0
+    assert prefilled() == sum(record.prompt_tokens - record.cached_tokens for record in records)
+    assert answers == [await place.ask(number, max_tokens=40) for number in range(12)]
 
 
 @pytest.mark.parametrize("stage", ["queued for prefill", "decoding"])

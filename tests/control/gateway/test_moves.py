@@ -228,6 +228,56 @@ async def test_a_source_that_yields_after_the_move_was_given_up_loses_nothing(te
         assert [each.kind for each in place.records[0].moves] == ["recompute"]
 
 
+# --- under fire -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_target_that_leaves_in_the_middle_of_a_move_is_left_in_turn(text: ModelText) -> None:
+    async with decoding(text, copy_s=0.05, length=200) as (place, (asking,)):
+        drain(place)
+        await until(lambda: bool(place.seen(1, Prefetch)))
+        place.workers[1].set_state(WorkerState.DRAINING, leaves_decode=True)
+        assert await asking == expected(text, 200)
+        await until(lambda: len(place.records) == 1)
+        assert [(each.from_worker, each.to_worker) for each in place.records[0].moves] == [("m0", "m1"), ("m1", "m2")]
+        assert place.records[0].num_reroutes == 0
+
+
+async def test_a_worker_that_is_flipped_back_keeps_what_has_not_left_and_loses_nothing(text: ModelText) -> None:
+    async with decoding(text, num=20, length=300, copy_s=0.05) as (place, asking):
+        drain(place)
+        await until(lambda: bool(place.seen(1, Prefetch)))
+        place.workers[0].set_state(WorkerState.READY)
+        assert await asyncio.gather(*asking) == [expected(text, 300)] * 20
+        await until(lambda: len(place.records) == 20)
+        num_moved = sum(len(each.moves) for each in place.records)
+        assert num_moved == MoveLimits().per_worker  # those that were under way when it came back
+        await until(lambda: not any(each.legs for each in place.gateway.fleet.links.values()))
+
+
+async def test_flips_to_and_fro_in_close_succession_lose_nothing(text: ModelText) -> None:
+    async with decoding(text, num=12, length=400, copy_s=0.02) as (place, asking):
+        for number in range(30):
+            worker = place.workers[number % 2]
+            worker.set_state(WorkerState.DRAINING, leaves_decode=True)
+            await asyncio.sleep(0.011 * (number % 3))
+            worker.set_state(WorkerState.READY)
+        assert await asyncio.gather(*asking) == [expected(text, 400)] * 12
+        await until(lambda: not any(each.legs for each in place.gateway.fleet.links.values()))
+        await until(lambda: not any(place.gateway.fleet.mover._moves.values()))
+
+
+async def test_when_all_workers_leave_each_request_ends_where_it_is(text: ModelText) -> None:
+    async with decoding(text, num=3) as (place, asking):
+        for worker in place.workers[1:]:
+            worker.set_state(WorkerState.DRAINING, leaves_decode=True)
+        links = place.gateway.fleet.links
+        await until(lambda: not links["m1"].is_ready and not links["m2"].is_ready)
+        drain(place)
+        assert await asyncio.gather(*asking) == [expected(text)] * 3
+        await until(lambda: len(place.records) == 3)
+        assert [each.moves for each in place.records] == [(), (), ()]
+
+
 @pytest.mark.parametrize("old", ["source", "switched off"])
 async def test_without_the_feature_a_drain_waits_as_before(text: ModelText, old: str) -> None:
     async with decoding(text) as (place, (asking,)):
