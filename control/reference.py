@@ -12,11 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from control.gateway.move_estimate import rules_markdown
 from control.gateway.schema import parameters_markdown
 from control.metrics import METRICS
 from control.settings import Settings
 from control.types import RoutingPolicy
-from engine.lifecycle import markdown_table
+from engine.lifecycle import markdown_table, role_changes_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("docs/operations.md", "docs/architecture.md", "docs/api.md")
@@ -54,6 +55,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "metrics": metrics_markdown,
     "parameters": parameters_markdown,
     "lifecycle": markdown_table,
+    "role_changes": role_changes_markdown,
+    "move_estimate": rules_markdown,
 }
 
 

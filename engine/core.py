@@ -21,7 +21,7 @@ from engine.completion import Completion
 from engine.core_types import CoreConfig, Outbox, PullPlan, check_submit
 from engine.duty import Duty
 from engine.leases import HeldLease
-from engine.lifecycle import SERVES
+from engine.lifecycle import SERVES, keeps_leases
 from engine.meter import Meter
 from engine.sequence import SeqState, Sequence
 from engine.step_watch import StepWatch
@@ -403,6 +403,6 @@ class EngineCore:
         if role is None:
             return self.has_work
         serves = SERVES[role]
-        if len(self._work.leases) and WorkKind.PREFILL not in serves:
+        if len(self._work.leases) and not keeps_leases(serves):
             return True
         return any(count and kind not in serves for kind, count in self._work.num_by_kind.items())

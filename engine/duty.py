@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from engine.lifecycle import SERVES, transition
+from engine.lifecycle import NOTHING, SERVES, leaves_decode, transition
 from engine.types import Role, WorkerState, WorkKind
 from engine.wire import Order
 
@@ -42,12 +42,12 @@ class Duty:
     @property
     def stays_for(self) -> frozenset[WorkKind]:
         """Kinds of queued work that will be served here after all orders are carried out."""
-        return frozenset() if self._closing else SERVES[self.wanted]
+        return NOTHING if self._closing else SERVES[self.wanted]
 
     @property
     def leaves_decode(self) -> bool:
         """It waits for running work, and will not serve decode afterwards."""
-        return self.state is WorkerState.DRAINING and WorkKind.DECODE not in self.stays_for
+        return self.state is WorkerState.DRAINING and leaves_decode(self.stays_for)
 
     def admits(self, kind: WorkKind) -> bool:
         return self.state is WorkerState.READY and kind in SERVES[self.role]

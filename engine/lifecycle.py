@@ -6,6 +6,7 @@ runs (`engine.core`). A pair that is not in the table is an error that names sta
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Final
 
 from engine.types import Role, WorkerState, WorkKind
@@ -75,6 +76,20 @@ SERVES: Final[dict[Role, frozenset[WorkKind]]] = {
 }
 
 
+#: What a drained worker serves.
+NOTHING: Final[frozenset[WorkKind]] = frozenset()
+
+
+def leaves_decode(serves: Set[WorkKind]) -> bool:
+    """Must what decodes on a worker go, when it shall serve only this?"""
+    return WorkKind.DECODE not in serves
+
+
+def keeps_leases(serves: Set[WorkKind]) -> bool:
+    """KV that waits to be fetched is work of a worker that prefills for others."""
+    return WorkKind.PREFILL in serves
+
+
 class IllegalTransition(Exception):
     """An event that the table does not allow in this state: a bug of the caller, never input."""
 
@@ -97,3 +112,30 @@ def markdown_table() -> str:
     ]
     meaning = [f"- `{event}`: {text}" for event, text in EVENTS.items()]
     return "\n".join([head, rule, *rows, "", *meaning])
+
+
+def role_changes_markdown() -> str:
+    """The table for the docs: for each change of role, and for a drain, what becomes of each kind of work."""
+    head = "| change | queued | a prompt that has begun | what decodes | KV under a lease |"
+    roles = [role for role in SERVES if role is not Role.UNASSIGNED]
+    rows = [_change(before, after, SERVES[after]) for before in roles for after in roles if after is not before]
+    rows += [_change(before, "drained", NOTHING) for before in roles]
+    return "\n".join([head, "|---" * 5 + "|", *rows])
+
+
+def _change(before: Role, after: str, serves: Set[WorkKind]) -> str:
+    leaving = SERVES[before] - serves
+    queued = [kind for kind in (WorkKind.PREFILL, WorkKind.LOCAL) if kind in leaving]
+    decodes = "moved" if leaves_decode(serves) else "kept"
+    return (
+        " | ".join(
+            [
+                f"| {before} -> {after}",
+                f"{' and '.join(queued)}: sent elsewhere" if queued else "kept",
+                "finished first" if queued else "kept",
+                decodes if WorkKind.DECODE in SERVES[before] else "there is none",
+                "kept" if keeps_leases(serves) else "waited for",
+            ]
+        )
+        + " |"
+    )

@@ -11,7 +11,7 @@ the guess is wrong. `rest_tokens` is an upper bound, as nobody knows where a mod
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -59,31 +59,109 @@ class MoveEstimate:
     stall_s: float | None  # how long its stream stands if it is moved
 
 
+@dataclass(frozen=True, slots=True)
+class _Times:
+    """Seconds that the facts come to; None: unknown."""
+
+    rest_s: float | None
+    move_s: float | None
+    recompute_s: float | None
+    stall_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    choice: MoveChoice
+    when: str  # for the docs
+    holds: Callable[[MoveFacts, _Times], bool]
+    reason: Callable[[MoveFacts, _Times], str]
+
+
+def _is_sooner_finished(_facts: MoveFacts, times: _Times) -> bool:
+    return times.rest_s is not None and times.move_s is not None and times.rest_s <= times.move_s
+
+
+def _is_computed_in_a_step(facts: MoveFacts, times: _Times) -> bool:
+    return times.recompute_s is not None and facts.step_s is not None and times.recompute_s <= facts.step_s
+
+
+#: The first rule that holds decides.
+RULES: Final = (
+    _Rule(
+        MoveChoice.FINISH,
+        "no other worker has room for its tokens and the rest",
+        lambda facts, _: not facts.has_target,
+        lambda facts, _: f"no other worker has room for {facts.kv_tokens + facts.rest_tokens} tokens",
+    ),
+    _Rule(
+        MoveChoice.FINISH,
+        "source or target is of a version that cannot move what runs",
+        lambda facts, _: not facts.is_moving_known,
+        lambda facts, _: "an older worker takes part, which cannot move what runs",
+    ),
+    _Rule(
+        MoveChoice.FINISH,
+        f"at most {SHORT_REST_TOKENS} tokens are left",
+        lambda facts, _: facts.rest_tokens <= SHORT_REST_TOKENS,
+        lambda facts, _: f"at most {facts.rest_tokens} tokens are left",
+    ),
+    _Rule(
+        MoveChoice.FINISH,
+        "the rest (tokens x step time) takes no longer than moving (KV bytes / measured rate + one step)",
+        _is_sooner_finished,
+        lambda _, times: f"the rest takes at most {_ms(times.rest_s)} ms, moving it {_ms(times.move_s)} ms",
+    ),
+    _Rule(
+        MoveChoice.RECOMPUTE,
+        "computing its KV anew, behind the shortest prefill queue, takes no longer than one step",
+        _is_computed_in_a_step,
+        lambda facts, times: (
+            f"computing {facts.kv_tokens} tokens anew takes {_ms(times.recompute_s, 1)} ms, less than one step"
+        ),
+    ),
+    _Rule(
+        MoveChoice.MOVE,
+        "otherwise, and while times are not known yet",
+        lambda *_: True,
+        lambda facts, _: f"{facts.rest_tokens} tokens may be left, {facts.kv_tokens} tokens of KV to move",
+    ),
+)
+
+
 def estimate(facts: MoveFacts) -> MoveEstimate:
     """The choice that frees the source soonest at a fair price, with the reason in words."""
-    step_s, rate, prefill = facts.step_s, facts.handoff_bytes_per_s, facts.prefill_tokens_per_s
-    rest_s = None if step_s is None else facts.rest_tokens * step_s
-    copy_s = None if not rate else facts.kv_bytes / rate
-    move_s = None if step_s is None or copy_s is None else copy_s + MOVE_STEPS * step_s
-    recompute_s = None if not prefill else (facts.queued_prefill_tokens + facts.kv_tokens) / prefill
-    choice, reason = MoveChoice.MOVE, f"{facts.rest_tokens} tokens may be left, {facts.kv_tokens} tokens of KV to move"
-    if not facts.has_target:
-        choice, reason = MoveChoice.FINISH, f"no other worker has room for {facts.kv_tokens + facts.rest_tokens} tokens"
-    elif not facts.is_moving_known:
-        choice, reason = MoveChoice.FINISH, "an older worker takes part, which cannot move what runs"
-    elif facts.rest_tokens <= SHORT_REST_TOKENS:
-        choice, reason = MoveChoice.FINISH, f"at most {facts.rest_tokens} tokens are left"
-    elif rest_s is not None and move_s is not None and rest_s <= move_s:
-        choice = MoveChoice.FINISH
-        reason = f"the rest takes at most {1000 * rest_s:.0f} ms, moving it {1000 * move_s:.0f} ms"
-    elif recompute_s is not None and step_s is not None and recompute_s <= step_s:
-        choice = MoveChoice.RECOMPUTE
-        reason = f"computing {facts.kv_tokens} tokens anew takes {1000 * recompute_s:.1f} ms, less than one step"
-    target_s = facts.target_step_s
-    stall_s = None if target_s is None or facts.stop_s is None else facts.stop_s + STALL_STEPS * target_s
+    times = _times(facts)
+    rule = next(each for each in RULES if each.holds(facts, times))
     return MoveEstimate(
-        choice=choice, reason=reason, rest_s=rest_s, move_s=move_s, recompute_s=recompute_s, stall_s=stall_s
+        choice=rule.choice,
+        reason=rule.reason(facts, times),
+        rest_s=times.rest_s,
+        move_s=times.move_s,
+        recompute_s=times.recompute_s,
+        stall_s=times.stall_s,
     )
+
+
+def _times(facts: MoveFacts) -> _Times:
+    step_s, rate, prefill, target_s = (
+        facts.step_s, facts.handoff_bytes_per_s, facts.prefill_tokens_per_s, facts.target_step_s
+    )  # fmt: skip
+    return _Times(
+        rest_s=None if step_s is None else facts.rest_tokens * step_s,
+        move_s=None if step_s is None or not rate else facts.kv_bytes / rate + MOVE_STEPS * step_s,
+        recompute_s=None if not prefill else (facts.queued_prefill_tokens + facts.kv_tokens) / prefill,
+        stall_s=None if target_s is None or facts.stop_s is None else facts.stop_s + STALL_STEPS * target_s,
+    )
+
+
+def _ms(seconds: float | None, digits: int = 0) -> str:
+    return "?" if seconds is None else f"{1000 * seconds:.{digits}f}"
+
+
+def rules_markdown() -> str:
+    """The table for the docs."""
+    rows = [f"| {number} | {rule.when} | {rule.choice} |" for number, rule in enumerate(RULES, 1)]
+    return "\n".join(["| | first that holds | what happens |", "|---|---|---|", *rows])
 
 
 def leaving_s(estimates: Sequence[MoveEstimate], per_worker: int) -> float | None:
