@@ -45,6 +45,8 @@ from control.types import Capability, WorkerRoute
 
 log = logging.getLogger(__name__)
 NAME_FREE_LIMIT_S = 15.0
+#: How long a person is told that a cluster was lost.
+REBUILT_SHOWN_S = 600.0
 
 
 class RayFleet:
@@ -65,6 +67,8 @@ class RayFleet:
         self._cursors: dict[str, int] = {}
         self._links: dict[str, WorkerLink] = {}
         self._watches: list[HostWatch] = []
+        self._rebuilt = ""  # what was lost before this start
+        self._started_s = time.monotonic()
         self._tasks: list[asyncio.Task[None]] = []
         self._is_prepared = False
 
@@ -84,6 +88,7 @@ class RayFleet:
         kind = resolve_kind(self._settings.worker_kind, resources.get("GPU", 0.0))
         specs = host_specs(self._settings, kind, token)
         await asyncio.to_thread(end_surplus, self.fleet_id, specs)
+        self._rebuilt = await asyncio.to_thread(what_was_lost, self._settings, len(specs))
         code = {} if join_address(self._settings) else own_code()
         hosts = [RayHost(spec, SLOT in resources, code) for spec in specs]
         await asyncio.gather(*(host.recreate() for host in hosts), asyncio.to_thread(self._find_agents))
@@ -124,6 +129,8 @@ class RayFleet:
             problems.append(f"{', '.join(outdated)}: other settings or other code than now; `phaseline upgrade` renews")
         if not parts:
             problems.append("no node of the Ray cluster answers")
+        if self._rebuilt and time.monotonic() - self._started_s < REBUILT_SHOWN_S:
+            problems.append(self._rebuilt)
         return Observation(
             at_unix_s=now_unix_s,
             readings=tuple(readings[worker_id] for worker_id in self._links if worker_id in readings),
@@ -322,6 +329,17 @@ def agent_actor(name: str, node_id: str, shm_dir: str, code: Mapping[str, Any]) 
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node_id, soft=True),
         )
         .remote(shm_dir)
+    )
+
+
+def what_was_lost(settings: Settings, num_hosts: int) -> str:
+    """Workers have run here since `up`, and Ray knows none of them: one line for a person; "" when nothing was lost."""
+    has_run = any(settings.effective_shm_dir.glob("*.life.json"))
+    if join_address(settings) or not has_run or own_actors(actor_prefix(settings.fleet_id)):
+        return ""
+    at = time.strftime("%H:%M:%S")
+    return (
+        f"Ray's head was lost with all workers, as it has no Redis: {num_hosts} worker processes started anew at {at}"
     )
 
 

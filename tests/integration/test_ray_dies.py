@@ -73,6 +73,35 @@ def kill(deployment: Deployment, component: str, what: str) -> None:
     deployment.until(lambda: is_settled(deployment), "the fleet")
 
 
+@pytest.fixture
+def forgetful(tmp_path: Path) -> Iterator[Deployment]:
+    """Two paced workers and no Redis."""
+    deployment = Deployment(tmp_path / "run", PHASELINE_RAY_REDIS="off")
+    try:
+        deployment.must("up", "--detach", "--kind", "paced", "--workers", "2")
+        yield deployment
+    finally:
+        deployment.end()
+
+
+def test_without_redis_a_head_that_dies_is_told_with_what_it_took_and_the_fleet_is_built_anew(
+    forgetful: Deployment,
+) -> None:
+    before = worker_pids(forgetful)
+    node = forgetful.root("ray-node")
+    for each in parts(forgetful, "ray", "gcs_server"):
+        send_signal(each, signal.SIGKILL)
+    forgetful.until(lambda: forgetful.root_or_none("ray-node") not in (None, node), "another node")
+    forgetful.until(lambda: is_settled(forgetful, 2), "the fleet")
+    assert not set(before.values()) & set(worker_pids(forgetful).values())
+    assert any("without Redis it takes all workers along" in line for line in forgetful.state.progress)
+    notices = forgetful.json("status")["notices"]
+    assert any("Ray's head was lost with all workers, as it has no Redis" in each for each in notices)
+    with SteadyClients(f"http://127.0.0.1:{forgetful.ports['GATEWAY']}", MODEL) as clients:
+        forgetful.until(lambda: clients.num_served > 10, "traffic")
+    assert clients.failures == []
+
+
 HEAD_PARTS = [("ray", "gcs_server"), ("ray", "raylet"), ("ray", "ray::DashboardAgent"), ("ray", "all")]
 
 
