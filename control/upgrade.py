@@ -39,6 +39,10 @@ POLL_S: Final = 0.1
 READY_LIMIT_S: Final = 90.0
 HOST_LIMIT_S: Final = 300.0
 WHY: Final = "upgrade"
+GOING_BACK: Final = (
+    "upgrade: stopped. What ends from now on is started with the new code; `phaseline upgrade` run by the former code "
+    "goes back to it"
+)
 #: How the words of a step begin that leaves things as they are on purpose.
 KEPT: Final = "kept: "
 
@@ -97,6 +101,7 @@ class Upgrade:
             except ControlError as error:
                 left = ", ".join(each.name for each in self.notes.steps if each.state == "waiting")
                 self._note(note, "failed", f"{error}" + (f"; left as they were: {left}" if left else ""))
+                self._supervisor.say(GOING_BACK)
                 self._end("failed")
                 return False
             kept = text.removeprefix(KEPT)
