@@ -110,7 +110,7 @@ class SimFleetLife(RuleBasedStateMachine):
 
 
 SimFleetLife.TestCase.settings = settings(
-    max_examples=60,
+    max_examples=30,
     stateful_step_count=30,
     deadline=None,
     derandomize=True,
