@@ -156,9 +156,10 @@ def largest(named: Iterable[Labelled]) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Away:
-    """A worker was away over [start, end); end None: still."""
+    """A worker was away over [start, end); end None: still. `kind`: how it went, "" where nobody saw it."""
 
     worker_id: str
+    kind: str
     start_unix_s: float
     end_unix_s: float | None
     reason: str
@@ -174,8 +175,9 @@ def absences(events: Iterable[FleetEvent]) -> list[Away]:
         elif event.kind == "restarted":
             before = ended.pop(event.worker_id, None)
             start = before.at_unix_s if before else event.at_unix_s - (event.away_s or 0.0)
-            found.append(Away(event.worker_id, start, event.at_unix_s, event.reason))
-    return [*found, *(Away(each.worker_id, each.at_unix_s, None, each.reason) for each in ended.values())]
+            kind = before.kind if before else ""
+            found.append(Away(event.worker_id, kind, start, event.at_unix_s, event.reason))
+    return [*found, *(Away(each.worker_id, each.kind, each.at_unix_s, None, each.reason) for each in ended.values())]
 
 
 def intervals(

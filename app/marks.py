@@ -17,6 +17,8 @@ from control.types import Command, EventKind, FleetEvent, MoveKind
 
 #: Events of one kind are one mark when they are closer than this part of the window: their rules would touch.
 NEAR = 0.008
+#: Workers of one fleet come back one after the other: so much further apart they are still one mark.
+BACK_REACH = 4.0
 #: A label's width and where it would stick out of the chart, as parts of the window.
 LABEL_WIDTH = 0.12
 EDGE = 0.86
@@ -98,7 +100,8 @@ def event_marks(events: Iterable[FleetEvent], near_s: float) -> list[Mark]:
         index = newest.get(kind)
         if kind == "continued":
             index = _its_death(found, newest, event, max(near_s, 2.0), index)
-        if index is not None and event.at_unix_s - found[index].at_unix_s <= max(near_s, 2.0):
+        reach_s = max(near_s * (BACK_REACH if kind == "back" else 1.0), 2.0)
+        if index is not None and event.at_unix_s - found[index].events[-1].at_unix_s <= reach_s:
             mark = found[index]
             found[index] = replace(mark, events=(*mark.events, event))
         else:

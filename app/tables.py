@@ -28,6 +28,8 @@ from control.types import (
     SeriesResult,
 )
 
+TOGETHER_S = 10.0
+
 
 def csv_text(results: Iterable[tuple[str, SeriesResult]]) -> str:
     """Long form: window, metric, unit, provenance, group, t, ISO time, value, min, max, count."""
@@ -100,7 +102,7 @@ def life_rows(
             each.start_unix_s,
             (each.end_unix_s or now_unix_s) - each.start_unix_s,
             f"{cards.role(each.role)} {cards.text(str(each.state))}",
-            f"{words.sentence(each.reason) or '–'} (life {each.epoch})",
+            words.sentence(each.reason) or "–",
         )
         for each in held
     ]
@@ -108,8 +110,8 @@ def life_rows(
         (
             each.start_unix_s,
             (each.end_unix_s or now_unix_s) - each.start_unix_s,
-            cards.event("died"),
-            words.sentence(each.reason) + (". It is being started anew" if each.end_unix_s is None else ""),
+            cards.event("died") if each.kind == "died" else "away",
+            _away_words(each),
         )
         for each in away
     ]
@@ -134,6 +136,11 @@ def life_rows(
     ]
 
 
+def _away_words(away: Away) -> str:
+    why = words.sentence(away.reason) or ("–" if away.kind else "Nobody saw it end")
+    return why + (". It is being started anew" if away.end_unix_s is None else "")
+
+
 def concerns(command: Command, worker_id: str) -> bool:
     """Whether a command was about this worker: by name, or because it changed its role."""
     if command.action.worker_id == worker_id or worker_id in (command.action.weights or {}):
@@ -148,6 +155,8 @@ def request_rows(records: Sequence[RequestRecord], tz: tzinfo) -> pd.DataFrame:
         {
             "arrived": [format.clock(each.arrival_unix_s, tz) for each in records],
             "outcome": [outcome(each) for each in records],
+            "went_on": [went_on(each) for each in records],
+            "stall_ms": [_ms_or_none(worst_stall(each)) for each in records],
             "rule": [each.rule for each in records],
             "prefill": [each.prefill_worker for each in records],
             "decode": [each.decode_worker for each in records],
@@ -159,8 +168,6 @@ def request_rows(records: Sequence[RequestRecord], tz: tzinfo) -> pd.DataFrame:
             "gap_ms": [_ms_or_none(each.max_gap_s) for each in records],
             "e2e_s": [each.e2e_s for each in records],
             "request": [each.request_id for each in records],
-            "went_on": [went_on(each) for each in records],
-            "stall_ms": [_ms_or_none(worst_stall(each)) for each in records],
         }
     )
 
@@ -181,13 +188,16 @@ def worst_stall(record: RequestRecord) -> float | None:
 
 def story(record: RequestRecord) -> list[tuple[str, str, str]]:
     """(after, what, in words): from its arrival over every move to its end."""
-    rows = [(0.0, "arrived", words.RULE_WORDS.get(record.rule, record.rule or "not routed"))]
+    rows = [(0.0, "arrived", words.sentence(words.RULE_WORDS.get(record.rule, record.rule or "not routed")))]
     if record.ttft_s is not None:
-        rows.append((record.ttft_s, "token 1", f"prefilled on {record.prefill_worker or '–'}"))
+        rows.append((record.ttft_s, "token 1", "The first token"))
     rows += [(each.at_s, LOOKS[each.kind], words.sentence(move_words(each))) for each in record.moves]
     rows.sort(key=lambda row: row[0])
     told = [(format.duration(at_s), what, text) for at_s, what, text in rows]
-    return [*told, (format.duration(record.e2e_s), "ended", f"{outcome(record)}, {record.output_tokens} tokens")]
+    return [
+        *told,
+        (format.duration(record.e2e_s), "ended", f"{words.sentence(outcome(record))}, {record.output_tokens} tokens"),
+    ]
 
 
 def _ms_or_none(seconds: float | None) -> float | None:
@@ -237,14 +247,27 @@ def latest_rows(
         )
         for each in commands
     ]
-    for event in events:
-        if event.kind in LOOKS:
-            what, result = words.event_parts(event)
-            cells = (what, cards.event(LOOKS[event.kind]), "–", "–", result)
-            at = cards.Cell(format.clock(event.at_unix_s, tz))
-            told.append((event.at_unix_s, (at, *(cards.Cell(text, html=i == 1) for i, text in enumerate(cells)))))
+    for group in _together(event for event in events if event.kind in LOOKS):
+        what, result = words.events_parts(group)
+        cells = (what, cards.event(LOOKS[group[0].kind]), "–", "–", result)
+        at = cards.Cell(format.clock(group[0].at_unix_s, tz))
+        told.append((group[0].at_unix_s, (at, *(cards.Cell(text, html=i == 1) for i, text in enumerate(cells)))))
     told.sort(key=lambda row: row[0], reverse=True)
     return [cells for _, cells in told[:limit]]
+
+
+def _together(events: Iterable[FleetEvent]) -> list[list[FleetEvent]]:
+    """Workers that died, or were back, within TOGETHER_S of each other are one line; anything else is its own."""
+    groups: list[list[FleetEvent]] = []
+    newest: dict[str, list[FleetEvent]] = {}
+    for event in sorted(events, key=lambda each: each.at_unix_s):
+        group = newest.get(event.kind) if event.kind in ("died", "restarted") else None
+        if group is not None and event.at_unix_s - group[-1].at_unix_s <= TOGETHER_S:
+            group.append(event)
+        else:
+            newest[event.kind] = [event]
+            groups.append(newest[event.kind])
+    return groups
 
 
 def rule_changes(before: Mapping[str, int], after: Mapping[str, int]) -> list[tuple[str, int, int, int]]:

@@ -110,7 +110,7 @@ STYLE = """
 .pl-table .num { text-align: right; padding-right: 20px; white-space: nowrap; }
 .pl-table .nowrap { white-space: nowrap; }
 .pl-steps { margin: 6px 0 0; font-size: 13px; }
-.pl-steps > div { display: grid; grid-template-columns: 60px 60px 1fr; gap: 8px; padding: 2px 0; }
+.pl-steps > div { display: grid; grid-template-columns: 60px 72px 1fr; gap: 8px; padding: 2px 0; }
 .pl h1.pl-title { font-size: 20px; font-weight: 600; padding: 0; margin: 0; }
 .pl-note { font-size: 12px; margin: 4px 0; opacity: .8; }
 .pl-nowrap { white-space: nowrap; }

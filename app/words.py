@@ -5,7 +5,7 @@ Nothing is decided here; the plane's own texts (reasons, results, refusals) are 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from app import format
 from control.stories import event_words
@@ -84,9 +84,13 @@ def command(given: Command) -> str:
     return text.replace("resize", "start", 1) if began(given) else text
 
 
-def event_parts(event: FleetEvent) -> tuple[str, str]:
-    """What happened, and the figures or the reason behind it."""
-    what, _, rest = event_words(event).partition(": ")
+def events_parts(events: Sequence[FleetEvent]) -> tuple[str, str]:
+    """What happened, and the figures or the reason behind it; several lives that ended or began together as one."""
+    what, _, rest = event_words(events[0]).partition(": ")
+    if len(events) > 1:
+        names = [each.worker_id for each in events]
+        listed = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+        what = f"{len(names)} workers {'died' if events[0].kind == 'died' else 'were back'}: {listed}"
     return what, sentence(rest)
 
 

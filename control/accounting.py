@@ -262,7 +262,7 @@ class Accountant:
         if unchanged and reading.alive:
             return True
         if before is not None and before.open and not same_role:
-            ended = reading.role_since_unix_s if same_life else reading.started_unix_s
+            ended = reading.role_since_unix_s if same_life else before.known_until_unix_s
             batch.roles.append(_interval(reading.worker_id, before, max(ended, before.role_since_unix_s)))
         batch.roles.append(
             RoleInterval(

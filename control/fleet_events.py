@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from math import floor
+from typing import Final
 
 from control.fleets.base import WorkerLife
 from control.points import WorkerCursor
@@ -16,6 +17,8 @@ from control.traffic_stats import is_error
 from control.types import FleetEvent, LifeKind, RequestMove, RequestRecord, WorkerState
 from engine.readings import MeterReading
 
+#: How the next life tells of an end in order (`control.fleets.host_life`).
+IN_ORDER: Final = "stopped in order"
 #: What an event is known by: a second one of the same key adds to the first.
 MoveKey = tuple[str, int, str, str]
 
@@ -47,19 +50,19 @@ def life_events(
         note("started", reading.epoch, reading.started_unix_s, "")
     elif is_new:
         why = life.last_restart_reason if life else ""
-        if why or before.open:  # told again, now that the reason is known; or never told, as nobody saw it end
-            note(_end_kind(before.state), before.epoch, before.known_until_unix_s, why)
+        if why:  # told again, now that its reason is known; without one nobody knows how it ended
+            note(_end_kind(before.state, why), before.epoch, before.known_until_unix_s, why)
         away_s = max(0.0, reading.started_unix_s - before.known_until_unix_s)
         note("restarted", reading.epoch, reading.started_unix_s, why, away_s)
     if is_ended:
         problem = life.problem if life else ""
         why = problem or reading.reason or f"its process {reading.pid} has ended"
-        note(_end_kind(reading.state), reading.epoch, known_until, why)
+        note(_end_kind(reading.state, why), reading.epoch, known_until, why)
     return found
 
 
-def _end_kind(state: WorkerState) -> LifeKind:
-    return "stopped" if state == WorkerState.STOPPED else "died"
+def _end_kind(state: WorkerState, why: str) -> LifeKind:
+    return "stopped" if state == WorkerState.STOPPED or why.endswith(IN_ORDER) else "died"
 
 
 def move_events(records: Iterable[RequestRecord]) -> list[FleetEvent]:

@@ -43,6 +43,11 @@ def test_what_is_far_apart_is_two_marks_and_a_first_start_is_none() -> None:
     assert labels(*told) == [("back", "w1 back")] * 2
 
 
+def test_a_fleet_that_comes_back_one_after_the_other_is_one_mark() -> None:
+    told = [event("restarted", 3.0 * number, f"w{number}") for number in range(6)]
+    assert labels(*told) == [("back", "6 workers back")]
+
+
 def test_only_what_is_inside_the_window_is_marked() -> None:
     plane, hub, _ = plane_and_hub()
     plane.submit_as("alex", CommandRequest(action=Action(verb=Verb.RESIZE, prefill=2, decode=2)))

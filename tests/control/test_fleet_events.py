@@ -67,8 +67,21 @@ def test_a_new_life_says_how_long_the_worker_was_away_and_why() -> None:
 
 
 def test_a_death_between_two_looks_is_told_with_the_new_life() -> None:
-    found = life_events("f", reading(epoch=2, started_unix_s=NOW + 0.5), cursor(), NOW + 1, None)
+    life = WorkerLife(worker_id="w0", num_restarts=1, last_restart_reason="process 7 was killed")
+    found = life_events("f", reading(epoch=2, started_unix_s=NOW + 0.5), cursor(), NOW + 1, life)
     assert told(found) == [("died", 1, 0.0), ("restarted", 2, 0.5)]
+
+
+def test_how_it_ended_is_not_guessed_when_nobody_knows() -> None:
+    """The whole fleet was down, and its plane too."""
+    found = life_events("f", reading(epoch=2, started_unix_s=NOW + 600), cursor(), NOW + 601, None)
+    assert told(found) == [("restarted", 2, 600.0)]
+
+
+def test_an_end_in_order_that_nobody_saw_is_no_death() -> None:
+    life = WorkerLife(worker_id="w0", num_restarts=1, last_restart_reason="process 7 stopped in order")
+    found = life_events("f", reading(epoch=2, started_unix_s=NOW + 5), cursor(), NOW + 6, life)
+    assert [each.kind for each in found] == ["stopped", "restarted"]
 
 
 def move(**changes: Any) -> RequestMove:

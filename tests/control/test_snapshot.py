@@ -126,6 +126,16 @@ def test_health_says_what_became_of_a_dead_workers_requests() -> None:
     )
 
 
+def test_a_bottleneck_does_not_hide_a_loss_of_the_last_minute() -> None:
+    state = desired(1, 1)
+    full = Load(kv_blocks_total=100, kv_blocks_held=96, num_waiting=14)
+    snap = snapshot(state, readings_of(state, w1={"load": full}), departures=(died("w1", cause=LossCause.HUNG),))
+    assert snap.health_text == (
+        "Decode is the bottleneck: KV 96%, 14 waiting. "
+        "w1 hung 12 s ago: 14 requests continued elsewhere, worst stall 240 ms"
+    )
+
+
 def test_health_remembers_a_death_for_a_minute() -> None:
     state = desired(1, 3)
     back = snapshot(state, readings_of(state), departures=(died("w2"),))
