@@ -92,7 +92,7 @@ def health(word: str, text: str, state: str, facts: Sequence[str], at_unix_s: fl
     return (
         f'<div class="pl pl-row pl-between" role="status" data-at="{at_unix_s:.3f}"><div class="pl-health">'
         f'<span class="pl-dot" style="background:{color}"></span>'
-        f'<span><span class="pl-word">{escape(word)}</span>&ensp;{escape(text)}</span></div>'
+        f'<span><span class="pl-word">{escape(word)}</span>&ensp;{with_code(text)}</span></div>'
         f'<span class="pl-muted" style="font-size:13px">{right}</span></div>'
     )
 

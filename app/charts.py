@@ -14,6 +14,7 @@ from app import theme
 from app.layers import (
     AXIS_PX,
     CONFIG,
+    LABEL_ROWS,
     PADDING,
     ROW_PX,
     X_AXIS,
@@ -190,7 +191,7 @@ def timeline(num_rows: int) -> Spec:
     pin = {"data": {"name": "span"}, "mark": {"type": "point", "opacity": 0}, "encoding": {"x": {**x, "field": "t"}}}
     layers = [pin, bars, text, *mark_layers(labels=True, cursor=False)]
     return {
-        "height": 30 * num_rows + 3 * ROW_PX + 30,
+        "height": 30 * num_rows + LABEL_ROWS * ROW_PX + 30,
         "layer": layers,
         "padding": {**PADDING},
         "config": CONFIG,

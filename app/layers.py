@@ -68,7 +68,7 @@ def pin_layer(y: Spec) -> Spec:
     return {"data": {"name": "span"}, "mark": {"type": "point", "opacity": 0}, "encoding": {"x": x_time(), "y": y}}
 
 
-LABEL_ROWS = 3  # further labels at the same time show on hover
+LABEL_ROWS = 4  # further labels at the same time show on hover
 ROW_PX = 13
 HOVERED = "isValid(cursor) && isArray(cursor.t) && abs(cursor.t[0] - datum.t) < datum.near"
 

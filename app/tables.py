@@ -101,7 +101,7 @@ def life_rows(
         (
             each.start_unix_s,
             (each.end_unix_s or now_unix_s) - each.start_unix_s,
-            f"{cards.role(each.role)} {cards.text(str(each.state))}",
+            cards.role(each.role) + ("" if each.state == str(each.role) else f" {cards.text(str(each.state))}"),
             words.sentence(each.reason) or "–",
         )
         for each in held
@@ -127,13 +127,17 @@ def life_rows(
     told.sort(key=lambda row: row[0], reverse=True)
     return [
         (
-            cards.Cell(format.moment(at, tz)),
+            cards.Cell(format.clock(at, tz) if _same_day(at, now_unix_s, tz) else format.moment(at, tz)),
             cards.Cell("" if length_s is None else format.duration(length_s), num=True),
             cards.Cell(what, html=True),
             cards.Cell(text),
         )
         for at, length_s, what, text in told
     ]
+
+
+def _same_day(one_unix_s: float, other_unix_s: float, tz: tzinfo) -> bool:
+    return datetime.fromtimestamp(one_unix_s, tz).date() == datetime.fromtimestamp(other_unix_s, tz).date()
 
 
 def _away_words(away: Away) -> str:

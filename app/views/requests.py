@@ -104,7 +104,7 @@ def _list(records: list[RequestRecord]) -> str | None:
             "tpot_ms": column.NumberColumn("TPOT, ms", format="%.1f", width=80),
             "gap_ms": column.NumberColumn("Largest gap, ms", format="%.0f", width=110),
             "e2e_s": column.NumberColumn("Whole, s", format="%.2f", width=80),
-            "went_on": column.TextColumn("Went on at", help="Where it went on, and why", width=190) if moved else None,
+            "went_on": column.TextColumn("Went on at", help="Where it went on, and why", width=150) if moved else None,
             "stall_ms": column.NumberColumn(
                 "Stall, ms",
                 help="The longest: last token before a move to the first one after",
