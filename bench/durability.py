@@ -33,7 +33,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -428,13 +428,6 @@ def _rebuilt(scratch: Path, disks: dict[str, Disk], dice: random.Random | None) 
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _timed(name: str) -> Iterator[None]:
-    start = time.monotonic()
-    yield
-    print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=500)
@@ -448,23 +441,22 @@ def main() -> None:
     if options.writer:
         write_batches(f"sqlite:///{options.writer}", lambda line: _write_all(1, line), options.batches)
         return
-    dice = random.Random(options.seed)
+    dice, num_problems = random.Random(options.seed), 0
     with tempfile.TemporaryDirectory(prefix="phaseline-durability-") as name:
-        folder = Path(name)
-        with _timed("kill -9"):
-            killed = kill_writers(folder, options.kills, dice)
-        with _timed("power failures"):
-            calls = traced_calls(folder, options.batches)
-            powerless = fail_power(folder, calls, options.crash_points, options.subsets, dice)
-    syncs = sum(each.kind == "sync" for each in calls)
-    results: dict[str, Any] = {
-        "kill -9": killed,
-        f"power fails ({len(calls)} calls, {syncs} syncs)": powerless,
-    }
-    for title, findings in results.items():
-        print(json.dumps({title: msgspec.to_builtins(findings)}) if options.json else _words(title, findings))
-    if any(each.problems for each in results.values()):
+        for title, findings in crashes(Path(name), options, dice):
+            said = json.dumps({title: msgspec.to_builtins(findings)}) if options.json else _words(title, findings)
+            print(said, flush=True)
+            num_problems += len(findings.problems)
+    if num_problems:
         raise SystemExit(1)
+
+
+def crashes(folder: Path, options: argparse.Namespace, dice: random.Random) -> Iterator[tuple[str, Findings]]:
+    """Each kind of crash and what it left, as it comes."""
+    yield "kill -9", kill_writers(folder, options.kills, dice)
+    calls = traced_calls(folder, options.batches)
+    title = f"power fails ({len(calls)} calls, {sum(each.kind == 'sync' for each in calls)} syncs)"
+    yield title, fail_power(folder, calls, options.crash_points, options.subsets, dice)
 
 
 def _words(title: str, found: Findings) -> str:
