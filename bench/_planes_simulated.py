@@ -60,7 +60,7 @@ async def simulated(num_kills: int, num_races: int, seed: int) -> dict[str, Any]
             assert rig.first.points.in_trouble, what
             ticks.append(await settle(rig))
             check(rig, given, wholes[verb], what)
-            by_trouble[trouble] += 1
+            by_trouble[trouble.value] += 1
             points[verb].add(at)
             num_requests += len(rig.fleet.records)
             num_refused += len(rig.fleet.refusals)

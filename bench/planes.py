@@ -33,6 +33,7 @@ from control.types import Action, Command, CommandRequest, CommandState, FleetSn
 
 NUM_WORKERS = 4
 SETTINGS = {"num_workers": NUM_WORKERS, "num_prefill": 1, "worker_kind": "paced", "paced_workers_per_process": 2}
+FLEET_ID = "local"  # of the default settings
 #: Where planes die, in turn; "" is after a random time.
 CRASH_POINTS = [
     *(f"record_command:{moment}#{n}" for n in (1, 2) for moment in ("before", "uncommitted", "after")),
@@ -154,12 +155,12 @@ class Bench:
         Stopped inside a transaction it holds SQLite's one lock, so that nobody can take over: then it goes on as it is.
         """
         time.sleep(self.rng.uniform(0.0, RANDOM_S))
-        before, _ = self._history.lease(self.fleet_id)
+        before, _ = self._history.lease(FLEET_ID)
         begun_s = time.monotonic()
         plane.send(signal.SIGSTOP)
 
         def taken() -> bool:
-            lease, _ = self._history.lease(self.fleet_id)
+            lease, _ = self._history.lease(FLEET_ID)
             return lease is not None and before is not None and lease.fence > before.fence
 
         while not taken() and time.monotonic() - begun_s < TAKEN_LIMIT_S:
@@ -174,10 +175,6 @@ class Bench:
         code = plane.process.returncode
         self.tally.exits[str(code)] = self.tally.exits.get(str(code), 0) + 1
         return begun_s
-
-    @property
-    def fleet_id(self) -> str:
-        return "local"
 
     def _answered(self, dead: LivePlane) -> float:
         """When another plane answered."""
@@ -239,25 +236,28 @@ def seen_role_changes(fleet: Deployment, since_unix_s: float) -> int:
     return sum(len(each) - 1 for each in roles.values())
 
 
-def tally_line(tally: Tally) -> str:
-    return " ".join(f"{kind} {found[-1]:.2f} s" for kind, found in tally.converged_s.items() if found)
+def run_all(bench: Bench, options: argparse.Namespace) -> None:
+    """Kills with races among them, at random, as many as the time allows."""
+    number_of_runs = options.kills + options.races
+    races = set(bench.rng.sample(range(number_of_runs), options.races))
+    deadline_s = time.monotonic() + options.seconds
+    for number in range(number_of_runs):
+        if time.monotonic() > deadline_s:
+            return
+        bench.run(number in races, number)
+        if options.verbose:
+            last = ", ".join(f"{kind} {found[-1]:.2f} s" for kind, found in bench.tally.converged_s.items() if found)
+            print(f"run {number}, {'stopped' if number in races else 'killed'}; last {last}", file=sys.stderr)
 
 
-def real(num_kills: int, num_races: int, rate: float, seed: int, is_verbose: bool) -> dict[str, Any]:
+def real(options: argparse.Namespace) -> dict[str, Any]:
     since = time.time()
     with deployment(**SETTINGS) as fleet:
         before = {each.worker_id: (each.pid, each.epoch) for each in fleet.client.snapshot().workers}
-        bench = Bench(fleet, seed)
-        traffic = fleet.start_traffic("--profile", "gentle", "--rate", str(rate), "--seed", "7")
-        races = set(bench.rng.sample(range(num_kills + num_races), num_races))
+        bench = Bench(fleet, options.seed)
+        traffic = fleet.start_traffic("--profile", "gentle", "--rate", str(options.rate), "--seed", "7")
         try:
-            for number in range(num_kills + num_races):
-                bench.run(number in races, number)
-                if is_verbose:
-                    print(
-                        f"run {number}: {'stopped' if number in races else 'killed'} {tally_line(bench.tally)}",
-                        file=sys.stderr,
-                    )
+            run_all(bench, options)
             after = {each.worker_id: (each.pid, each.epoch) for each in fleet.client.snapshot().workers}
             kept = [each for each in commands_of(fleet) if each.idempotency_key.startswith("run-")]
             seen = seen_role_changes(fleet, since)
@@ -267,7 +267,7 @@ def real(num_kills: int, num_races: int, rate: float, seed: int, is_verbose: boo
             bench.close()
     tally = bench.tally
     return {
-        "runs": num_kills + num_races,
+        "runs": len(tally.given),
         "converged after a kill (s)": quantiles(tally.converged_s["kill"]),
         "next plane answers after a kill (s)": quantiles(tally.answered_s),
         "converged after a stop, SIGSTOP (s)": quantiles(tally.converged_s["race"]),
@@ -302,6 +302,7 @@ def main() -> None:
     parser.add_argument("--simulated-races", type=int, default=100)
     parser.add_argument("--kills", type=int, default=70)
     parser.add_argument("--races", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=3600.0, help="begin no real run after this time")
     parser.add_argument("--rate", type=float, default=2.0, help="requests per second")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--verbose", action="store_true", help="a line for each real run, on stderr")
