@@ -312,7 +312,7 @@ def main() -> None:
     if options.simulated_kills + options.simulated_races:
         result["simulated"] = _planes_simulated.measure(options.simulated_kills, options.simulated_races, options.seed)
     if options.kills + options.races:
-        result["real processes"] = real(options.kills, options.races, options.rate, options.seed, options.verbose)
+        result["real processes"] = real(options)
     if options.json:
         print(json.dumps(result, default=vars))
         return

@@ -53,8 +53,10 @@ class SimMover:
                 break
             if request.move is None:
                 self._begin(request, source, running)
-        if not running:
-            del self._moves[source]
+        if running:
+            self._moves[source] = running  # a request that was rerouted meanwhile may have ended the last one here
+        else:
+            self._moves.pop(source, None)
 
     def _begin(self, request: SimRequest, source: SimWorker, running: set[SimMove]) -> None:
         target, decision = self._estimate(request, source)
