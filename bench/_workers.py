@@ -28,12 +28,13 @@ _context = multiprocessing.get_context("spawn")
 class Spares:
     """Processes that have loaded torch and wait to be told which worker they are: a restart takes no import."""
 
-    def __init__(self, num: int) -> None:
-        self._waiting = [_spawn() for _ in range(num)]
+    def __init__(self, num: int, kind: str) -> None:
+        self._kind = kind
+        self._waiting = [_spawn(kind) for _ in range(num)]
 
     def take(self) -> tuple[Any, Any]:
         """The oldest, and a new one behind it."""
-        self._waiting.append(_spawn())
+        self._waiting.append(_spawn(self._kind))
         return self._waiting.pop(0)
 
     def end(self) -> None:
@@ -44,9 +45,9 @@ class Spares:
         self._waiting.clear()
 
 
-def _spawn() -> tuple[Any, Any]:
+def _spawn(kind: str) -> tuple[Any, Any]:
     pipe, child = _context.Pipe()
-    process = _context.Process(target=_run, args=(child,), daemon=True)
+    process = _context.Process(target=_run, args=(child, kind), daemon=True)
     process.start()
     child.close()
     return process, pipe
@@ -110,9 +111,9 @@ class _Hanging:
         return result
 
 
-def _run(pipe: Pipe) -> None:
-    from engine import model_start, real  # noqa: F401  torch, before anybody waits for it
-
+def _run(pipe: Pipe, kind: str) -> None:
+    if kind != "paced":
+        from engine import model_start, real  # noqa: F401  torch, before anybody waits for it
     config: WorkerConfig = pipe.recv()
     goes_on = threading.Event()
     goes_on.set()

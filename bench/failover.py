@@ -267,7 +267,7 @@ async def measure(options: argparse.Namespace) -> list[Round]:
         model_dir, shm_dir = make_tiny_model(Path(folder) / "tiny", seed=1), Path(folder) / "shm"
         text: Text = SeededText(128_256) if options.kind == "paced" else ModelText(model_dir)
         own = configs(options.kind, shm_dir, model_dir)
-        spares = Spares(NUM_SPARES + len(own))
+        spares = Spares(NUM_SPARES + len(own), own[0].kind)
         workers = [Worker(each, spares) for each in own]
         async with small_fleet(workers, spares, text, own[0].model_id, shm_dir) as (fleet, url):
             limits = httpx.Limits(max_connections=options.streams)
