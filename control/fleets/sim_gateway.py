@@ -226,7 +226,9 @@ class SimGateway:
             if request is not None and event.attempt == request.attempt:
                 self._take_event(request, event, now_s)
                 has_ended = has_ended or event.finish is not None
-        for message in (*outbox.messages, *outbox.after):
+        for message in outbox.messages:
+            self._take_message(worker, message, now_s)
+        for message in outbox.after:
             self._take_message(worker, message, now_s)
         if worker.leaves_decode:
             self._mover.leave(worker)
@@ -235,8 +237,11 @@ class SimGateway:
 
     def _take_event(self, request: SimRequest, event: TokenEvent, now_s: float) -> None:
         if event.tokens:
+            if request.is_moving:
+                request.resumed(now_s)
             request.is_decoding = True
-            request.take_tokens(len(event.tokens), now_s)
+            request.timeline.add(len(event.tokens), now_s)
+            request.num_tokens += len(event.tokens)
         if event.finish is None:
             return
         if event.finish in (FinishReason.STOP, FinishReason.LENGTH):
@@ -278,7 +283,10 @@ class SimGateway:
         assert target is not None
         request.prefill = None
         request.times = message.times
-        request.take_tokens(1, now_s)
+        if request.is_moving:
+            request.resumed(now_s)
+        request.timeline.add(1, now_s)
+        request.num_tokens += 1
         if message.finish is not None:
             target.core.cancel(self.gateway_id, request.request_id, request.attempt, now_s)
             self._end(request, 200, message.finish, "")

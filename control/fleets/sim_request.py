@@ -57,15 +57,12 @@ class SimRequest:
         self.num_attempts += 1
         return self.num_attempts
 
-    def take_tokens(self, count: int, now_s: float) -> None:
-        """The first ones after a move end its stall."""
-        if self.is_moving:
-            last, stall_s = self.moves[-1], now_s - self.timeline.last_s
-            num_bytes = last.num_bytes + round(self.rest_bytes)
-            self.moves[-1] = replace(last, to_worker=self.decode_worker, stall_s=stall_s, num_bytes=num_bytes)
-            self.is_moving, self.rest_bytes = False, 0.0
-        self.timeline.add(count, now_s)
-        self.num_tokens += count
+    def resumed(self, now_s: float) -> None:
+        """The first token after a move ends its stall; one that had none before was not stalled."""
+        stall_s = now_s - self.timeline.last_s if self.num_tokens else None
+        num_bytes = self.moves[-1].num_bytes + round(self.rest_bytes)
+        self.moves[-1] = replace(self.moves[-1], to_worker=self.decode_worker, stall_s=stall_s, num_bytes=num_bytes)
+        self.is_moving, self.rest_bytes = False, 0.0
 
     def note_move(self, kind: MoveKind, from_worker: str, reason: str, begun_s: float, num_bytes: float = 0) -> None:
         """It leaves this worker; the rest of the story is known with its next token."""
