@@ -163,7 +163,7 @@ class Settings(BaseSettings):
         description="A predicted time to first token above this share of the SLO's bound is refused.",
     )
     worker_backlog_s: Seconds = Field(
-        0.5, description="Prompts for so long are queued on one worker; more wait in the gateway's line."
+        0.3, description="Prompts for so long are queued on one worker; more wait in the gateway's line."
     )
     batch_share: float = Field(
         0.5, gt=0, le=1, description="Share of the decode workers' KV and batch that batch requests may hold."

@@ -55,7 +55,7 @@ def _turn(waiter: Waiter) -> Turn:
 class LineRules:
     """Who waits at the gateway rather than on a worker, from the settings."""
 
-    max_backlog_s: float | None = 0.5  # prompts for so long may be queued on one worker; None: all wait on workers
+    max_backlog_s: float | None = 0.3  # prompts for so long may be queued on one worker; None: all wait on workers
     batch_share: float = 0.5
     key_weights: Mapping[str, float] = field(default_factory=dict)
 

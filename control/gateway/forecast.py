@@ -1,6 +1,6 @@
 """When a request that comes now would have its first token, and whether that is too late. Pure.
 
-    queue_s = the longest of   prompt tokens ahead / what all prefill workers compute in a second
+    queue_s = the longest of   the level to which prompts ahead fill the prefill workers' queues, shortest first
                                (KV ahead + its own - room) / KV that comes free in a second
                                the same for decode slots
     ttft_s  = queue_s + its own uncached tokens / what one worker computes in a second
@@ -15,6 +15,7 @@ Left out: requests of better turn that come later; what prefix hits and short pr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -62,9 +63,8 @@ class Store:
 class Capacity:
     """What one gateway knows of the fleet's."""
 
-    queued_tokens: float  # on the workers that prefill
-    tokens_per_s: float | None  # of all of them together
-    num_prefilling: int  # workers
+    queues_s: tuple[float, ...]  # of each worker that prefills: how long what is queued there takes
+    tokens_per_s: float | None  # of one of them; None: not measured yet
     kv: Store
     slots: Store | None  # None: the workers do not say how many they have
 
@@ -80,11 +80,25 @@ class Forecast:
         return self.queue_s + self.prefill_s
 
 
-def prefill_capacity(workers: Sequence[WorkerView]) -> tuple[float, float | None]:
-    """Tokens queued on these workers, and tokens per second of all; one not measured yet is taken as the others."""
+def prefill_capacity(workers: Sequence[WorkerView]) -> tuple[tuple[float, ...], float | None]:
+    """Each worker's queue in seconds, and tokens per second of one: their mean, also for one not measured yet."""
     known = [each.prefill_tokens_per_s for each in workers if each.prefill_tokens_per_s is not None]
-    queued = float(sum(each.queued_prefill_tokens for each in workers))
-    return queued, sum(known) / len(known) * len(workers) if known else None
+    if not known:
+        return (), None
+    rate = sum(known) / len(known)
+    return tuple(each.queued_prefill_tokens / (each.prefill_tokens_per_s or rate) for each in workers), rate
+
+
+def filled_s(queues_s: Sequence[float], ahead_s: float) -> float:
+    """How high the shortest queues stand once `ahead_s` of work was given, each piece to the shortest one."""
+    ordered = sorted(queues_s)
+    level_s = ordered[0]
+    for count, next_s in enumerate([*ordered[1:], math.inf], 1):
+        if ahead_s <= (next_s - level_s) * count:
+            return level_s + ahead_s / count
+        ahead_s -= (next_s - level_s) * count
+        level_s = next_s
+    raise AssertionError("the last level has no end")
 
 
 def kv_store(workers: Sequence[WorkerView], needs_tokens: float, held_s: float | None) -> Store:
@@ -102,11 +116,11 @@ def slot_store(workers: Sequence[WorkerView], held_s: float | None) -> Store | N
 
 def forecast(need: Need, ahead: Need, capacity: Capacity) -> Forecast | None:
     """None when nothing was measured yet of what it would wait for."""
-    if not capacity.tokens_per_s or not capacity.num_prefilling:
+    if not capacity.tokens_per_s:
         return None
     total = ahead.plus(need)
     waits = {
-        "the prefill queue": (capacity.queued_tokens + ahead.prefill_tokens) / capacity.tokens_per_s,
+        "the prefill queue": filled_s(capacity.queues_s, ahead.prefill_tokens / capacity.tokens_per_s),
         "KV room": capacity.kv.wait_s(total.kv_tokens),
         "decode slots": None if capacity.slots is None else capacity.slots.wait_s(total.num_slots),
     }
@@ -114,7 +128,7 @@ def forecast(need: Need, ahead: Need, capacity: Capacity) -> Forecast | None:
     cause = max(known, key=lambda each: known[each])
     return Forecast(
         queue_s=known[cause],
-        prefill_s=need.prefill_tokens * capacity.num_prefilling / capacity.tokens_per_s,
+        prefill_s=need.prefill_tokens / capacity.tokens_per_s,
         cause=cause,
     )
 

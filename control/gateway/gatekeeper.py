@@ -203,7 +203,7 @@ class Gatekeeper:
 
     def _capacity(self, relay: Relay) -> Capacity:
         prefilling, decoding = self._fleet.prefilling(), self._fleet.decoding()
-        queued, rate = prefill_capacity(prefilling)
+        queues_s, rate = prefill_capacity(prefilling)
         kv = kv_store(decoding, relay.standing.need.kv_tokens, self._kv_held_s.value)
         slots = slot_store(decoding, self._slot_held_s.value)
         if relay.standing.is_batch:
@@ -212,7 +212,7 @@ class Gatekeeper:
             if slots is not None:
                 room = max(0.0, min(slots.room, left.num_slots))
                 slots = Store(room=room, used=held.num_slots, held_s=slots.held_s)
-        return Capacity(queued_tokens=queued, tokens_per_s=rate, num_prefilling=len(prefilling), kv=kv, slots=slots)
+        return Capacity(queues_s=queues_s, tokens_per_s=rate, kv=kv, slots=slots)
 
     def _ahead(self, relay: Relay) -> Need:
         """Those of better turn in the line here, and as large a part of the lines at other gateways."""
@@ -260,7 +260,7 @@ class Gatekeeper:
         prefilling, decoding = self._fleet.prefilling(), self._fleet.decoding()
         rate = prefill_capacity(prefilling)[1]
         kv_tokens = sum(each.kv_total_tokens for each in decoding)
-        prefill_s = need.prefill_tokens * len(prefilling) / rate if rate else 0.0
+        prefill_s = need.prefill_tokens / rate if rate else 0.0
         decode_s = need.kv_tokens * held_s * len(decoding) / kv_tokens if held_s is not None and kv_tokens else 0.0
         return prefill_s + decode_s
 

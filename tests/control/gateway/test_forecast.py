@@ -13,6 +13,7 @@ from control.gateway.forecast import (
     Limits,
     Need,
     Store,
+    filled_s,
     forecast,
     kv_store,
     lateness,
@@ -24,7 +25,7 @@ from control.routing import WorkerView
 
 def capacity(**changes: Any) -> Capacity:
     """Two prefill workers of 500 tokens/s each, idle; 1000 of 4000 KV tokens in use, each for 4 s."""
-    fields: dict[str, Any] = {"queued_tokens": 0, "tokens_per_s": 1000.0, "num_prefilling": 2, "slots": None}
+    fields: dict[str, Any] = {"queues_s": (0.0, 0.0), "tokens_per_s": 500.0, "slots": None}
     return Capacity(**{**fields, "kv": Store(room=3000, used=1000, held_s=4.0), **changes})
 
 
@@ -40,9 +41,23 @@ def test_an_idle_fleet_takes_the_time_of_one_workers_prefill():
 
 def test_queued_tokens_and_those_ahead_in_line_are_computed_by_all_workers():
     ahead = Need(prefill_tokens=1500, kv_tokens=100)
-    predicted = forecast(Need(prefill_tokens=250), ahead, capacity(queued_tokens=500))
+    predicted = forecast(Need(prefill_tokens=250), ahead, capacity(queues_s=(0.8, 0.2)))
     assert predicted is not None
-    assert (predicted.queue_s, predicted.ttft_s) == (2.0, 2.5)
+    assert (predicted.queue_s, predicted.ttft_s) == (2.0, 2.5)  # 3 s of prompts level 0.8 and 0.2 s up to 2
+
+
+def test_with_nobody_ahead_it_goes_to_the_shortest_queue():
+    predicted = forecast(Need(prefill_tokens=250), Need(), capacity(queues_s=(0.8, 0.2)))
+    assert predicted is not None
+    assert predicted.queue_s == 0.2
+
+
+@pytest.mark.parametrize(
+    ("queues_s", "ahead_s", "level_s"),
+    [((1.0,), 2.0, 3.0), ((0.0, 4.0), 3.0, 3.0), ((0.0, 4.0), 6.0, 5.0), ((1.0, 1.0, 4.0), 3.0, 2.5)],
+)
+def test_queues_are_filled_from_the_shortest_on(queues_s: tuple[float, ...], ahead_s: float, level_s: float):
+    assert filled_s(queues_s, ahead_s) == level_s
 
 
 def test_kv_comes_free_at_what_is_in_use_over_how_long_it_is_held():
@@ -58,7 +73,7 @@ def test_decode_slots_count_as_kv_does():
     assert (predicted.queue_s, predicted.cause) == (2.0, "decode slots")
 
 
-@pytest.mark.parametrize("unknown", [{"tokens_per_s": None}, {"num_prefilling": 0}])
+@pytest.mark.parametrize("unknown", [{"tokens_per_s": None}])
 def test_what_was_never_measured_is_not_predicted(unknown: dict[str, Any]):
     assert forecast(Need(prefill_tokens=1), Need(), capacity(**unknown)) is None
 
@@ -70,8 +85,8 @@ def test_room_counts_only_where_the_whole_request_fits():
 
 def test_a_worker_without_a_measurement_is_taken_as_the_others():
     workers = [worker(queued_prefill_tokens=10, prefill_tokens_per_s=100.0), worker(queued_prefill_tokens=20)]
-    assert prefill_capacity(workers) == (30.0, 200.0)
-    assert prefill_capacity([worker()]) == (0.0, None)
+    assert prefill_capacity(workers) == ((0.1, 0.2), 100.0)
+    assert prefill_capacity([worker()]) == ((), None)
 
 
 def limits(**changes: Any) -> Limits:
