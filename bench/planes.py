@@ -250,6 +250,35 @@ def run_all(bench: Bench, options: argparse.Namespace) -> None:
             print(f"run {number}, {'stopped' if number in races else 'killed'}; last {last}", file=sys.stderr)
 
 
+def without_ray(options: argparse.Namespace) -> dict[str, Any]:
+    """Real planes, each with a SimFleet of its own: no traffic, and a fleet that begins anew with each plane."""
+    with deployment("--fleet", "sim", **{name: SETTINGS[name] for name in ("num_workers", "num_prefill")}) as fleet:
+        bench = Bench(fleet, options.seed)
+        try:
+            run_all(bench, options)
+            kept = [each for each in commands_of(fleet) if each.idempotency_key.startswith("run-")]
+        finally:
+            bench.close()
+    return figures(bench.tally, kept)
+
+
+def figures(tally: Tally, kept: list[Command]) -> dict[str, Any]:
+    """Times, and what became of the commands."""
+    return {
+        "runs": len(tally.given),
+        "converged after a kill (s)": quantiles(tally.converged_s["kill"]),
+        "next plane answers after a kill (s)": quantiles(tally.answered_s),
+        "converged after a stop, SIGSTOP (s)": quantiles(tally.converged_s["race"]),
+        "killed at": tally.points,
+        "successor died too": tally.num_successors_died,
+        "exit codes of stopped planes": tally.exits,
+        "stopped, and not taken over from": tally.num_locked,
+        "commands": len(tally.given),
+        "commands recorded": len(kept),
+        "commands not done": sum(each.state is not CommandState.DONE for each in kept),
+    }
+
+
 def real(options: argparse.Namespace) -> dict[str, Any]:
     since = time.time()
     with deployment(**SETTINGS) as fleet:
@@ -265,23 +294,11 @@ def real(options: argparse.Namespace) -> dict[str, Any]:
             traffic.send_signal(signal.SIGINT)
             report = report_of(traffic)
             bench.close()
-    tally = bench.tally
-    return {
-        "runs": len(tally.given),
-        "converged after a kill (s)": quantiles(tally.converged_s["kill"]),
-        "next plane answers after a kill (s)": quantiles(tally.answered_s),
-        "converged after a stop, SIGSTOP (s)": quantiles(tally.converged_s["race"]),
-        "killed at": tally.points,
-        "successor died too": tally.num_successors_died,
-        "exit codes of stopped planes": tally.exits,
-        "stopped, and not taken over from": tally.num_locked,
+    return figures(bench.tally, kept) | {
         "requests": report["offered"],
         "failed requests": report["failed"],
         "rejected requests": report["rejected"],
-        "commands": len(tally.given),
-        "commands recorded": len(kept),
-        "commands not done": sum(each.state is not CommandState.DONE for each in kept),
-        "role changes wanted": role_changes(tally.given),
+        "role changes wanted": role_changes(bench.tally.given),
         "role changes seen": seen,
         "workers": len(after),
         "workers started anew or twice": len(after.items() - before.items()),
@@ -302,6 +319,7 @@ def main() -> None:
     parser.add_argument("--simulated-races", type=int, default=100)
     parser.add_argument("--kills", type=int, default=70)
     parser.add_argument("--races", type=int, default=10)
+    parser.add_argument("--without-ray", action="store_true", help="real planes with a SimFleet in each; no traffic")
     parser.add_argument("--seconds", type=float, default=3600.0, help="begin no real run after this time")
     parser.add_argument("--rate", type=float, default=2.0, help="requests per second")
     parser.add_argument("--seed", type=int, default=7)
@@ -312,7 +330,8 @@ def main() -> None:
     if options.simulated_kills + options.simulated_races:
         result["simulated"] = _planes_simulated.measure(options.simulated_kills, options.simulated_races, options.seed)
     if options.kills + options.races:
-        result["real processes"] = real(options)
+        part = "real planes without Ray" if options.without_ray else "real processes"
+        result[part] = without_ray(options) if options.without_ray else real(options)
     if options.json:
         print(json.dumps(result, default=vars))
         return
