@@ -56,6 +56,7 @@ class LivePlanes:
         self._crash_at = crash_at
         self._num_standbys = num_standbys
         self._number = 0
+        self.num_revived = 0
         self.living: deque[LivePlane] = deque()
         self.ended: list[LivePlane] = []
         pause_file(fleet.run_dir, "plane").touch()
@@ -68,6 +69,13 @@ class LivePlanes:
             self._number += 1
             self.living.append(LivePlane(self._fleet, self._number, self._crash_at()))
         until(lambda: all(each.is_hot or each.ended_s is not None for each in self.living), "hot standbys")
+
+    def revive(self) -> None:
+        """Each has died at its point, the successors too: one more, which does not."""
+        if all(each.ended_s is not None for each in self.living):
+            self.num_revived += 1
+            self._number += 1
+            self.living.append(LivePlane(self._fleet, self._number, ""))
 
     def _collect(self) -> None:
         self.ended += [each for each in self.living if each.ended_s is not None]

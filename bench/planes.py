@@ -2,6 +2,7 @@
 
 python bench/planes.py                         500 runs: 420 on SimFleet (simulated), 80 of real processes
 python bench/planes.py --simulated-kills 0 --simulated-races 0 --kills 100 --races 20     real processes alone
+python bench/planes.py --simulated-kills 0 --simulated-races 0 --without-ray    real planes, a SimFleet in each, no traffic
 
 On SimFleet a plane is killed, paused or cut off from the database at a point (before, inside and after each durable
 write, around each order), and a second plane takes over; time is simulated, so nothing is timed. The real part is a
@@ -57,7 +58,7 @@ LIMIT_S = 60.0
 class Tally:
     """What was seen in the real runs."""
 
-    converged_s: dict[str, list[float]] = field(default_factory=lambda: {"kill": [], "race": []})
+    converged_s: dict[str, list[float]] = field(default_factory=lambda: {"kill": [], "race": [], "all dead": []})
     answered_s: list[float] = field(default_factory=list)  # from a kill until the next plane answers
     points: dict[str, int] = field(default_factory=dict)
     exits: dict[str, int] = field(default_factory=dict)  # of stopped planes
@@ -106,12 +107,16 @@ class Bench:
         if plane.ended_s is None:  # it was stopped, and went on before anybody could take over
             self.tally.given.append(self._converged(submitted, None))
             return
+        num_revived = self.planes.num_revived
         answer = self._pool.submit(self._answered, plane)
         self.tally.given.append(self._converged(submitted, plane))
         ended_s = time.monotonic()
         later = [each.ended_s for each in self.planes.living if each.ended_s is not None and each.ended_s > begun_s]
         if is_race:
             self.tally.converged_s["race"].append(ended_s - begun_s)
+            return
+        if self.planes.num_revived > num_revived:  # three deaths under one command: no standby was left
+            self.tally.converged_s["all dead"].append(ended_s - max(later))
             return
         if later:
             self.tally.num_successors_died += 1
@@ -189,9 +194,13 @@ class Bench:
     def _converged(self, submitted: Future[Command], dead: LivePlane | None) -> Command:
         """Wait until the command is done and a plane that lives sees the fleet as desired."""
         dead_pid = dead.process.pid if dead else 0
-        command = submitted.result(LIMIT_S)
+        while not submitted.done():
+            self.planes.revive()
+            time.sleep(0.002)
+        command = submitted.result()
 
         def done() -> Command | None:
+            self.planes.revive()
             found: Command | None = asked(lambda: self.fleet.client.command(command.command_id))
             return found if found is not None and found.state in (CommandState.DONE, CommandState.FAILED) else None
 
@@ -269,6 +278,7 @@ def figures(tally: Tally, kept: list[Command]) -> dict[str, Any]:
         "converged after a kill (s)": quantiles(tally.converged_s["kill"]),
         "next plane answers after a kill (s)": quantiles(tally.answered_s),
         "converged after a stop, SIGSTOP (s)": quantiles(tally.converged_s["race"]),
+        "converged when all three planes died (s)": quantiles(tally.converged_s["all dead"]),
         "killed at": tally.points,
         "successor died too": tally.num_successors_died,
         "exit codes of stopped planes": tally.exits,
