@@ -2,7 +2,7 @@
 
 python bench/planes.py                         500 runs: 420 on SimFleet (simulated), 80 of real processes
 python bench/planes.py --simulated-kills 0 --simulated-races 0 --kills 100 --races 20     real processes alone
-python bench/planes.py --simulated-kills 0 --simulated-races 0 --without-ray    real planes, a SimFleet in each, no traffic
+python bench/planes.py --simulated-kills 0 --simulated-races 0 --without-ray               a SimFleet in each plane
 
 On SimFleet a plane is killed, paused or cut off from the database at a point (before, inside and after each durable
 write, around each order), and a second plane takes over; time is simulated, so nothing is timed. The real part is a
