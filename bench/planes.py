@@ -261,7 +261,7 @@ def run_all(bench: Bench, options: argparse.Namespace) -> None:
 
 def without_ray(options: argparse.Namespace) -> dict[str, Any]:
     """Real planes, each with a SimFleet of its own: no traffic, and a fleet that begins anew with each plane."""
-    with deployment("--fleet", "sim", **{name: SETTINGS[name] for name in ("num_workers", "num_prefill")}) as fleet:
+    with deployment(fleet_kind="sim", num_workers=NUM_WORKERS, num_prefill=1) as fleet:
         bench = Bench(fleet, options.seed)
         try:
             run_all(bench, options)
