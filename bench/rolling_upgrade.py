@@ -146,12 +146,26 @@ def checkout(revision: str) -> Iterator[Path]:
         yield path
 
 
+async def longest_silence_s(url: str, ends: asyncio.Event) -> float:
+    """How long the control API did not answer at a stretch."""
+    longest_s, heard_s = 0.0, time.monotonic()
+    async with httpx.AsyncClient(timeout=1.0, trust_env=False) as client:
+        while not ends.is_set():
+            with contextlib.suppress(httpx.HTTPError):
+                await client.get(url)
+                longest_s, heard_s = max(longest_s, time.monotonic() - heard_s), time.monotonic()
+            await asyncio.sleep(0.05)
+    return longest_s
+
+
 async def measure(place: Any, arguments: argparse.Namespace) -> dict[str, Any]:
     load = Load(place.gateway_url, arguments.model_id, arguments.max_tokens, arguments.rate)
     await load.learn()
     before = processes(place.run_dir)
     ends = asyncio.Event()
     running = asyncio.create_task(load.run(ends))
+    api = place.environment["PHASELINE_API_PORT"]
+    silence = asyncio.create_task(longest_silence_s(f"http://127.0.0.1:{api}/healthz", ends))
     await asyncio.sleep(WARM_S)
     started_s = time.monotonic()
     environment = {**place.environment, "PYTHONPATH": str(ROOT), "PHASELINE_NUM_GATEWAYS": "2"}
@@ -168,7 +182,8 @@ async def measure(place: Any, arguments: argparse.Namespace) -> dict[str, Any]:
     ends.set()
     await running
     after = processes(place.run_dir)
-    return report(load.outcome, json.loads(out) if out else {}, took_s, before, after)
+    found = report(load.outcome, json.loads(out) if out else {}, took_s, before, after)
+    return found | {"control_api_away_s": round(await silence, 1)}
 
 
 def processes(run_dir: Path) -> dict[str, int]:
@@ -214,12 +229,15 @@ def main() -> None:
     parser.add_argument("--kind", choices=("paced", "cpu"), default="paced")
     parser.add_argument("--model", default="", help="model folder for --kind cpu; default: a tiny one, made here")
     parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--planes", type=int, default=1, help="planes; above 1 only where the first release knows them")
     parser.add_argument("--rate", type=float, default=6.0, help="arrivals per second")
     parser.add_argument("--max-tokens", type=int, default=80)
     parser.add_argument("--json", action="store_true", help="print all that was found as JSON")
     parser.add_argument("--verbose", action="store_true", help="show the upgrade's progress")
     arguments = parser.parse_args()
     settings: dict[str, Any] = {"drain_limit_s": 60, "paced_workers_per_process": 1}
+    if arguments.planes > 1:
+        settings["num_planes"] = arguments.planes
     up = ["--kind", arguments.kind, "--workers", str(arguments.workers)]
     arguments.model_id = "llama-3.1-70b-fp8"
     with contextlib.ExitStack() as stack:
