@@ -89,6 +89,7 @@ class Bench:
         self.tally = Tally()
         self.rng = random.Random(seed)
         self._points: list[str] = []
+        self._seen_pid = 0  # of the plane that saw the fleet as desired
         self._pool = ThreadPoolExecutor(2)
         self._history = History.open(database_of(fleet.run_dir))
         self.planes = LivePlanes(fleet, 2, self._next_point)
@@ -111,12 +112,13 @@ class Bench:
         answer = self._pool.submit(self._answered, plane)
         self.tally.given.append(self._converged(submitted, plane))
         ended_s = time.monotonic()
-        later = [each.ended_s for each in self.planes.living if each.ended_s is not None and each.ended_s > begun_s]
+        others = [each for each in self.planes.living if each.process.pid != self._seen_pid]
+        later = [each.ended_s for each in others if each.ended_s is not None and each.ended_s > begun_s]
         if is_race:
             self.tally.converged_s["race"].append(ended_s - begun_s)
             return
         if self.planes.num_revived > num_revived:  # three deaths under one command: no standby was left
-            self.tally.converged_s["all dead"].append(ended_s - max(later))
+            self.tally.converged_s["all dead"].append(ended_s - max([begun_s, *later]))
             return
         if later:
             self.tally.num_successors_died += 1
@@ -210,7 +212,8 @@ class Bench:
 
         def is_as_desired() -> bool:
             snapshot = asked(self.fleet.client.snapshot)
-            return snapshot is not None and snapshot.plane.pid != dead_pid and as_desired(snapshot)
+            self._seen_pid = snapshot.plane.pid if snapshot is not None else 0
+            return snapshot is not None and self._seen_pid != dead_pid and as_desired(snapshot)
 
         until(is_as_desired, "a fleet that is as desired")
         return ended
