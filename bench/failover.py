@@ -26,7 +26,7 @@ import random
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -121,11 +121,11 @@ class Bench:
         async with self.client.stream("POST", "/v1/completions", json=body, headers=headers) as response:
             if response.status_code != 200:
                 raise RuntimeError(f"HTTP {response.status_code}: {(await response.aread())[:200]!r}")
-            async for line in response.aiter_lines():
-                if line == "data: [DONE]":
+            async for line in lines_of(response):
+                if line == b"data: [DONE]":
                     return answer
-                if line.startswith("data: "):
-                    chunk = json.loads(line.removeprefix("data: "))
+                if line.startswith(b"data: "):
+                    chunk = json.loads(line.removeprefix(b"data: "))
                     if "error" in chunk:
                         raise RuntimeError(str(chunk["error"]))
                     answer.text += "".join(each["text"] for each in chunk["choices"])
@@ -229,6 +229,15 @@ class Bench:
             after = [each for each in answer.came_s if each > left_s]
             if after and own[0].stall_s is not None:
                 found.resumed_s.append(after[0] - failed_s)
+
+
+async def lines_of(response: httpx.Response) -> AsyncIterator[bytes]:
+    """Lines end with a line feed alone: a text may hold any other separator that Unicode knows."""
+    rest = b""
+    async for part in response.aiter_bytes():
+        *lines, rest = (rest + part).split(b"\n")
+        for each in lines:
+            yield each
 
 
 async def until(condition: Callable[[], bool], asking: list[asyncio.Task[Answer]]) -> bool:
