@@ -16,6 +16,7 @@ from _streams import Heard, listen, prompts
 from control.types import Role
 
 PROBE_EVERY_S = 0.03
+MOST_KEYS = 300  # answers that are asked for again, to compare
 PROBE_TOKENS = 12  # more than routing keeps on a decode worker
 CONTEXTS = (1, 20, 60)  # repetitions of a sentence: short, middle and long prompts
 
@@ -64,22 +65,25 @@ class SteadyLoad:
         await listen(self._client, self._model_id, prompt, self._max_tokens, heard)
         return heard
 
-    async def num_different(self, key: Callable[[Asked], object]) -> int:
-        """Answers that differ from the undisturbed one of the same key. Call it when nothing is open."""
+    async def num_different(self, key: Callable[[Asked], object]) -> tuple[int, int]:
+        """How many answers were compared with the undisturbed one of the same key, and how many differ from it.
+
+        Of at most MOST_KEYS keys, evenly over the run. Call it when nothing is open."""
         asked, self.asked = self.asked, []
         by_key: dict[object, list[Asked]] = {}
         for each in asked:
             if not each.heard.problem:
                 by_key.setdefault(key(each), []).append(each)
+        chosen = list(by_key.values())[:: -(-len(by_key) // MOST_KEYS) or 1]
         different = 0
-        for first in range(0, len(by_key), self._num_streams):
-            group = list(by_key.values())[first : first + self._num_streams]
+        for first in range(0, len(chosen), self._num_streams):
+            group = chosen[first : first + self._num_streams]
             expected = await asyncio.gather(*(self._ask(each[0].prompt) for each in group))
             for same, heard in zip(group, expected, strict=True):
                 different += sum(each.heard.text != heard.text for each in same)
         self.asked = asked
         await self._client.aclose()
-        return different
+        return sum(map(len, chosen)), different
 
     # --- probes ----------------------------------------------------------------------------------------------------
 

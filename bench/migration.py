@@ -177,13 +177,15 @@ async def disturb(fleet: Deployment, model_id: str, kind: Kind, tally: Tally, *,
     def key(asked: Asked) -> object:
         return asked.heard.num_prompt_tokens if is_paced else asked.prompt
 
+    num_compared, num_different = await load.num_different(key)
     problems = [each.heard.problem[:150] for each in load.asked if each.heard.problem and not each.heard.is_refused]
     return {
         "streams": len(load.asked),
         "refused (429)": sum(each.heard.is_refused for each in load.asked),
         "failed": len(problems),
         "problems": dict(Counter(problems)),
-        "different_from_undisturbed": await load.num_different(key),
+        "compared with undisturbed": num_compared,
+        "different": num_different,
     }
 
 

@@ -202,7 +202,7 @@ def one_system(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """Side by side: a column per system, then what its lost streams said."""
+    """Those that have run, side by side: a column per system, then what its lost streams said."""
     names = [name for name in row(Tally()) if name != "problems"]
     for kind, title in (("one", "one of two decode workers killed"), ("both", "both decode workers killed")):
         print(f"\n{title}\n{'':<28}" + "".join(f"{each['name']:<50}" for each in rows))
@@ -229,11 +229,13 @@ def main() -> None:
             kind.set_up()
         print(f"sglang-router {SGLANG_ROUTER} and Dynamo {DYNAMO} are installed")
         return
-    rows = [one_system(name, options) for name in options.only]
+    rows: list[dict[str, Any]] = []
+    for name in options.only:
+        rows.append(one_system(name, options))
+        if not options.json:
+            show(rows)
     if options.json:
         print(json.dumps(rows))
-    else:
-        show(rows)
     if any("did_not_start" in each for each in rows):
         raise SystemExit(1)
 
