@@ -100,7 +100,7 @@ class Settings(BaseSettings):
         1, ge=1, le=8, description="Planes that `up` starts: one is active, the others stand by for its death."
     )
     plane_lease_s: Seconds = Field(
-        1.5, description="The active plane renews its lease so often that a standby takes over after this long silence."
+        3.0, description="The active plane renews its lease so often that a standby takes over after this long silence."
     )
     plane_urls: str = Field(
         "",
