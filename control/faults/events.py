@@ -141,10 +141,8 @@ class Events:
 
     async def drop_connection(self, event: Event) -> tuple[str, str]:
         process, reading = await self._seize(event)
-        try:
-            num = drop_connection(self.place.process("gateway"), reading.address)
-        finally:
-            send_signal(process, signal.SIGCONT)
+        send_signal(process, signal.SIGCONT)  # first: a gateway leaves a worker that stands still, by cutting it off
+        num = drop_connection(self.place.process("gateway"), reading.address)
         return reading.worker_id, f"{_words(reading)}; {num} connection(s) to {reading.address} shut down"
 
     # --- commands ------------------------------------------------------------------------------------------------
