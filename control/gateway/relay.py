@@ -103,7 +103,7 @@ class Relay(TokenStream):
             )
         elif not self.tokens and now_s - job.arrival_s >= first_token_timeout_s:
             self.fail(errors.timed_out(f"no first token within {first_token_timeout_s:g} s", "first_token_timeout"))
-        elif self.place.is_over(now_s, has_begun=bool(self.tokens)):
+        elif self.place.is_over(now_s, has_begun=bool(self.tokens or self.served.moves)):
             self.fail(self.place.why)
 
     def waits_for(self, link: WorkerLink, since_s: float) -> bool:
