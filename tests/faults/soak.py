@@ -135,8 +135,9 @@ def main() -> None:
     options = parser.parse_args()
     seed = secrets.randbelow(10**6) if options.seed is None else options.seed
     print(f"soak: seed {seed}, {options.minutes:g} minutes, Ctrl-C ends it", flush=True)
-    soak, rng, began_s = Soak(seed), random.Random(seed), time.monotonic()
+    soak, rng = Soak(seed), random.Random(seed)
     with running() as place:
+        began_s = time.monotonic()
         with contextlib.suppress(KeyboardInterrupt):
             while time.monotonic() - began_s < 60 * options.minutes:
                 one_round(place, soak, rng)
