@@ -7,7 +7,8 @@ python bench/peers_failover.py --only phaseline dynamo --failures 20
 Each system has two prefill and two decode workers, and gets the same rounds from the same client: the streams are
 opened, and once each has given some text one decode worker is killed with SIGKILL; every third round both are, which
 are then the last of their role. A peer's killed worker is started again by this script at once; Phaseline does that
-itself. A stream is lost when it ends with an error, is cut off, or ends without [DONE]. Changed: another text than the
+itself. A stream is lost when it ends with an error, is cut off, or ends without [DONE]; one that was
+refused with 429 was never admitted, and counts apart. Changed: another text than the
 same stream of an undisturbed round, or where a system's text is random, another number of tokens than asked for. The
 stall is the largest gap between two pieces of text of a stream, at the client. Whole again: from the kill until the
 frontend lists all workers as alive and none that is dead, and 8 requests in a row are answered.
@@ -88,6 +89,7 @@ class Tally:
 
     num_failures: int = 0
     num_streams: int = 0
+    num_refused: int = 0  # 429 at once: never admitted
     num_lost: int = 0
     num_changed: int = 0
     stalls_s: list[float] = field(default_factory=list)  # of the streams that were not lost
@@ -127,7 +129,8 @@ def count(
     tally.undisturbed_s += [each.max_gap_s for each in undisturbed if not each.problem]
     for each, expected in zip(heard, undisturbed, strict=True):
         if each.problem:
-            tally.num_lost += 1
+            tally.num_refused += each.is_refused
+            tally.num_lost += not each.is_refused
             tally.problems[each.problem[:160]] = tally.problems.get(each.problem[:160], 0) + 1
             continue
         tally.stalls_s.append(each.max_gap_s)
@@ -174,6 +177,7 @@ def row(tally: Tally) -> dict[str, object]:
     return {
         "failures": tally.num_failures,
         "streams": tally.num_streams,
+        "refused (429)": tally.num_refused,
         "lost": tally.num_lost,
         "changed": tally.num_changed,
         "largest_gap_ms": spread(tally.stalls_s, 1000),
