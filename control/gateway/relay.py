@@ -333,7 +333,8 @@ class Relay(TokenStream):
         if len(self.tokens) >= self.job.sampling.max_tokens:
             self.stop(FinishReason.LENGTH)
             return
-        if self._losses.lost(link.worker_id, time.monotonic(), link.cause):
+        has_work = link is self._prefill or self._prefill is None  # else it had only promised room for its decoding
+        if self._losses.lost(link.worker_id, time.monotonic(), link.cause, place=self.num_known, has_work=has_work):
             num = self._losses.num_lost
             message = f"{num} workers failed under this request, the last one {link.worker_id}: {reason}"
             self.fail(errors.internal(message, "workers_failed"))
@@ -389,12 +390,16 @@ class Relay(TokenStream):
         source, target = move.source, move.target
         if yielded.times is not None:
             self.served.note_end(yielded.times, handed_over=self._is_handing_over and not self._has_migrated)
-        self._note_migration(move)
         source.forget(self.wire_id)
         self._lease = (source, lease.lease_id)
         if lease.num_tokens + 1 != self.num_known:
-            self.on_lost(source, f"it yielded {lease.num_tokens} tokens of KV, {self.num_known - 1} are due")
+            self._decode = None
+            target.send(Cancel(self.wire_id, move.attempt))
+            target.forget(self.wire_id)
+            reason = f"it yielded {lease.num_tokens} tokens of KV, {self.num_known - 1} are due"
+            self.recompute_elsewhere(source, reason)
             return
+        self._note_migration(move)
         self._decode, self.attempt = target, move.attempt
         target.legs[self.wire_id] = self
         self.served.decode_worker = target.worker_id

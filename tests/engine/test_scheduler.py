@@ -224,7 +224,7 @@ def test_reservations_that_come_without_end_keep_no_queued_request_waiting(max_b
     local = [f"local-{index}" for index in range(min(num_local, max_queue))]
     assert [bench.submit(name, 6, max_tokens=3) for name in local] == [[] for _ in local]
     rounds = (max_batch + max_queue) // max_batch + 2 + -(-len(local) // max_batch)
-    for step in range(rounds * (max(lengths_) + 2)):
+    for step in range(rounds * (max(*lengths_, 3) + 2)):  # a local one has 3 tokens of its own
         while reserve_and_pull(bench, f"after-{step}-{bench.core._num_seqs}", 4, 9) == "":
             pass
         bench.step()

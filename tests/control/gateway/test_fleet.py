@@ -151,6 +151,26 @@ def test_two_deaths_end_a_request_and_stopped_processes_are_not_its_doing() -> N
     assert losses.num_lost == 6
 
 
+def test_deaths_far_apart_in_a_stream_are_chance_until_there_are_too_many() -> None:
+    losses = Losses()
+    assert not any(losses.lost(f"w{at}", 10.0 * at, place=100 + 16 * at) for at in range(7))
+    assert losses.lost("w7", 70.0, place=300)
+
+
+def test_a_second_death_a_few_tokens_on_is_at_the_same_place() -> None:
+    losses = Losses()
+    assert not losses.lost("w0", 0.0, place=100)
+    assert not losses.lost("w1", 10.0, place=116)
+    assert losses.lost("w2", 20.0, place=131)
+
+
+def test_the_death_of_a_worker_that_had_only_promised_room_is_not_held_against_a_request() -> None:
+    losses = Losses()
+    assert not losses.lost("w0", 0.0, place=100)
+    assert not losses.lost("w1", 10.0, place=100, has_work=False)
+    assert losses.lost("w2", 20.0, place=100)
+
+
 def test_the_first_hang_under_a_request_may_be_chance_and_later_ones_are_deaths() -> None:
     losses = Losses()
     assert not losses.lost("w0", 0.0, LossCause.HUNG)
