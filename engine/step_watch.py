@@ -2,7 +2,8 @@
 
 The limit comes from steps like it: the longest of the last few of the same phase and size, several times over. A step
 that computes on the CPU is counted in CPU seconds of its thread, because a machine that is busy meanwhile makes it slow
-and not hung; and by how long its thread has neither run nor wanted to, which no step has a reason for.
+and not hung; and by how long its thread has neither run nor wanted to, which no step has a reason for. Time is counted
+from look to look: one that comes late shows that this process was kept from running, not that the step hangs.
 
     begin(plan) ... age() ... age() ... end(result)        age: (0, 0) between steps
 """
@@ -22,6 +23,8 @@ STUCK_S: Final = 0.5
 #: A step such as has never been seen may have to load or compile what it needs.
 FIRST_LIMIT_S: Final = 5.0
 TIMES_USUAL: Final = 4.0
+#: Looks are due more often than that; the time beyond it was no time in which the step's end could have been seen.
+LONGEST_LOOK_S: Final = 0.3
 _NUM_KEPT: Final = 32
 
 
@@ -53,13 +56,14 @@ class StepWatch:
         self._took_s: dict[tuple[Phase, int], deque[float]] = {}
         self._plan: StepPlan | None = None
         self._limit_s = 0.0
-        self._begun_s = 0.0
+        self._looked_s = 0.0
+        self._counted_s = 0.0
         self._begun_cpu_s = 0.0
         self._last_cpu_s = 0.0
-        self._moved_s = 0.0  # when the thread was last seen to compute, or to want to
+        self._stood_s = 0.0  # since the thread was last seen to compute, or to want to
 
     def begin(self, plan: StepPlan, now_s: float) -> None:
-        self._plan, self._begun_s, self._moved_s = plan, now_s, now_s
+        self._plan, self._looked_s, self._counted_s, self._stood_s = plan, now_s, 0.0, 0.0
         self._limit_s = self._limit_of(plan)
         if self._progress is not None:
             self._begun_cpu_s = self._last_cpu_s = self._progress().cpu_s
@@ -81,14 +85,17 @@ class StepWatch:
         """Of the running step, counted against the limit that it is nearest to."""
         if self._plan is None:
             return _NONE
+        looked_for_s = min(max(0.0, now_s - self._looked_s), LONGEST_LOOK_S)
+        self._looked_s = now_s
+        self._counted_s += looked_for_s
         if self._progress is None:
-            return StepAge(max(0.0, now_s - self._begun_s), self._limit_s)
+            return StepAge(self._counted_s, self._limit_s)
         cpu_s, is_runnable = self._progress()
-        if is_runnable or cpu_s > self._last_cpu_s:
-            self._last_cpu_s, self._moved_s = cpu_s, now_s
+        has_moved = is_runnable or cpu_s > self._last_cpu_s
+        self._stood_s = 0.0 if has_moved else self._stood_s + looked_for_s
+        self._last_cpu_s = cpu_s
         computed = StepAge(cpu_s - self._begun_cpu_s, self._limit_s)
-        stuck = StepAge(max(0.0, now_s - self._moved_s), STUCK_S)
-        return max(computed, stuck, key=lambda age: age.limits)
+        return max(computed, StepAge(self._stood_s, STUCK_S), key=lambda age: age.limits)
 
     def _limit_of(self, plan: StepPlan) -> float:
         kinds = [

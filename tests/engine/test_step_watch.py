@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.step_watch import FIRST_LIMIT_S, LEAST_S, STUCK_S, Progress, StepWatch
+from engine.step_watch import FIRST_LIMIT_S, LEAST_S, LONGEST_LOOK_S, STUCK_S, Progress, StepAge, StepWatch
 from engine.types import DecodeItem, Phase, PhaseTiming, PrefillChunk, SamplingParams, StepPlan, StepResult
 
 
@@ -24,6 +24,12 @@ def ran(watch: StepWatch, plan: StepPlan, *results: StepResult) -> None:
     for each in results:
         watch.begin(plan, 0.0)
         watch.end(each)
+
+
+def looks(watch: StepWatch, since_s: float, until_s: float) -> StepAge:
+    """What the last of the looks says that are due every 0.25 s."""
+    num = round((until_s - since_s) / 0.25)
+    return [watch.age(since_s + (until_s - since_s) * at / num) for at in range(1, num + 1)][-1]
 
 
 class Thread:
@@ -48,8 +54,16 @@ def test_the_limit_is_four_times_the_longest_of_steps_like_it() -> None:
     watch = StepWatch()
     ran(watch, decode(8), took(0.1), took(0.3), took(0.2))
     watch.begin(decode(15), 10.0)
-    assert watch.age(10.6) == (pytest.approx(0.6), pytest.approx(1.2))
-    assert watch.age(12.4).limits == pytest.approx(2.0)
+    assert looks(watch, 10.0, 10.6) == (pytest.approx(0.6), pytest.approx(1.2))
+    assert looks(watch, 10.6, 12.4).limits == pytest.approx(2.0)
+
+
+def test_a_late_look_is_no_sign_of_a_hang() -> None:
+    watch = StepWatch()
+    ran(watch, decode(1), took(0.01))
+    watch.begin(decode(1), 0.0)
+    assert watch.age(9.0).limits == pytest.approx(LONGEST_LOOK_S / LEAST_S)
+    assert looks(watch, 9.0, 9.25).limits > 2.0
 
 
 def test_a_step_such_as_was_never_seen_gets_time_to_load_what_it_needs() -> None:
@@ -95,8 +109,8 @@ def test_a_cpu_step_whose_thread_stands_is_overdue_soon_whatever_its_like_took()
     watch.begin(decode(1), 0.0)
     thread.cpu_s += 0.1
     assert watch.age(1.0).limits < 1.0
-    assert watch.age(1.0 + STUCK_S).limits == pytest.approx(1.0)
-    assert watch.age(1.0 + 2 * STUCK_S).limits == pytest.approx(2.0)
+    assert looks(watch, 1.0, 1.0 + STUCK_S).limits == pytest.approx(1.0)
+    assert looks(watch, 1.0 + STUCK_S, 1.0 + 2 * STUCK_S).limits == pytest.approx(2.0)
 
 
 def test_a_cpu_step_that_computes_for_ever_is_overdue_by_its_cpu_seconds() -> None:
