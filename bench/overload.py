@@ -22,6 +22,7 @@ import argparse
 import asyncio
 import json
 import random
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -247,7 +248,7 @@ def sweep(options: argparse.Namespace) -> dict[str, Any]:
         for number, rate_rps in enumerate(options.rates):
             flows = [Flow(key="k", rate_rps=rate_rps, seed=100 + number)]
             result[str(rate_rps)] = stage(fleet, flows, options.seconds, warm_s=5.0)
-            print(f"{rate_rps:g} rps: {result[str(rate_rps)]['goodput_rps']} good rps", flush=True)
+            print(f"{rate_rps:g} rps: {result[str(rate_rps)]['goodput_rps']} good rps", file=sys.stderr, flush=True)
             time.sleep(5.0)
     best = max(result, key=lambda each: result[each]["goodput_rps"])
     return {"peak_rate_rps": float(best), "peak_goodput_rps": result[best]["goodput_rps"], "rates": result}
@@ -280,17 +281,26 @@ PARTS: Final = {
 }
 
 
+def everything(options: argparse.Namespace) -> dict[str, Any]:
+    """Each part after another, the others at the peak that the sweep finds."""
+    found = {"sweep": sweep(options)}
+    options.peak = found["sweep"]["peak_rate_rps"]
+    return found | {name: part(options) for name, part in PARTS.items() if name != "sweep"}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=PARTS, required=True)
+    parser.add_argument("--part", choices=[*PARTS, "all"], default="all")
     parser.add_argument("--peak", type=float, default=9.0, help="the rate of most goodput, as the sweep found it")
-    parser.add_argument("--rates", type=float, nargs="+", default=[4, 6, 8, 9, 10, 12])
-    parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--rates", type=float, nargs="+", default=[8, 10, 12, 14])
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each stage; 300 for what is published")
     parser.add_argument("--at-share", type=float, default=0.0, help="setting admission_at_share; 0: its default")
     parser.add_argument("--max-in-flight", type=int, default=256)
     parser.add_argument("--admission", choices=("predict", "bound"), default="predict", help="of the sweep")
+    parser.add_argument("--json", action="store_true", help="in one line")
     options = parser.parse_args()
-    print(json.dumps({options.part: PARTS[options.part](options)}, indent=1))
+    part = everything if options.part == "all" else PARTS[options.part]
+    print(json.dumps({options.part: part(options)}, indent=None if options.json else 1))
 
 
 if __name__ == "__main__":
