@@ -43,7 +43,10 @@ def client(fleet: Deployment) -> PhaselineClient:
 
 def ask(fleet: Deployment, number: int) -> int:
     """One request with a long answer; its number of tokens."""
+    with client(fleet) as plane:
+        model = plane.snapshot().model_id
     body: dict[str, Any] = {
+        "model": model,
         "messages": [{"role": "user", "content": f"Story number {number}. " + "Tell me more about it. " * 20}],
         "max_tokens": 400,
         "ignore_eos": True,
