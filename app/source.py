@@ -155,6 +155,7 @@ class Hub:
     _live: dict[LiveKey, LiveSeries] = field(default_factory=dict)
     _commands: tuple[Command, ...] = ()
     _commands_unix_s: float = 0.0
+    _events: dict[str | None, list[FleetEvent]] = field(default_factory=dict)  # as read last, of all or of one worker
     _memo: dict[Hashable, tuple[Hashable, Any]] = field(default_factory=dict)
     _ranges: dict[Hashable, tuple[float, Any]] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)  # the fields above; never held over a network call
@@ -333,7 +334,12 @@ class Hub:
         return value
 
     def events(self, since_unix_s: float, until_unix_s: float, worker_id: str | None = None) -> list[FleetEvent]:
-        """What happened in [since, until), newest first, EVENTS_EVERY_S old at most. Moves crowd no death out."""
+        """What happened in [since, until), newest first, EVENTS_EVERY_S old at most. Moves crowd no death out.
+
+        While the plane is silent: what was read last, at once, as each question would wait for its answer.
+        """
+        if self._look.error:
+            return [each for each in self._events.get(worker_id, ()) if since_unix_s <= each.at_unix_s < until_unix_s]
         bounds = (int(since_unix_s // EVENTS_EVERY_S), int(until_unix_s // EVENTS_EVERY_S))
 
         def read(plane: Plane) -> list[FleetEvent]:
@@ -344,7 +350,8 @@ class Hub:
                 )
             return sorted(found, key=lambda each: each.at_unix_s, reverse=True)
 
-        return self.cached(("events", worker_id, *bounds), 60.0, read)
+        found = self._events[worker_id] = self.cached(("events", worker_id, *bounds), 60.0, read)
+        return found
 
     def memo(self, key: Hashable, version: Hashable, build: Callable[[], T]) -> T:
         """Build once per version for all sessions (a frame, a card row)."""

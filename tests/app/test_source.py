@@ -124,3 +124,17 @@ def test_merging_replaces_the_overlap_and_drops_what_left_the_window() -> None:
         "a": [1.0, 2.0, 2.0],
         "new": [9.0],
     }
+
+
+def test_events_of_a_silent_plane_are_those_that_were_read_last() -> None:
+    plane, hub, clock = plane_and_hub()
+    hub.admit("operator-token")
+    hub.refresh()
+    plane.die("w1", ago_s=10.0)
+    read = hub.events(clock.at - 60, clock.at)
+    assert [each.kind for each in read] == ["restarted", "failover", "died"]
+    plane.scene = "silent"
+    clock.at += 5
+    hub.refresh()
+    assert hub.events(clock.at - 60, clock.at) == read
+    assert hub.events(clock.at - 60, clock.at, "w9") == []
