@@ -1,9 +1,9 @@
 """`phaseline up`: start the components in order, restart one that dies, end them on request.
 
-Decided here: when a component starts, what counts as ready, how long to wait before a restart, and when to give up at
-start. Not here: which components there are (`control.components`) and how they are recorded and ended
-(`control.deployment`). The supervisor holds nothing that is not in the state file: killed, it loses nothing,
-and the next `up` takes over what still runs.
+Decided here: when a component starts, what falls with it, what is taken over from an earlier supervisor, and when to
+give up at start. Not here: which components there are (`control.components`), what counts as running and ready
+(`control.runner`) and how they are recorded and ended (`control.deployment`). The supervisor holds nothing that is not
+in the state file: killed, it loses nothing, and the next `up` takes over what still runs.
 """
 
 from __future__ import annotations
@@ -14,12 +14,10 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import httpx
-
-from control.components import CONSOLE, GATEWAY, PLANE, RAY, Component, Endpoint, kind_of
+from control.components import RAY, Component, kind_of
 from control.deployment import (
     ComponentRecord,
     DeploymentState,
@@ -29,181 +27,19 @@ from control.deployment import (
     refresh_tree,
     write_state,
 )
-from control.errors import ControlError, SettingsError
-from control.fleets.ray_head import LOOPBACK, accepts_connections, make_temp_dir
-from control.listener import LISTEN_FD, ask_gateway
-from control.processes import (
-    ProcessId,
-    last_line,
-    port_is_free,
-    port_owner,
-    rotate_log,
-    send_signal,
-    spawn,
-    stands_still,
-    tree_of,
-)
+from control.errors import ControlError
+from control.processes import last_line, rotate_log
+from control.runner import Runner, backoff_s
 
 #: Supervisors of earlier versions do not know it and end at once, by which they lose nothing.
 HANDOVER = signal.SIGUSR1
 POLL_S = 0.2
 TREE_EVERY_S = 5.0
-STABLE_S = 60.0
-MAX_BACKOFF_S = 30.0
 MAX_FIRST_STARTS = 3
-#: A component whose working child is not there by then is started anew.
-CHILD_LIMIT_S = 60.0
 
 
 class StartFailed(ControlError):
     """A component did not become ready; the message says which and quotes its last line."""
-
-
-def backoff_s(num_recent_exits: int) -> float:
-    """Wait before the n-th restart in a row: 0.5 s, 1 s, 2 s .. 30 s."""
-    return min(MAX_BACKOFF_S, 0.5 * 2.0 ** max(0, num_recent_exits - 1))
-
-
-def check_ports(listed: Sequence[tuple[str, str, int]], ours: Collection[ProcessId] = ()) -> None:
-    """Rows: (host, setting, port). Raises SettingsError naming the first port that is in use, and its setting.
-
-    A port that one of `ours` holds will be free when that process has been ended.
-    """
-    seen: dict[int, str] = {}
-    for host, setting, port in listed:
-        if port in seen:
-            raise SettingsError(
-                f"settings {seen[port]} and {setting} name the same port {port}", field=setting, value=port
-            )
-        seen[port] = setting
-        try:
-            is_free = port_is_free(host, port)
-        except OSError as error:
-            raise SettingsError(f"{host}:{port} cannot be used: {error.strerror}", field=setting, value=port) from error
-        owner = None if is_free else port_owner(port)
-        if not is_free and (owner is None or owner.pid not in {each.pid for each in ours}):
-            by = f" by {owner.name} (pid {owner.pid})" if owner else ""
-            raise SettingsError(
-                f"setting {setting}: port {port} is in use{by}", field=setting, value=port, bound="a free port"
-            )
-
-
-class Runner:
-    """One component under supervision: its record, and when it may start again."""
-
-    def __init__(self, component: Component, record: ComponentRecord) -> None:
-        self.component = component
-        self.record = record
-        self.child: subprocess.Popen[bytes] | None = None
-        self.num_recent_exits = 0
-        self.next_start_s = 0.0
-        self.started_s = 0.0
-        self.was_ready = record.is_ready
-        self.next_tree_s = 0.0
-        self.still_since_s: float | None = None
-        self.vital: ProcessId | None = None  # the child without which the root is of no use
-        self.held_by: ProcessId | None = None  # not started while that process lives
-
-    @property
-    def pid(self) -> int:
-        """0 while it does not run."""
-        return self.record.root.pid if self.record.root is not None else 0
-
-    @property
-    def is_running(self) -> bool:
-        if self.child is not None:
-            self.child.poll()  # collects it when it has ended
-        root = self.record.root
-        return root is not None and root.is_alive
-
-    def start(self, now_s: float, listener: socket.socket | None = None) -> None:
-        """Raises OSError when the command itself cannot start."""
-        component = self.component
-        if component.private_dir is not None:
-            make_temp_dir(component.private_dir)
-        if component.config_file is not None:
-            write_private(*component.config_file)
-        inherits = [listener.fileno()] if component.shares_listener and listener is not None else []
-        environment = {**component.environment, **({LISTEN_FD: str(inherits[0])} if inherits else {})}
-        root, self.child = spawn(component.command, environment, component.log, component.cwd, inherits)
-        self.record.processes, self.record.digest = [root], component.digest
-        self.record.is_ready, self.vital = False, None
-        self.started_s, self.next_tree_s = now_s, now_s + 1.0
-
-    def end_if_still(self, now_s: float) -> str:
-        """Kill a process that stands still for too long, as it may hold a lock that others wait for; what to say."""
-        root, limit_s = self.record.root, self.component.stopped_limit_s
-        if root is None or not limit_s or not stands_still(root.pid):
-            self.still_since_s = None
-            return ""
-        if self.still_since_s is None:
-            self.still_since_s = now_s
-        if now_s - self.still_since_s < limit_s:
-            return ""
-        send_signal(root, signal.SIGKILL)
-        return f"{self.record.name} has stood still (stopped) for {limit_s:g} s: killed"
-
-    def is_hollow(self, now_s: float) -> bool:
-        """Its root runs on without the child that does the work: `ray start` does not call that an end."""
-        name, root = self.component.lives_by, self.record.root
-        if not name or root is None:
-            return False
-        if self.vital is None:
-            self.vital = next((each for each in tree_of(root)[1:] if each.name == name), None)
-            return self.vital is None and now_s - self.started_s > CHILD_LIMIT_S
-        return not self.vital.is_alive
-
-    def note_exit(self, now_s: float) -> str:
-        """Record the end of the process and end what it left; returns what to say."""
-        if self.is_running:
-            self.record.last_exit = f"its {self.component.lives_by} ended"
-        else:
-            self.record.last_exit = exit_text(self.child.poll() if self.child is not None else None)
-        lived_s = now_s - self.started_s
-        self.num_recent_exits = 1 if self.record.is_ready and lived_s > STABLE_S else self.num_recent_exits + 1
-        self.record.is_ready, self.child = False, None
-        self.record.num_restarts += 1
-        wait_s = backoff_s(self.num_recent_exits)
-        end_component(self.record, lambda _line: None)
-        self.next_start_s = now_s + wait_s
-        note = f"; {self.component.end_note}" if self.component.end_note else ""
-        return f"{self.record.name} ended ({self.record.last_exit}); starting it again in {wait_s:g} s{note}"
-
-    def probe(self) -> bool:
-        """Whether the component answers now."""
-        component, root = self.component, self.record.root
-        if component.shares_listener:
-            return root is not None and self._answers(root.pid)
-        if component.ready_port:
-            return accepts_connections(component.ready_host, component.ready_port)
-        if not component.ready_url:
-            return True
-        with contextlib.suppress(httpx.HTTPError):
-            return httpx.get(component.ready_url, timeout=1.0, trust_env=False).status_code == 200
-        return False
-
-    def _answers(self, pid: int) -> bool:
-        """The shared address may be answered by another gateway; the channel is this one's own."""
-        found = ask_gateway(pid)
-        if found is not None:
-            found[1].close()
-        return found is not None
-
-
-def write_private(path: Path, text: str) -> None:
-    """A file that only its owner may read, in a folder that only its owner may enter."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.touch(mode=0o600)
-    path.write_text(text)
-
-
-def exit_text(code: int | None) -> str:
-    if code is None:
-        return "exit code unknown"
-    if code < 0:
-        with contextlib.suppress(ValueError):
-            return f"killed by {signal.Signals(-code).name}"
-    return f"exit code {code}"
 
 
 class Supervisor:
@@ -424,19 +260,3 @@ def end_leftovers(previous: DeploymentState, kept: dict[str, ComponentRecord], s
     for record in previous.running:
         if kept.get(record.name) is not record:
             end_component(record, say)
-
-
-def ports_to_check(
-    listed: Sequence[Endpoint], host: str, ray_port: int | None, kept: dict[str, ComponentRecord]
-) -> list[tuple[str, str, int]]:
-    """Ports that a component which is not running yet will need."""
-    owner = {"gateway_port": GATEWAY, "api_port": PLANE, "console_port": CONSOLE}
-    running = {kind_of(name) for name, record in kept.items() if _runs(record)}
-    rows = [(host, each.setting, each.port) for each in listed if owner[each.setting] not in running]
-    if ray_port is not None and not _runs(kept.get(RAY)):
-        rows.append((LOOPBACK, "ray_port", ray_port))
-    return rows
-
-
-def _runs(record: ComponentRecord | None) -> bool:
-    return record is not None and bool(record.processes)

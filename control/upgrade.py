@@ -31,8 +31,9 @@ from control.errors import ControlError
 from control.host_rolling import HostPlan, outdated_hosts, plan_host
 from control.listener import ask_gateway
 from control.processes import last_line, send_signal
+from control.runner import Runner
 from control.settings import Settings
-from control.supervisor import MAX_FIRST_STARTS, Runner, Supervisor
+from control.supervisor import MAX_FIRST_STARTS, Supervisor
 from control.types import Action, CommandRequest, CommandState, WorkerState, WorkerStatus
 
 POLL_S: Final = 0.1

@@ -1,6 +1,6 @@
 """The engine without I/O: requests and orders in, step plans out, results in, messages out. No torch, clock or socket.
 
-Decided here: who may send what in which role, and what each message does to a sequence. Not decided here: what a step
+Decided here: what each message does to a sequence. Not decided here: what is taken in (`engine.refusal`), what a step
 computes (`engine.scheduler`), which orders hold (`engine.duty`), how a finished step turns into messages
 (`engine.completion`), when steps run (the worker).
 
@@ -18,11 +18,12 @@ takes effect in `finish_step`. `now_s` is monotonic everywhere; `unix_offset_s` 
 from __future__ import annotations
 
 from engine.completion import Completion
-from engine.core_types import CoreConfig, Outbox, PullPlan, check_submit
+from engine.core_types import CoreConfig, Outbox, PullPlan
 from engine.duty import Duty
 from engine.leases import HeldLease
 from engine.lifecycle import SERVES, keeps_leases
 from engine.meter import Meter
+from engine.refusal import refusal_of
 from engine.sequence import SeqState, Sequence
 from engine.step_watch import StepWatch
 from engine.transfers import Transfers
@@ -141,7 +142,7 @@ class EngineCore:
 
     def submit(self, peer: str, msg: Submit, now_s: float) -> list[Message]:
         """Queue a request ([]), reserve for it (Reserved), or refuse it (Rejected: nothing is held)."""
-        refusal = self._refuse(msg, now_s)
+        refusal = refusal_of(msg, self._duty, self._work, now_s)
         if refusal is not None:
             code, detail = refusal
             retry_s = _RETRY_S if code in ("queue_full", "no_kv", "draining") else 0.0
@@ -167,34 +168,6 @@ class EngineCore:
         if msg.deadline_unix_s is not None:
             seq.deadline_s = msg.deadline_unix_s - self.config.unix_offset_s
         return seq
-
-    def _refuse(self, msg: Submit, now_s: float) -> tuple[str, str] | None:
-        """Why a submit is not admitted, as (code, detail); None when it may come in."""
-        duty, config, scheduler = self._duty, self.config, self._scheduler
-        if not duty.admits(msg.kind):
-            if duty.state is WorkerState.READY or duty.state is WorkerState.UNASSIGNED:
-                return "role", f"a worker with role {duty.role} does not admit {msg.kind} work"
-            return "draining", f"the worker is {duty.state}: {duty.reason}"
-        invalid = check_submit(msg, config.model)
-        if invalid is not None:
-            return invalid
-        if (msg.req_id, msg.attempt) in self._work.by_key:
-            return "invalid", f"request {msg.req_id} attempt {msg.attempt} is here already"
-        limit = min(msg.num_prompt + msg.sampling.max_tokens, config.model.max_context)
-        needs = scheduler.blocks_at_most(msg.kind, len(msg.prompt), limit)
-        if needs > config.num_blocks:
-            return "too_long", f"the request may need {needs} KV blocks, this worker has {config.num_blocks}"
-        if msg.deadline_unix_s is not None and msg.deadline_unix_s - config.unix_offset_s <= now_s:
-            return "deadline", "the request's deadline has passed"
-        if msg.kind is WorkKind.DECODE:
-            if scheduler.num_decoding >= config.max_batch + config.max_queue:
-                return (
-                    "queue_full",
-                    f"{config.max_batch} sequences decode and {config.max_queue} wait, the most allowed",
-                )
-        elif len(scheduler.waiting) >= config.max_queue:
-            return "queue_full", f"{config.max_queue} requests wait, the most allowed"
-        return None
 
     def cancel(self, peer: str, req_id: str, attempt: int, now_s: float) -> bool:
         """End a request of `peer`, or give up its lease. Its blocks are free at once, or when its step ends.

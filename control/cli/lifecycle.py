@@ -1,6 +1,7 @@
 """`up`, `down`, `upgrade`, `logs`, `login`, `sample-traffic`, `doctor`, `settings`, `version`: what runs here.
 
-Decided here: what is printed, and how options become settings. Not here: anything about processes (`control.launch`).
+Decided here: what is printed, and how options become settings. Not here: anything about processes (`control.launch`,
+`control.detached`).
 """
 
 from __future__ import annotations
@@ -18,16 +19,10 @@ from control.auth import open_auth
 from control.cli.shell import Exit, JsonFlag, connect, plain, print_json, print_table, say
 from control.components import TRAFFIC, Endpoint, endpoints
 from control.deployment import read_state
+from control.detached import environment_of_running, launch_detached, launch_upgrade, run_down, traffic_of_running
 from control.doctor import examine
 from control.errors import NotFound, PlaneUnreachable, SettingsError
-from control.launch import (
-    environment_of_running,
-    launch_detached,
-    launch_upgrade,
-    run_down,
-    run_up,
-    traffic_of_running,
-)
+from control.launch import run_up
 from control.settings import Settings, load_settings
 from control.supervisor import pause_file
 

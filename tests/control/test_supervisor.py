@@ -25,18 +25,11 @@ from control.deployment import (
     write_state,
 )
 from control.errors import SettingsError
+from control.ports import check_ports, ports_to_check
 from control.processes import ProcessId, identify, send_signal, tree_of
+from control.runner import backoff_s
 from control.settings import load_settings
-from control.supervisor import (
-    StartFailed,
-    Supervisor,
-    backoff_s,
-    check_ports,
-    end_leftovers,
-    pause_file,
-    ports_to_check,
-    records_for,
-)
+from control.supervisor import StartFailed, Supervisor, end_leftovers, pause_file, records_for
 
 RUN = "import time; time.sleep(600)"
 CHILD = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {RUN!r}]).wait()"

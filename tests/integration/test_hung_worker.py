@@ -11,8 +11,8 @@ import pytest
 
 from control.components import components
 from control.deployment import ComponentRecord, clear_shared_memory, end_component
+from control.runner import Runner
 from control.settings import load_settings
-from control.supervisor import Runner
 from engine.convert import make_tiny_model
 from tests.integration.deployment import LIMIT_S, ROOT, Deployment
 

@@ -12,8 +12,8 @@ import pytest
 
 from control.components import components
 from control.deployment import ComponentRecord, clear_shared_memory, end_together
+from control.runner import Runner
 from control.settings import load_settings
-from control.supervisor import Runner
 from tests.integration.deployment import LIMIT_S, ROOT, Deployment
 
 pytestmark = pytest.mark.integration
