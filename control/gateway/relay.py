@@ -19,15 +19,14 @@ import time
 from typing import Any, Final
 
 from control.gateway import errors
+from control.gateway.attempt import Attempt
 from control.gateway.errors import GatewayError
 from control.gateway.fleet import Fleet
 from control.gateway.job import Job
 from control.gateway.line import Place
-from control.gateway.losses import Losses
 from control.gateway.move import Movable, Move
 from control.gateway.recovery import Need
 from control.gateway.standing import standing_of
-from control.gateway.token_stream import TokenStream
 from control.gateway.turns import Turn
 from control.gateway.workers import WorkerLink
 from control.routing import RouteDecision, RouteRequest, route
@@ -42,7 +41,6 @@ from engine.wire import (
     Rejected,
     ReleaseLease,
     Reserved,
-    Submit,
     TokenEvent,
     Yielded,
 )
@@ -52,28 +50,17 @@ MAX_TRIES: Final = 8
 _BAD_ENDS: Final = (FinishReason.ERROR, FinishReason.CANCELLED)
 
 
-class Relay(TokenStream):
+class Relay(Attempt):
     """Takes the workers' messages in callbacks; its consumer sees tokens and an ending."""
 
     def __init__(self, job: Job, fleet: Fleet) -> None:
         super().__init__(job, fleet)
-        self.attempt = 0
         self.standing = standing_of(job)
-        self._prefill: WorkerLink | None = None  # has work of this attempt, until it is prefilled
-        self._decode: WorkerLink | None = None  # has work of this attempt; the only one for a local attempt
-        self._lease: tuple[WorkerLink, str] | None = None  # from Prefilled until the decode worker shows it has the KV
-        self._is_reserved = False
-        self._is_prefill_asked = False
-        self._prefilled: Prefilled | None = None  # waits for a reservation
-        self._is_handing_over = False
+        self.place = Place(fleet)
         self._excluded: frozenset[str] = frozenset()
         self._num_tries = 0
-        self._losses = Losses()
-        self.place = Place(fleet)
-        self.move: Move | None = None
         self.move_tries = 0
         self.avoids: set[str] = set()
-        self._is_decoding = False  # the decode worker has given tokens of this attempt
         self._has_migrated = False
 
     # --- the consumer's side -------------------------------------------------------------------------------------
@@ -105,11 +92,6 @@ class Relay(TokenStream):
             self.fail(errors.timed_out(f"no first token within {first_token_timeout_s:g} s", "first_token_timeout"))
         elif self.place.is_over(now_s, has_begun=bool(self.tokens or self.served.moves)):
             self.fail(self.place.why)
-
-    def waits_for(self, link: WorkerLink, since_s: float) -> bool:
-        """Past its first token, and nothing has come of it since `since_s`, where this worker's turn is."""
-        turn = self._prefill if self._prefill is not None and self._is_prefill_asked else self._decode
-        return turn is link and bool(self.tokens) and self._progress_s <= since_s
 
     # --- route ---------------------------------------------------------------------------------------------------
 
@@ -176,10 +158,6 @@ class Relay(TokenStream):
         return link.submit(
             self, self.submission(self.attempt, kind, self.tokens), prefill_tokens=prefill_tokens, kv_tokens=kv_tokens
         )
-
-    def submission(self, attempt: int, kind: WorkKind, tokens: list[int]) -> Submit:
-        table = self._fleet.table
-        return self.job.submission(attempt, kind, tokens, table.fence if table else 0)
 
     def _reroute(self, *, without: WorkerLink) -> None:
         """Leave this attempt and choose anew."""
@@ -415,21 +393,7 @@ class Relay(TokenStream):
         self._reroute(without=link)
 
     def _leave(self) -> None:
-        """Give up all that this attempt holds on workers, and a place in the line."""
-        wire_id = self.job.wire_id
+        """Give up all that this attempt holds, and a place in the line."""
         self._fleet.recovery.leave(self)
-        if self.move is not None:
-            self.move.abandon("the request has left its worker")
-        for link in (self._decode, self._prefill):
-            if link is not None:
-                link.send(Cancel(wire_id, self.attempt))
-                link.forget(wire_id)
-        self._decode = self._prefill = None
-        self._losses.left()
-        if self._lease is not None:
-            link, lease_id = self._lease
-            link.send(ReleaseLease(lease_id))
-            self._lease = None
-        self._is_reserved = self._is_prefill_asked = self._is_handing_over = self._is_decoding = False
-        self._prefilled = None
+        super()._leave()
         self.place.leave(self)

@@ -1,4 +1,5 @@
-"""The tokens of one answer, from the workers' side to the consumer's: each position once, in order. The relay's base.
+"""The tokens of one answer, from the workers' side to the consumer's: each position once, in order. The base of
+an attempt.
 
 Also here, because they are seen in the tokens: how long the stream stood when it went on at another worker.
 """
@@ -29,7 +30,6 @@ class TokenStream:
         self.finish: FinishReason | None = None
         self.error: GatewayError | None = None
         self._fleet = fleet
-        self._num_attempts = 0
         self._num_taken = 0
         self._waiter: asyncio.Future[None] | None = None
         self._wakes_on_tokens = True
@@ -52,11 +52,6 @@ class TokenStream:
     @property
     def wire_id(self) -> str:
         return self.job.wire_id
-
-    def next_attempt(self) -> int:
-        """No two submissions of a request have the same number, also when one of them came to nothing."""
-        self._num_attempts += 1
-        return self._num_attempts
 
     async def wait(self, *, until_done: bool = False) -> None:
         """Until there are tokens to take (or all of them, with `until_done`), or the request has ended."""
