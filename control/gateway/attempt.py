@@ -58,7 +58,6 @@ class Attempt(TokenStream):
                 link.send(Cancel(wire_id, self.attempt))
                 link.forget(wire_id)
         self._decode = self._prefill = None
-        self._losses.left()
         if self._lease is not None:
             link, lease_id = self._lease
             link.send(ReleaseLease(lease_id))

@@ -59,13 +59,19 @@ class Recovery:
         self._share = share
         self._waiting: dict[Recovering, None] = {}
         self._under_way: dict[Recovering, tuple[str, int]] = {}
+        self._held: dict[Recovering, asyncio.TimerHandle] = {}
         self._is_due = False
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + len(self._held)
 
-    def join(self, request: Recovering) -> None:
+    def join(self, request: Recovering, hold_s: float = 0.0) -> None:
+        """Wait for a turn; from `hold_s` on."""
+        if hold_s > 0.0:
+            self._held[request] = asyncio.get_running_loop().call_later(hold_s, self.join, request)
+            return
+        self._held.pop(request, None)
         self._waiting[request] = None
         self._look_soon()
 
@@ -80,6 +86,8 @@ class Recovery:
     def leave(self, request: Any) -> None:
         """It has shown a token, or wants nothing more of this line."""
         self._waiting.pop(request, None)
+        if (timer := self._held.pop(request, None)) is not None:
+            timer.cancel()
         if self._under_way.pop(request, None) is not None and self._waiting:
             self._look_soon()
 

@@ -154,7 +154,6 @@ class Relay(Attempt):
 
     def _ask(self, link: WorkerLink, kind: WorkKind, *, prefill_tokens: int, kv_tokens: int) -> bool:
         self._progress_s = time.monotonic()
-        self._losses.asked(link.worker_id, self._progress_s)
         return link.submit(
             self, self.submission(self.attempt, kind, self.tokens), prefill_tokens=prefill_tokens, kv_tokens=kv_tokens
         )
@@ -202,7 +201,6 @@ class Relay(Attempt):
         source = self._prefill
         if link is not self._decode:
             return
-        self._losses.answered(link.worker_id)
         self._is_reserved = True
         if self._prefilled is not None:
             self._pull(self._prefilled)
@@ -217,7 +215,6 @@ class Relay(Attempt):
         if link is not self._prefill:
             return
         link.forget(self.job.wire_id)
-        self._losses.answered(link.worker_id)
         self._prefill = None
         self.served.note_prefill(message.times)
         self._fleet.mover.note_prefill(self.num_known - message.times.num_cached, message.times.prefill_s)
@@ -244,7 +241,6 @@ class Relay(Attempt):
     def on_tokens(self, link: WorkerLink, event: TokenEvent) -> None:
         if link is not self._decode:
             return
-        self._losses.answered(link.worker_id)
         if event.tokens or event.finish not in (None, *_BAD_ENDS):
             self._lease = None  # the KV was there, so its holder has released it
         if event.tokens:
@@ -312,7 +308,8 @@ class Relay(Attempt):
             self.stop(FinishReason.LENGTH)
             return
         has_work = link is self._prefill or self._prefill is None  # else it had only promised room for its decoding
-        if self._losses.lost(link.worker_id, time.monotonic(), link.cause, place=self.num_known, has_work=has_work):
+        now_s, was_lost = time.monotonic(), bool(self._losses.num_lost)
+        if self._losses.lost(now_s, link.cause, place=self.num_known, has_work=has_work):
             num = self._losses.num_lost
             message = f"{num} workers failed under this request, the last one {link.worker_id}: {reason}"
             self.fail(errors.internal(message, "workers_failed"))
@@ -325,7 +322,8 @@ class Relay(Attempt):
         self._excluded |= {link.worker_id}
         self.served.num_reroutes += 1
         self._leave()
-        self._fleet.recovery.join(self)
+        # Lost twice in a row: what takes the workers along may be taking more of them, so look when it is over.
+        self._fleet.recovery.join(self, self._losses.hold_s(now_s) if was_lost else 0.0)
 
     def need(self) -> Need:
         decision, links = self._decide(), self._fleet.links

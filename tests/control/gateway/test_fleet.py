@@ -145,34 +145,42 @@ def test_a_stopped_process_is_seen_to_stand_still_and_an_unknown_one_is_not() ->
 
 def test_two_deaths_end_a_request_and_stopped_processes_are_not_its_doing() -> None:
     losses = Losses()
-    assert not any(losses.lost(f"w{at}", 10.0 * at, LossCause.STOPPED) for at in range(4))
-    assert not losses.lost("w4", 50.0)
-    assert losses.lost("w5", 60.0)
+    assert not any(losses.lost(10.0 * at, LossCause.STOPPED) for at in range(4))
+    assert not losses.lost(50.0)
+    assert losses.lost(60.0)
     assert losses.num_lost == 6
 
 
 def test_deaths_far_apart_in_a_stream_are_chance_until_there_are_too_many() -> None:
     losses = Losses()
-    assert not any(losses.lost(f"w{at}", 10.0 * at, place=100 + 16 * at) for at in range(7))
-    assert losses.lost("w7", 70.0, place=300)
+    assert not any(losses.lost(10.0 * at, place=100 + 16 * at) for at in range(7))
+    assert losses.lost(70.0, place=300)
 
 
 def test_a_second_death_a_few_tokens_on_is_at_the_same_place() -> None:
     losses = Losses()
-    assert not losses.lost("w0", 0.0, place=100)
-    assert not losses.lost("w1", 10.0, place=116)
-    assert losses.lost("w2", 20.0, place=131)
+    assert not losses.lost(0.0, place=100)
+    assert not losses.lost(10.0, place=116)
+    assert losses.lost(20.0, place=131)
 
 
 def test_the_death_of_a_worker_that_had_only_promised_room_is_not_held_against_a_request() -> None:
     losses = Losses()
-    assert not losses.lost("w0", 0.0, place=100)
-    assert not losses.lost("w1", 10.0, place=100, has_work=False)
-    assert losses.lost("w2", 20.0, place=100)
+    assert not losses.lost(0.0, place=100)
+    assert not losses.lost(10.0, place=100, has_work=False)
+    assert losses.lost(20.0, place=100)
+
+
+def test_workers_that_die_together_are_one_death_and_a_token_in_between_makes_them_two() -> None:
+    host, poison = Losses(), Losses()
+    assert not any(host.lost(at, place=100) for at in (10.0, 10.1, 10.9))
+    assert host.lost(11.0, place=100)
+    assert not poison.lost(10.0, place=100)
+    assert poison.lost(10.1, place=101)
 
 
 def test_the_first_hang_under_a_request_may_be_chance_and_later_ones_are_deaths() -> None:
     losses = Losses()
-    assert not losses.lost("w0", 0.0, LossCause.HUNG)
-    assert not losses.lost("w1", 10.0, LossCause.HUNG)
-    assert losses.lost("w2", 20.0, LossCause.HUNG)
+    assert not losses.lost(0.0, LossCause.HUNG)
+    assert not losses.lost(10.0, LossCause.HUNG)
+    assert losses.lost(20.0, LossCause.HUNG)
