@@ -16,9 +16,9 @@ from _streams import Heard, listen, prompts
 from control.types import Role
 
 PROBE_EVERY_S = 0.03
+MOST_REFUSALS = 100
 MOST_KEYS = 300  # answers that are asked for again, to compare
 PROBE_TOKENS = 12  # more than routing keeps on a decode worker
-CONTEXTS = (1, 20, 60)  # repetitions of a sentence: short, middle and long prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +30,15 @@ class Asked:
 class SteadyLoad:
     """`async with` it: the streams run inside, and have ended after it."""
 
-    def __init__(self, url: str, model_id: str, *, num_streams: int, max_tokens: int, limit_s: float) -> None:
+    def __init__(
+        self, url: str, model_id: str, *, num_streams: int, max_tokens: int, contexts: tuple[int, ...], limit_s: float
+    ) -> None:
+        """`contexts`: how often the prompts repeat a sentence, in turn."""
         self.asked: list[Asked] = []
         self._model_id = model_id
         self._num_streams = num_streams
         self._max_tokens = max_tokens
+        self._contexts = contexts
         limits = httpx.Limits(max_connections=None)
         self._client = httpx.AsyncClient(base_url=url, timeout=limit_s, limits=limits)
         self._is_over = False
@@ -51,8 +55,8 @@ class SteadyLoad:
 
     async def _slot(self, number: int) -> None:
         await asyncio.sleep(0.05 * number)  # so that they do not end together
-        texts = prompts(f"Slot {number}", 1000, CONTEXTS)
-        for text in texts[number % len(CONTEXTS) :]:
+        texts = prompts(f"Slot {number}", 1000, self._contexts)
+        for text in texts[number % len(self._contexts) :]:
             if self._is_over:
                 return
             heard = await self._ask(text)
@@ -64,6 +68,14 @@ class SteadyLoad:
         heard = self.asked[-1].heard
         await listen(self._client, self._model_id, prompt, self._max_tokens, heard)
         return heard
+
+    async def _ask_until_admitted(self, prompt: str) -> Heard:
+        for _ in range(MOST_REFUSALS):
+            heard = await self._ask(prompt)
+            if not heard.problem:
+                return heard
+            await asyncio.sleep(1.0)
+        raise SystemExit(f"the undisturbed fleet did not answer: {heard.problem}")
 
     async def num_different(self, key: Callable[[Asked], object]) -> tuple[int, int]:
         """How many answers were compared with the undisturbed one of the same key, and how many differ from it.
@@ -78,7 +90,7 @@ class SteadyLoad:
         different = 0
         for first in range(0, len(chosen), self._num_streams):
             group = chosen[first : first + self._num_streams]
-            expected = await asyncio.gather(*(self._ask(each[0].prompt) for each in group))
+            expected = await asyncio.gather(*(self._ask_until_admitted(each[0].prompt) for each in group))
             for same, heard in zip(group, expected, strict=True):
                 different += sum(each.heard.text != heard.text for each in same)
         self.asked = asked

@@ -56,6 +56,7 @@ class Kind:
     num_streams: int
     max_tokens: int
     cycles: int
+    contexts: tuple[int, ...]  # repetitions of a sentence: short, middle and long prompts
     modelled_per_byte: float = 1.0  # a paced pool keeps little of what its model would
 
 
@@ -166,8 +167,14 @@ async def cycle(client: PhaselineClient, load: SteadyLoad, kind: Kind, tally: Ta
 
 async def disturb(fleet: Deployment, model_id: str, kind: Kind, tally: Tally, *, live: bool) -> dict[str, Any]:
     """All cycles under load; what the clients saw."""
-    shape = {"num_streams": kind.num_streams, "max_tokens": kind.max_tokens, "limit_s": LIMIT_S}
-    load = SteadyLoad(fleet.gateway_url, model_id, **shape)
+    load = SteadyLoad(
+        fleet.gateway_url,
+        model_id,
+        num_streams=kind.num_streams,
+        max_tokens=kind.max_tokens,
+        contexts=kind.contexts,
+        limit_s=LIMIT_S,
+    )
     async with load:
         for number in range(kind.cycles):
             await cycle(fleet.client, load, kind, tally)
@@ -253,6 +260,7 @@ def kinds() -> dict[str, Kind]:
             num_streams=36,
             max_tokens=250,
             cycles=7,
+            contexts=(1, 20, 60),
             modelled_per_byte=model.kv_token_bytes / WORD_BYTES,
         ),
         "tiny": Kind(
@@ -261,6 +269,7 @@ def kinds() -> dict[str, Kind]:
             num_streams=12,
             max_tokens=400,
             cycles=4,
+            contexts=(1, 5, 15),
         ),
         "real": Kind(
             words="the real model (SmolLM2-135M) on this CPU",
@@ -268,6 +277,7 @@ def kinds() -> dict[str, Kind]:
             num_streams=6,
             max_tokens=80,
             cycles=1,
+            contexts=(1, 3, 6),
         ),
     }
 
