@@ -115,6 +115,8 @@ class Accountant:
         lives = {each.worker_id: each for each in observation.lives}
         fresh = [self._account(reading, lives.get(reading.worker_id), batch) for reading in observation.readings]
         self._close_departed(observation, batch)
+        if batch.epochs:
+            self._forget_lives()
         live = [reading for reading, is_fresh in zip(observation.readings, fresh, strict=True) if is_fresh]
         for key, row in gauge_rows(live, observation.devices, int(observation.at_unix_s)).items():
             add_row(batch.states.setdefault(key, {}), row)
@@ -288,6 +290,16 @@ class Accountant:
                     _interval(worker_id, cursor, max(cursor.known_until_unix_s, cursor.role_since_unix_s))
                 )
                 self._cursors[worker_id] = msgspec.structs.replace(cursor, open=False)
+
+    def _forget_lives(self) -> None:
+        """Marks of earlier lives, and of devices that no worker has any more."""
+        lives = {(worker_id, cursor.epoch) for worker_id, cursor in self._cursors.items()}
+        devices = {cursor.device_key for cursor in self._cursors.values()}
+        self._marks = {
+            (line, key): until
+            for (line, key), until in self._marks.items()
+            if key in devices and (line.scope != "worker" or (line.name, line.epoch) in lives)
+        }
 
 
 def _died_unix_s(reading: MeterReading) -> float:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from control.types import RequestRecord
 
 MAX_RECORDS = 20_000
+#: Lives of gateways that are remembered: of an older one that comes back, the history knows what is durable.
+MAX_GATEWAYS = 1024
 Row = tuple[str, int, RequestRecord]
 
 
@@ -23,13 +25,15 @@ class Intake:
     """Rows that wait for the next tick (`take`) or for the writer (`committed`)."""
 
     max_records: int = MAX_RECORDS
-    _received: dict[str, int] = field(default_factory=dict)  # newest sequence number per gateway
+    _received: dict[str, int] = field(default_factory=dict)  # newest sequence number per gateway, last opened last
     _waiting: list[Row] = field(default_factory=list)
     _num_unwritten: int = 0
 
     def open(self, gateway_id: str, durable_seq: int) -> None:
         """A gateway connected; what it sends up to `durable_seq` is old news."""
-        self._received[gateway_id] = max(durable_seq, self._received.get(gateway_id, 0))
+        self._received[gateway_id] = max(durable_seq, self._received.pop(gateway_id, 0))
+        if len(self._received) > MAX_GATEWAYS:
+            del self._received[next(iter(self._received))]
 
     def add(self, gateway_id: str, first_seq: int, records: list[RequestRecord]) -> list[RequestRecord]:
         """Take a batch; returns those that were not here before. Raises IntakeFull and takes none of it."""

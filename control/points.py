@@ -158,11 +158,13 @@ def is_new(ingested: Ingested, counted: Mapping[str, Mark]) -> bool:
     )
 
 
+#: Lines are made anew for each life of a worker. So many are remembered at most, which is enough for a large fleet.
+MAX_KNOWN_LINES: Final = 4096
 #: Columns that count a second once, however often something is added to it.
 ONCE_A_SECOND: Final = frozenset(("num_s", "num_cover_s"))
 
 
-@lru_cache(maxsize=16_384)
+@lru_cache(maxsize=MAX_KNOWN_LINES)
 def _lines(worker_id: str, epoch: int, model_id: str, simulated: bool, role: Role) -> tuple[Line, Line, Line]:
     """Fleet, role and worker line of what one life of a worker did or was as `role`."""
     return (

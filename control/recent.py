@@ -16,7 +16,8 @@ from control.types import Phase, PhaseUtilization, Role
 from engine.readings import MeterReading
 from engine.types import PHASES
 
-KEEP_S: Final = 120
+#: As far as the longest window that is asked for reaches back, and some for a late reading.
+KEEP_S: Final = 20
 LAG_S: Final = 3
 _Key = tuple[str, str]  # scope and name
 

@@ -14,6 +14,7 @@ cheap however much traffic there is. Not decided here: what is kept (`control.hi
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import floor
 from statistics import median
@@ -24,7 +25,8 @@ from control.gateway.link import Beat
 from control.types import SAMPLE_TRAFFIC_KEY, Departure, RequestRecord, Slo, TrafficStatus
 from engine.histogram import bucket_of, quantile
 
-KEEP_S: Final = 300.0
+#: The window of `status`; nothing older is kept.
+WINDOW_S: Final = 60.0
 FRESH_BEAT_S: Final = 5.0
 DEFAULT_OUTPUT_TOKENS: Final = 128
 REJECTED: Final = 429
@@ -132,17 +134,26 @@ class _Sums:
             self.latencies[kind].update(counts)
 
 
+@dataclass(frozen=True, slots=True)
+class _Arrived:
+    """What one gateway had counted at one time: all of an old beat that anybody asks for."""
+
+    at_unix_s: float
+    num: int
+
+
 class TrafficStats:
-    """Records and beats of the last minutes. `now` is always an argument."""
+    """Records and beats of the last minute. `now` is always an argument."""
 
     def __init__(self, slo: Slo) -> None:
         self.slo = slo
         self._seconds: dict[int, _Sums] = {}  # by arrival
         self._tokens: dict[int, list[int]] = {}  # prompt and output tokens, by the second in which a request ended
-        self._beats: dict[str, deque[Beat]] = {}
+        self._beats: dict[str, Beat] = {}  # the newest per gateway
+        self._arrived: dict[str, deque[_Arrived]] = {}  # per gateway, oldest first
         self._lengths: deque[int] = deque(maxlen=500)  # output tokens of the newest requests that ended well
         self._num_changes = 0
-        self._last: tuple[tuple[int, int, float], TrafficStatus] | None = None
+        self._last: tuple[tuple[int, int], TrafficStatus] | None = None
 
     def add(self, record: RequestRecord) -> None:
         """One request has ended. Records come in any order."""
@@ -158,50 +169,55 @@ class TrafficStats:
     def beat(self, gateway_id: str, beat: Beat) -> None:
         """What one gateway holds now. Its counts only grow; smaller ones mean that it started again."""
         self._num_changes += 1
-        beats = self._beats.setdefault(gateway_id, deque(maxlen=int(KEEP_S)))
-        if beats and beat.num_arrived < beats[-1].num_arrived:
-            beats.clear()
-        if not beats or beat.at_unix_s > beats[-1].at_unix_s:
-            beats.append(beat)
+        before = self._beats.get(gateway_id)
+        if before is not None and beat.num_arrived < before.num_arrived:
+            self._arrived[gateway_id].clear()
+        elif before is not None and beat.at_unix_s <= before.at_unix_s:
+            return
+        self._beats[gateway_id] = beat
+        arrived = self._arrived.setdefault(gateway_id, deque())
+        arrived.append(_Arrived(beat.at_unix_s, beat.num_arrived))
+        while arrived[0].at_unix_s < beat.at_unix_s - WINDOW_S:
+            arrived.popleft()
 
     def drop_gateway(self, gateway_id: str) -> None:
         """Its connection is gone: what it holds now is unknown."""
         self._num_changes += 1
         self._beats.pop(gateway_id, None)
+        self._arrived.pop(gateway_id, None)
 
     def departures(self, now_unix_s: float) -> tuple[Departure, ...]:
         """What leaves or left workers lately, over all gateways that are heard."""
-        newest = [beats[-1] for beats in self._beats.values() if now_unix_s - beats[-1].at_unix_s <= FRESH_BEAT_S]
-        return sum_departures(each for beat in newest for each in beat.departures)
+        return sum_departures(each for beat in self._fresh(now_unix_s).values() for each in beat.departures)
 
     def expected_output_tokens(self) -> int:
         """Median output of the recent requests that ended well."""
         return int(median(self._lengths)) if self._lengths else DEFAULT_OUTPUT_TOKENS
 
-    def status(self, now_unix_s: float, window_s: float = 60.0) -> TrafficStatus:
-        """The last `window_s` seconds, the running one included. What nobody reported is None."""
-        key = (self._num_changes, floor(now_unix_s), window_s)
+    def status(self, now_unix_s: float) -> TrafficStatus:
+        """The last WINDOW_S seconds, the running one included. What nobody reported is None."""
+        key = (self._num_changes, floor(now_unix_s))
         if self._last is None or self._last[0] != key:
             self._forget(now_unix_s)
-            self._last = (key, self._status(now_unix_s, window_s))
+            self._last = (key, self._status(now_unix_s))
         return self._last[1]
 
-    def _status(self, now_unix_s: float, window_s: float) -> TrafficStatus:
-        seconds = range(floor(now_unix_s - window_s) + 1, floor(now_unix_s) + 1)
+    def _status(self, now_unix_s: float) -> TrafficStatus:
+        seconds = range(floor(now_unix_s - WINDOW_S) + 1, floor(now_unix_s) + 1)
         sums = _Sums()
         for second in seconds:
             if second in self._seconds:
                 sums.merge(self._seconds[second])
         prompt_tokens, output_tokens = (sum(self._tokens.get(each, (0, 0))[i] for each in seconds) for i in (0, 1))
-        fresh = {name: beats for name, beats in self._beats.items() if now_unix_s - beats[-1].at_unix_s <= FRESH_BEAT_S}
-        waits = [waited for beats in fresh.values() if (waited := _waited_s(beats[-1], now_unix_s)) is not None]
+        fresh = self._fresh(now_unix_s)
+        waits = [waited for beat in fresh.values() if (waited := _waited_s(beat, now_unix_s)) is not None]
         bound_s = self.slo.ttft_base_s + self.slo.ttft_per_token_s * sums.longest_uncached
         decided = sums.decided + sum(1 for waited in waits if waited > bound_s)
         attainment = sums.good / decided if decided else None
         known = bool(fresh) or sums.offered > 0
-        offered_rps = _offered_rps(sums, fresh, now_unix_s, window_s)
+        offered_rps = _offered_rps(sums, [self._arrived[name] for name in fresh], now_unix_s)
         return TrafficStatus(
-            window_s=window_s,
+            window_s=WINDOW_S,
             num_gateways=len(fresh),
             offered_rps=offered_rps,
             goodput_rps=_goodput_rps(offered_rps, attainment),
@@ -210,9 +226,9 @@ class TrafficStats:
             attainment_by_length={
                 name: sums.good_by_length[name] / count for name, count in sorted(sums.decided_by_length.items())
             },
-            error_rps=sums.errors / window_s if known else None,
-            rejected_rps=sums.rejected / window_s if known else None,
-            num_in_flight=sum(beats[-1].num_in_flight for beats in fresh.values()),
+            error_rps=sums.errors / WINDOW_S if known else None,
+            rejected_rps=sums.rejected / WINDOW_S if known else None,
+            num_in_flight=sum(beat.num_in_flight for beat in fresh.values()),
             oldest_waiting_s=max(waits, default=None),
             ttft_p50_s=quantile(sums.latencies["ttft"], 0.5),
             ttft_p99_s=quantile(sums.latencies["ttft"], 0.99),
@@ -220,30 +236,35 @@ class TrafficStats:
             itl_p99_s=quantile(sums.latencies["itl"], 0.99),
             tpot_p50_s=quantile(sums.latencies["tpot"], 0.5),
             e2e_p50_s=quantile(sums.latencies["e2e"], 0.5),
-            prompt_tokens_per_s=prompt_tokens / window_s if known else None,
-            output_tokens_per_s=output_tokens / window_s if known else None,
+            prompt_tokens_per_s=prompt_tokens / WINDOW_S if known else None,
+            output_tokens_per_s=output_tokens / WINDOW_S if known else None,
             by_rule=dict(sums.by_rule),
             slo_text=slo_text(self.slo),
         )
 
+    def _fresh(self, now_unix_s: float) -> dict[str, Beat]:
+        """Of gateways that are heard."""
+        return {name: beat for name, beat in self._beats.items() if now_unix_s - beat.at_unix_s <= FRESH_BEAT_S}
+
     def _forget(self, now_unix_s: float) -> None:
-        oldest = floor(now_unix_s - KEEP_S)
+        """What is too old, and what a clock that is far ahead made up."""
+        oldest, newest = floor(now_unix_s - WINDOW_S), floor(now_unix_s + WINDOW_S)
         for table in (self._seconds, self._tokens):
-            for second in [each for each in table if each < oldest]:
+            for second in [each for each in table if not oldest <= each <= newest]:
                 del table[second]
 
 
-def _offered_rps(sums: _Sums, fresh: dict[str, deque[Beat]], now_unix_s: float, window_s: float) -> float | None:
+def _offered_rps(sums: _Sums, arrived: Iterable[deque[_Arrived]], now_unix_s: float) -> float | None:
     """Arrivals per second by the gateways' own count; 0 only when a gateway says so."""
     rates = []
-    for beats in fresh.values():
-        inside = [beat for beat in beats if beat.at_unix_s >= now_unix_s - window_s]
+    for counts in arrived:
+        inside = [each for each in counts if each.at_unix_s >= now_unix_s - WINDOW_S]
         if len(inside) >= 2:
             elapsed_s = inside[-1].at_unix_s - inside[0].at_unix_s
-            rates.append((inside[-1].num_arrived - inside[0].num_arrived) / elapsed_s)
+            rates.append((inside[-1].num - inside[0].num) / elapsed_s)
     if rates:
         return sum(rates)
-    return sums.offered / window_s if sums.offered else None
+    return sums.offered / WINDOW_S if sums.offered else None
 
 
 def _goodput_rps(offered_rps: float | None, attainment: float | None) -> float | None:

@@ -214,6 +214,7 @@ class Mover:
     def look(self, links: list[WorkerLink]) -> None:
         """Called now and then: room may have come, and a move may stand still."""
         self._leaving = {link: each for link, each in self._leaving.items() if link.is_connected}
+        self._moves = {link: moves for link, moves in self._moves.items() if moves}
         for moves in list(self._moves.values()):
             for move in [each for each in moves if each.age_s >= STUCK_S]:
                 move.abandon(f"not handed over within {STUCK_S:g} s")

@@ -31,7 +31,7 @@ from control.history.retention import Retention, prune_events, prune_intervals, 
 from control.history.rollup import read_marks, roll_up
 from control.history.series import SeriesQuery, read_series
 from control.lease import MAX_LOCK_WAIT_S, Holder, Lease, Standing, Verdict
-from control.points import Ingested, WorkerCursor, WorkerEpoch, is_new
+from control.points import MAX_KNOWN_LINES, Ingested, WorkerCursor, WorkerEpoch, is_new
 from control.spool import Frame
 from control.types import (
     Command,
@@ -191,7 +191,7 @@ class History:
         with self._writing("write_tick", WRITE_LIMIT_S) as connection:
             ids = self._put_tick(connection, TickWrite(ingested, changed, records, traffic), may_be_counted=was_unsure)
         self._is_unsure = False
-        self._line_ids |= ids
+        self._remember(ids)
         self._saved |= {(fleet_id, name): cursor for name, cursor in changed.items()}
 
     def replay(self, frame: Frame) -> None:
@@ -212,6 +212,12 @@ class History:
                     connection, write.command_id, write.state, write.step, write.result, is_late=True
                 )
             cursors.put_replayed(connection, place)
+        self._remember(ids)
+
+    def _remember(self, ids: LineIds) -> None:
+        """Look these up no more. Now and then all others are forgotten: most are of lives that have ended."""
+        if len(self._line_ids) > MAX_KNOWN_LINES:
+            self._line_ids = {}
         self._line_ids |= ids
 
     def _put_tick(self, connection: Connection, write: TickWrite, *, may_be_counted: bool) -> LineIds:
