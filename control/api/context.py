@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends
 from pydantic import TypeAdapter
@@ -17,6 +17,8 @@ from control.errors import NotActive, NotAllowed, NotFound
 from control.plane import Plane
 from control.settings import Settings
 from control.types import Principal
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,9 +88,19 @@ def _with_role(principal: Principal, *roles: str) -> Principal:
     return principal
 
 
-Context = Annotated[ApiContext, Depends(context_of)]
-Reader = Annotated[Principal, Depends(reader)]
-Operator = Annotated[Principal, Depends(operator)]
+def _here(look: Callable[[HTTPConnection], T]) -> Callable[[HTTPConnection], Awaitable[T]]:
+    """A dependency that waits for nothing, on the event loop: FastAPI would run it in a thread, one for each request
+    under way, and each thread has a heap of its own."""
+
+    async def dependency(connection: HTTPConnection) -> T:
+        return look(connection)
+
+    return dependency
+
+
+Context = Annotated[ApiContext, Depends(_here(context_of))]
+Reader = Annotated[Principal, Depends(_here(reader))]
+Operator = Annotated[Principal, Depends(_here(operator))]
 
 _adapters: dict[Any, TypeAdapter[Any]] = {}
 

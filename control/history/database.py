@@ -26,6 +26,8 @@ from control.history.postgresql import ANSWER_LIMIT_S, postgresql_engine, set_li
 
 #: The plane is the only writer, so a lock that lasts is somebody's tool: refuse before a client gives up (5 s).
 BUSY_TIMEOUT_S = 1.5
+#: Of each of the few connections: what a tick writes to, many times over. The rest is in the operating system's cache.
+PAGE_CACHE_KIB = 1024
 #: Any constant: two processes that upgrade one PostgreSQL database at once take turns.
 _UPGRADE_LOCK = 0x70686173
 
@@ -106,12 +108,16 @@ def _sqlite(url: URL) -> Engine:
     if not Path(url.database).parent.is_dir():
         folder = Path(url.database).parent
         raise HistoryError(f"the history {url.database} cannot be opened: no folder {folder}", field="database_url")
-    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False})
+    # The connection that was used last is used next: its page cache is warm, and those of the others stay small.
+    engine = create_engine(
+        url, pool_use_lifo=True, connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}
+    )
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _: object) -> None:
         connection.isolation_level = None  # BEGIN is ours, below
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "temp_store=MEMORY"):
+        cache = f"cache_size=-{PAGE_CACHE_KIB}"
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "temp_store=MEMORY", cache):
             connection.execute(f"PRAGMA {pragma}").close()
 
     @event.listens_for(engine, "begin")
