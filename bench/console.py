@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 from playwright.sync_api import sync_playwright
 
-from bench._console_session import Session
+from _console_session import Session
 from tests.browser.conftest import CHROMIUM, FLAGS
 from tests.browser.processes import Stack
 

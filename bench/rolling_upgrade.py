@@ -27,7 +27,7 @@ from typing import Any
 
 import httpx
 
-from bench._deployment import ROOT, deployment
+from _deployment import ROOT, deployment
 from control.deployment import read_state
 from engine.convert import make_tiny_model
 

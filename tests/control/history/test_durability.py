@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.durability import Call, Disk, fail_power, kill_writers, parse, traced_calls
+from _power_failure import Call, Disk, fail_power, parse, traced_calls
+from durability import kill_writers
 
 pytestmark = pytest.mark.integration
 
