@@ -120,6 +120,7 @@ class Fleet:
             max_backlog_s=self.rules.max_backlog_s,
         )
         link.lost_s = lost_s  # a restarted process has another address: still the same worker on its way back
+        self.mover.departures.stays(row.worker_id)  # but what will leave it is another departure
         self.links[row.worker_id] = link
         task = asyncio.get_running_loop().create_task(link.keep_connected(self._hello))
         self._tasks[link] = task
