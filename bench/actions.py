@@ -8,7 +8,8 @@ A fixed number of streams is always open. Each is one of a set of prompts whose 
 run, and is compared as it ends: failed, truncated, repeated, changed. Several operators act at once, each without a
 pause and each action to its end: done, or superseded by another operator's. What the fleet refuses (a guard rail) is
 counted apart and is no action. Memory is each process's resident set, means of samples after the warm-up (the first
-fifth of the actions) and at the end.
+fifth of the actions, and at least until the plane's windows are full) and at the end; a run that is over by then says
+nothing of it.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ from control.traffic.report import quantiles
 from control.types import Action, CommandState
 
 WARM_UP_SHARE = 0.2
+#: The plane keeps a minute of traffic and 20 s of utilization, and the caches of its threads fill with them.
+WARM_UP_S = 90.0
 SAMPLE_EVERY_S = 2.0
 LIMIT_S = 120.0
 POLL_S = 0.01
@@ -96,9 +99,10 @@ async def operate(place: Place, load: Load, options: argparse.Namespace, number:
 
 async def watch(place: Place, load: Load, options: argparse.Namespace, done: Done) -> None:
     """Samples of memory once the actions have warmed up."""
+    began_s = time.monotonic()
     while True:
         await asyncio.sleep(SAMPLE_EVERY_S)
-        if done.num >= WARM_UP_SHARE * options.actions:
+        if done.num >= WARM_UP_SHARE * options.actions and time.monotonic() - began_s >= WARM_UP_S:
             done.samples.append(await asyncio.to_thread(sample, place))
         say(options, f"{done.num} actions, {done.num_refused} refused, streams {dict(load.tally.num)}")
 
