@@ -2,7 +2,7 @@
 
 All effects meet here, in `tick`; what it calls to decide is pure. Level-triggered: it compares the whole of desired
 with what it sees, so a crash at any point is repaired by the next tick. Not decided here: anything about a worker, a
-command or a number; those are `control.reconcile`, `control.progress`, `control.accounting` and the rest.
+command, a gateway or a number; those are `control.reconcile`, `control.progress`, `control.accounting` and the rest.
 """
 
 from __future__ import annotations
@@ -19,28 +19,24 @@ from pydantic import TypeAdapter
 
 from control.accounting import Accountant, UtilizationView
 from control.desk import Desk, refusal_error
-from control.errors import FleetError, HistoryError, StaleFence
+from control.errors import FleetError, StaleFence
 from control.events import Events
 from control.facts import FleetFacts
 from control.fleets.base import Fleet, Observation
-from control.gateway_hub import GatewayHub
+from control.gateways import Gateways
 from control.history.deferred import TickWrite, encode
 from control.history.store import History, RequestQuery
-from control.intake import Intake
 from control.lease import Lease
 from control.notices import notices_of
 from control.orders import Orders
 from control.plane_events import PlaneEvents
 from control.points import Ingested
-from control.progress import TablesSeen, progress_of
+from control.progress import progress_of
 from control.reconcile import Ordered, holds, reconcile
 from control.recorder import Recorder
-from control.self_driving import SelfDriving
 from control.settings import Settings
 from control.snapshot import FleetIdentity, build_snapshot, fleet_facts, newest_readings
 from control.stand_ins import Effective, effective_roles
-from control.tables import Tables
-from control.traffic_stats import TrafficStats
 from control.types import (
     Command,
     CommandRequest,
@@ -49,7 +45,6 @@ from control.types import (
     PlaneStatus,
     Preview,
     Principal,
-    RequestRecord,
     WhatIfRouting,
     WorkerState,
 )
@@ -94,17 +89,9 @@ class Plane:
         self._fence = lease.fence
         self._accountant = accountant
         self._now = now
-        self._traffic = TrafficStats(settings.effective_slo)
-        self.hub = GatewayHub(
-            durable_seq=self._durable_seq,
-            on_records=self._on_records,
-            on_beat=self._traffic.beat,
-            on_gone=self._traffic.drop_gateway,
-        )
-        self._status = self._traffic.status(now())
-        self._expected_output = self._traffic.expected_output_tokens()
-        self._tables = Tables(lease.fence)
-        self._intake = Intake()
+        self.gateways = Gateways(fleet, history, desk.recorder, settings.effective_slo, lease.fence, now())
+        self._status = self.gateways.traffic.status(now())
+        self._expected_output = self.gateways.traffic.expected_output_tokens()
         self._own_events = PlaneEvents(fleet.fleet_id, plane_status(lease))
         self._identity = FleetIdentity(
             fleet_id=fleet.fleet_id,
@@ -176,7 +163,7 @@ class Plane:
         self.wake()
         self.events.close()
         await self._orders.close()
-        await self.hub.close()
+        await self.gateways.hub.close()
 
     async def close(self) -> None:
         """Let go of fleet and gateways, and write what waits. Workers go on."""
@@ -187,7 +174,7 @@ class Plane:
                 pass  # the tick that was under way has ended
         self.events.close()
         await self._orders.close()
-        await self.hub.close()
+        await self.gateways.hub.close()
         await self.fleet.close()
         await self.recorder.close()
 
@@ -216,15 +203,15 @@ class Plane:
         decided = reconcile(wanted.desired, fleet, self._ordered, self._fence, now, busy, max_moves, wanted.reasons)
         self._ordered = decided.ordered
         self._orders.give(decided.steps)
-        self._table()
+        self.gateways.route(self.desired, self._expected_output)
 
         limit, since = self.settings.drain_limit_s, self._identity.started_unix_s
         look = partial(
-            progress_of, fleet=fleet, outcomes=self._orders.outcomes, tables=self._tables_seen(), limit_s=limit
+            progress_of, fleet=fleet, outcomes=self._orders.outcomes, tables=self.gateways.tables_seen(), limit_s=limit
         )
         for each in [look(c, now_unix_s=seen, since_unix_s=since) for c in self.desk.unfinished.values()]:
             self.desk.apply(each)
-        self.desk.note_departures(self._traffic.departures(now), seen)
+        self.desk.note_departures(self.gateways.traffic.departures(now), seen)
 
         self._record_samples(ingested, now)
         self._tick_problem = ""
@@ -244,10 +231,9 @@ class Plane:
         self._readings = newest_readings(observation, self._readings, now)
         ingested = self._accountant.ingest(observation)
         self._utilization = self._accountant.utilization(now)
-        if isinstance(self.fleet, SelfDriving):
-            self._take_self_driven(self.fleet)
-        self._status = self._traffic.status(now)
-        self._expected_output = self._traffic.expected_output_tokens()
+        self.gateways.take_self_driven()
+        self._status = self.gateways.traffic.status(now)
+        self._expected_output = self.gateways.traffic.expected_output_tokens()
         return ingested
 
     def _facts(self) -> FleetFacts:
@@ -261,29 +247,16 @@ class Plane:
             utilization=self._utilization,
         )
 
-    def _table(self) -> None:
-        """Push a new routing table when something in it has changed."""
-        table = self._tables.update(self.fleet, self.fleet.routes(), self.desired, self._expected_output)
-        if table is not None:
-            self.hub.push(table)
-            if isinstance(self.fleet, SelfDriving):
-                self.fleet.set_table(table)
-
     def _record_samples(self, ingested: Ingested, now: float) -> None:
         """Queue this tick's rows; gateways may forget their records once those are durable, here or in the spool."""
-        rows = self._intake.take()
-
-        def durable() -> None:
-            for spool, seq in self._intake.committed(rows).items():
-                self.hub.acknowledge(spool, seq)
-
+        rows = self.gateways.intake.take()
         own = self._own_events.take(self.recorder.problem, now)
         ingested = replace(ingested, events=(*ingested.events, *own))
         tick = TickWrite(ingested, self._accountant.snapshot(), rows, self._status)
         self.recorder.later(
             *(self.history.write_tick, tick.ingested, tick.cursors, tick.records, tick.traffic),
-            then=durable,
-            dropped=partial(self._intake.restore, rows),
+            then=partial(self.gateways.durable, rows),
+            dropped=partial(self.gateways.intake.restore, rows),
             frame=partial(encode, tick),
         )
         if now - self._pruned_unix_s > PRUNE_EVERY_S:
@@ -338,38 +311,6 @@ class Plane:
             stand_ins=self._effective.notice,
             observation_problems=self._observation.problems if self._observation else (),
         )
-
-    # --- gateways ---------------------------------------------------------------------------------------------------
-
-    async def _durable_seq(self, spool: str) -> int:
-        """Up to where a gateway's records are in the history. Unknown is 0: the history takes each only once."""
-        try:
-            seq = await self.recorder.look_up(self.history.last_seq, spool)
-        except HistoryError as error:
-            _log.warning("cannot read the last record of gateway %s: %s", spool, error.detail)
-            seq = 0
-        self._intake.open(spool, seq)
-        return seq
-
-    def _on_records(self, spool: str, first_seq: int, records: list[RequestRecord]) -> None:
-        for record in self._intake.add(spool, first_seq, records):
-            self._traffic.add(record)
-
-    def _take_self_driven(self, fleet: SelfDriving) -> None:
-        """A fleet with its own arrivals hands over what a gateway would have sent."""
-        for gateway_id, first_seq, records in fleet.take_records():
-            self._on_records(f"{gateway_id}@{self._identity.started_unix_s:.3f}", first_seq, records)
-        for gateway_id, beat in fleet.beats().items():
-            self._traffic.beat(gateway_id, beat)
-
-    def _tables_seen(self) -> TablesSeen:
-        """How many gateways hold the newest table; a self-driving fleet's own count like any."""
-        seen = self.hub.tables_seen()
-        if not isinstance(self.fleet, SelfDriving):
-            return seen
-        newest = self._tables.current.version if self._tables.current else 0
-        own = [beat.table_version >= newest for beat in self.fleet.beats().values()]
-        return TablesSeen(num_gateways=seen.num_gateways + len(own), num_current=seen.num_current + sum(own))
 
     # --- what the API asks ------------------------------------------------------------------------------------------
 

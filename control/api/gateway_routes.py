@@ -46,4 +46,4 @@ async def connect(socket: WebSocket, fleet_id: str | None = None) -> None:
         await socket.close(UNAUTHENTICATED, error.detail[:100])
         return
     await socket.accept()
-    await plane.hub.serve(LinkSocket(socket))
+    await plane.gateways.hub.serve(LinkSocket(socket))

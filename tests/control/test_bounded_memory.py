@@ -25,11 +25,11 @@ async def a_second(rig: Rig, number: int) -> None:
     rig.now += 1.0
     gateway_id, spool = "g", f"g@{number // 10}"
     if number % 10 == 0:
-        rig.plane._traffic.drop_gateway(gateway_id)
-        rig.plane._intake.open(spool, 0)
+        rig.plane.gateways.traffic.drop_gateway(gateway_id)
+        rig.plane.gateways.intake.open(spool, 0)
     records = [record(request_id=f"r{number}-{each}", arrival_unix_s=rig.now - 2.0) for each in range(3)]
-    rig.plane._on_records(spool, number % 10 * 3 + 1, records)
-    rig.plane._traffic.beat(gateway_id, a_beat(rig.now, number))
+    rig.plane.gateways.on_records(spool, number % 10 * 3 + 1, records)
+    rig.plane.gateways.traffic.beat(gateway_id, a_beat(rig.now, number))
     if number % 3 == 0:
         await command(rig, number // 3)
     if number % 4 == 0:

@@ -128,7 +128,7 @@ async def test_errors_come_back_as_they_were_raised(served: Served) -> None:
 
 
 async def test_routing_what_if_and_history_over_the_wire(served: Served) -> None:
-    served.rig.plane._on_records("g1@1", 1, [record("r1", arrival_unix_s=NOW), record("r2", prompt_tokens=10)])
+    served.rig.plane.gateways.on_records("g1@1", 1, [record("r1", arrival_unix_s=NOW), record("r2", prompt_tokens=10)])
     served.rig.plane.wake()
     with served.client("viewer") as client:
         async with asyncio.timeout(LIMIT_S):
@@ -175,7 +175,7 @@ async def test_a_gateway_connects_with_the_service_token_only(served: Served) ->
         await gateway.send(link.encode(HELLO))
         first = link.decode(bytes(await gateway.recv(decode=False)))
         assert isinstance(first, link.TablePush)
-        assert first.table == served.rig.plane._tables.current
+        assert first.table == served.rig.plane.gateways.tables.current
     for token in (served.rig.token("operator"), "wrong"):
         with pytest.raises((ConnectionClosed, Exception), match=r"403|4401"):
             async with connect(url, additional_headers={"Authorization": f"Bearer {token}"}, proxy=None) as refused:

@@ -247,7 +247,7 @@ async def test_serving_goes_on_without_a_history_and_commands_are_refused(rig: R
 async def test_records_are_written_once_and_acknowledged_when_durable(rig: Rig) -> None:
     socket = FakeSocket()
     socket.say(HELLO)
-    serving = asyncio.create_task(rig.plane.hub.serve(socket))
+    serving = asyncio.create_task(rig.plane.gateways.hub.serve(socket))
     assert isinstance(await socket.sent.get(), link.TablePush)
     assert await socket.sent.get() == link.RecordsAck(up_to_seq=0)
     batch = link.Records(first_seq=1, records=[record("a"), record("b")])
@@ -263,14 +263,14 @@ async def test_records_are_written_once_and_acknowledged_when_durable(rig: Rig) 
     await rig.ticks()
     assert await socket.sent.get() == link.RecordsAck(up_to_seq=2)
     assert [each.request_id for each in rig.history.records.values()] == ["a", "b"]
-    await rig.plane.hub.close()
+    await rig.plane.gateways.hub.close()
     await serving
 
 
 async def test_routing_waits_for_the_gateways_and_says_so(rig: Rig) -> None:
     socket = FakeSocket()
     socket.say(HELLO)
-    serving = asyncio.create_task(rig.plane.hub.serve(socket))
+    serving = asyncio.create_task(rig.plane.gateways.hub.serve(socket))
     await socket.sent.get()
     command = await rig.submit(set_routing(remote_share=0.0))
     await rig.ticks()
@@ -285,7 +285,7 @@ async def test_routing_waits_for_the_gateways_and_says_so(rig: Rig) -> None:
     done = await rig.plane.command(command.command_id)
     assert done.state == CommandState.DONE
     assert "every connected gateway (1) has the new routing table" in done.result
-    await rig.plane.hub.close()
+    await rig.plane.gateways.hub.close()
     await serving
 
 
@@ -299,7 +299,8 @@ async def test_what_left_a_worker_is_journalled_also_when_it_is_told_after_the_e
     left = Departure(worker_id=moved, kind="leaves", since_unix_s=command.created_unix_s, num_sequences=5, num_moved=3)
     told = replace(left, num_left=2), replace(left, num_moved=5, stall_s=0.06, is_over=True)
     for departure in told:
-        rig.plane.hub._on_beat("g", msgspec.structs.replace(beat(1), at_unix_s=rig.now, departures=[departure]))
+        said = msgspec.structs.replace(beat(1), at_unix_s=rig.now, departures=[departure])
+        rig.plane.gateways.traffic.beat("g", said)
         await rig.ticks()
         now = await rig.plane.command(command.command_id)
         if not departure.is_over:

@@ -1,0 +1,90 @@
+"""A fleet's gateways as its plane has them: what they have served comes in, the table by which they route goes out.
+
+A self-driving fleet (SimFleet) has gateways of its own; what they served and which table they hold counts as any
+other's. Not decided here: how a gateway is spoken to (`control.gateway_hub`), which records are new (`control.intake`),
+what is counted of them (`control.traffic_stats`), and what is in a table (`control.tables`).
+"""
+
+from __future__ import annotations
+
+import logging
+
+from control.errors import HistoryError
+from control.fleets.base import Fleet
+from control.gateway_hub import GatewayHub
+from control.history.store import History
+from control.intake import Intake, Row
+from control.progress import TablesSeen
+from control.recorder import Recorder
+from control.self_driving import SelfDriving
+from control.tables import Tables
+from control.traffic_stats import TrafficStats
+from control.types import Desired, RequestRecord, Slo
+
+_log = logging.getLogger("phaseline.plane")
+
+
+class Gateways:
+    """`hub` serves their connections; `traffic` and `intake` hold what they sent."""
+
+    def __init__(
+        self, fleet: Fleet, history: History, recorder: Recorder, slo: Slo, fence: int, started_unix_s: float
+    ) -> None:
+        self.traffic = TrafficStats(slo)
+        self.intake = Intake()
+        self.tables = Tables(fence)
+        self.hub = GatewayHub(
+            durable_seq=self._durable_seq,
+            on_records=self.on_records,
+            on_beat=self.traffic.beat,
+            on_gone=self.traffic.drop_gateway,
+        )
+        self._fleet = fleet
+        self._history = history
+        self._recorder = recorder
+        self._started_unix_s = started_unix_s
+
+    async def _durable_seq(self, spool: str) -> int:
+        """Up to where a gateway's records are in the history. Unknown is 0: the history takes each only once."""
+        try:
+            seq = await self._recorder.look_up(self._history.last_seq, spool)
+        except HistoryError as error:
+            _log.warning("cannot read the last record of gateway %s: %s", spool, error.detail)
+            seq = 0
+        self.intake.open(spool, seq)
+        return seq
+
+    def on_records(self, spool: str, first_seq: int, records: list[RequestRecord]) -> None:
+        for record in self.intake.add(spool, first_seq, records):
+            self.traffic.add(record)
+
+    def durable(self, rows: list[Row]) -> None:
+        """These rows are in the history or the spool: gateways may forget them."""
+        for spool, seq in self.intake.committed(rows).items():
+            self.hub.acknowledge(spool, seq)
+
+    def take_self_driven(self) -> None:
+        """A fleet with its own arrivals hands over what a gateway would have sent."""
+        if not isinstance(self._fleet, SelfDriving):
+            return
+        for gateway_id, first_seq, records in self._fleet.take_records():
+            self.on_records(f"{gateway_id}@{self._started_unix_s:.3f}", first_seq, records)
+        for gateway_id, beat in self._fleet.beats().items():
+            self.traffic.beat(gateway_id, beat)
+
+    def route(self, desired: Desired, expected_output_tokens: int) -> None:
+        """Push a new routing table when something in it has changed."""
+        table = self.tables.update(self._fleet, self._fleet.routes(), desired, expected_output_tokens)
+        if table is not None:
+            self.hub.push(table)
+            if isinstance(self._fleet, SelfDriving):
+                self._fleet.set_table(table)
+
+    def tables_seen(self) -> TablesSeen:
+        """How many gateways hold the newest table; a self-driving fleet's own count like any."""
+        seen = self.hub.tables_seen()
+        if not isinstance(self._fleet, SelfDriving):
+            return seen
+        newest = self.tables.current.version if self.tables.current else 0
+        own = [beat.table_version >= newest for beat in self._fleet.beats().values()]
+        return TablesSeen(num_gateways=seen.num_gateways + len(own), num_current=seen.num_current + sum(own))
