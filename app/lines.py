@@ -17,7 +17,6 @@ SOLID: tuple[int, ...] = (1, 0)
 DASHED: tuple[int, ...] = (6, 3)
 DOTTED: tuple[int, ...] = (2, 2)
 LEAST_SHOWN = 0.005
-BASIS_WORDS: dict[str, str] = {"wall": "of all the time", "in_phase": "of the time the phase ran"}
 
 
 @dataclass(frozen=True, slots=True)

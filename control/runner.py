@@ -10,10 +10,10 @@ import contextlib
 import signal
 import socket
 import subprocess
-from pathlib import Path
 
 import httpx
 
+from control.auth import write_private
 from control.components import Component
 from control.deployment import ComponentRecord, end_component
 from control.fleets.ray_head import accepts_connections, make_temp_dir
@@ -65,7 +65,9 @@ class Runner:
         if component.private_dir is not None:
             make_temp_dir(component.private_dir)
         if component.config_file is not None:
-            write_private(*component.config_file)
+            path, text = component.config_file
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_private(path, text)
         inherits = [listener.fileno()] if component.shares_listener and listener is not None else []
         environment = {**component.environment, **({LISTEN_FD: str(inherits[0])} if inherits else {})}
         root, self.child = spawn(component.command, environment, component.log, component.cwd, inherits)
@@ -131,13 +133,6 @@ class Runner:
         if found is not None:
             found[1].close()
         return found is not None
-
-
-def write_private(path: Path, text: str) -> None:
-    """A file that only its owner may read, in a folder that only its owner may enter."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.touch(mode=0o600)
-    path.write_text(text)
 
 
 def exit_text(code: int | None) -> str:

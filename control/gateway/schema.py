@@ -234,8 +234,6 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     "min_p": _refused("top_k and top_p are served", 0, 0.0),
 }
 
-#: Names in a body that become fields of `Ask` with another name or together.
-_SPECIAL: Final = frozenset({"messages", "stream_options", "max_completion_tokens", "timeout"})
 _FIELDS: Final = frozenset(name for name, each in PARAMETERS.items() if each.treatment == "honoured") - {"n"}
 
 

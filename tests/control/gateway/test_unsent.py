@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
-import pytest
 from gateway_builders import until
-from test_plane_link import FakePlane, Gateway, linked, record
+from link_builders import FakePlane, Gateway, linked, record
 
 from control.gateway import link, unsent
 
 OLD = link.GatewayHello("gw-old", "127.0.0.1:1", "0", 7.0)
-
-
-@pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
-    (tmp_path / "secrets").mkdir()
-    (tmp_path / "secrets" / "service_token").write_text("service-secret\n")
-    return tmp_path
-
-
-@pytest.fixture
-async def plane() -> AsyncIterator[FakePlane]:
-    fake = FakePlane()
-    yield fake
-    await fake.stop()
 
 
 def left_by_an_old_gateway(run_dir: Path, num_records: int = 3) -> Path:
