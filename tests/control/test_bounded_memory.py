@@ -84,7 +84,7 @@ def a_beat(now_s: float, number: int) -> Beat:
     )
 
 
-async def test_twice_as_many_lives_commands_and_requests_leave_no_more_behind(tmp_path: Path) -> None:
+async def test_half_as_many_lives_commands_and_requests_again_leave_no_more_behind(tmp_path: Path) -> None:
     rig = await Rig(tmp_path, fleet=FakeFleet.of(8)).start()
     sizes = []
     for begin_s in (0, FILL_S, 2 * FILL_S):

@@ -51,7 +51,7 @@ async def sizes(place: House, text: ModelText) -> Counter[str]:
     return kept(place.gateway, but=(place.gateway.text,))
 
 
-async def test_twice_as_many_requests_and_workers_leave_no_more_behind(text: ModelText) -> None:
+async def test_half_as_many_requests_and_workers_again_leave_no_more_behind(text: ModelText) -> None:
     async with house(text, [config(text, each) for each in NAMES], policy=LOCAL_ALWAYS) as place:
         await sizes(place, text)
         first, last = await sizes(place, text), await sizes(place, text)
