@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from control.components import components
-from control.deployment import ComponentRecord, clear_shared_memory, end_component
+from control.deployment import ComponentRecord, clear_shared_memory, end_together
 from control.runner import Runner
 from control.settings import load_settings
 from engine.convert import make_tiny_model
@@ -22,16 +22,15 @@ pytestmark = pytest.mark.integration
 def test_a_process_that_stands_still_in_a_step_is_ended_and_its_successor_says_why(tmp_path: Path) -> None:
     model = make_tiny_model(tmp_path / "tiny", seed=1)
     own = {"worker_kind": "cpu", "num_workers": "1", "model": str(model), "kv_bytes_per_worker": str(2**22)}
-    own |= {"step_overdue_s": "1", "max_batch": "4"}
+    own |= {"step_overdue_s": "1", "max_batch": "4", "ray_redis": "off"}
     place = Deployment(tmp_path / "run", **{f"PHASELINE_{name.upper()}": value for name, value in own.items()})
     settings = load_settings(run_dir=place.run_dir, ray_port=place.ports["RAY"], **own)
     (place.run_dir / "logs").mkdir(parents=True)
-    head = components(settings)[0]
-    record = ComponentRecord(name="ray", log=str(head.log), stop_limit_s=head.stop_limit_s)
-    runner = Runner(head, record)
-    runner.start(0.0)
+    runners = [Runner(each, ComponentRecord(name=each.name, stop_limit_s=15.0)) for each in components(settings)[:2]]
     try:
-        place.until(runner.probe, "Ray's head")
+        for runner in runners:
+            runner.start(0.0)
+            place.until(runner.probe, runner.record.name)
         done = subprocess.run(
             [sys.executable, "-m", "tests.integration.hung_worker_scenario"],
             cwd=ROOT,
@@ -43,7 +42,7 @@ def test_a_process_that_stands_still_in_a_step_is_ended_and_its_successor_says_w
         )
         assert done.returncode == 0, done.stderr[-3000:]
     finally:
-        end_component(record, lambda _line: None)
+        end_together([runner.record for runner in runners], lambda _line: None)
         clear_shared_memory(settings.effective_shm_dir)
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["life"]["last_restart_reason"].startswith("step overdue: ")
