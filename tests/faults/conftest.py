@@ -24,7 +24,7 @@ def tiny_settings(folder: Path) -> dict[str, str]:
     return {f"PHASELINE_{name.upper()}": value for name, value in own.items()}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     folder = tmp_path_factory.mktemp("faults")
     deployment = Deployment(folder / "run", **tiny_settings(folder))
@@ -35,7 +35,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
         deployment.end()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def place(tiny: Deployment) -> Iterator[Place]:
     with Place(tiny.run_dir) as found:
         yield found
