@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -114,8 +115,8 @@ def test_a_command_whose_plane_dies_right_after_recording_it_is_finished_by_the_
     request = CommandRequest(
         action=Action(verb=Verb.RESIZE, prefill=2, decode=2), idempotency_key="once", confirmation="decode"
     )
-    with planes.client() as client, pytest.raises(ControlError):
-        client.submit(request)
+    with planes.client() as client, contextlib.suppress(ControlError):
+        client.submit(request)  # asks again under its key for a while: the standby may answer, or be too late for that
     assert first.wait(LIMIT_S) == -signal.SIGKILL
     planes.until_active(second)
     with planes.client() as client:
