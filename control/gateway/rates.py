@@ -8,6 +8,8 @@ from typing import Final
 
 #: Busy seconds after which a measurement counts for 1/e.
 RATE_MEMORY_S: Final = 20.0
+#: Busy seconds before a rate is known: one step of a process that has just started, or was starved, says little.
+RATE_KNOWN_S: Final = 1.0
 #: Weight of all measurements before, when one more comes.
 MEAN_KEEPS: Final = 0.97
 
@@ -25,8 +27,8 @@ class Rate:
 
     @property
     def per_s(self) -> float | None:
-        """None before anything was measured."""
-        return self.amount / self.busy_s if self.busy_s > 0 and self.amount > 0 else None
+        """None before enough was measured."""
+        return self.amount / self.busy_s if self.busy_s >= RATE_KNOWN_S and self.amount > 0 else None
 
 
 @dataclass(frozen=True, slots=True)

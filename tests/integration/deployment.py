@@ -18,6 +18,8 @@ from control.processes import ProcessId, end_processes, send_signal, tree_of
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 240.0
+#: A starved host makes paced workers late, and a gateway that knows it rightly refuses: not what these tests are about.
+PATIENT_SLO = json.dumps({"ttft_base_s": 60.0})
 
 
 def free_ports(count: int) -> list[int]:
@@ -44,6 +46,7 @@ class Deployment:
             **known,
             "PHASELINE_RUN_DIR": str(run_dir),
             "PHASELINE_DRAIN_LIMIT_S": "10",
+            "PHASELINE_SLO": PATIENT_SLO,
             **{f"PHASELINE_{name}_PORT": str(port) for name, port in self.ports.items()},
             **settings,
         }

@@ -152,6 +152,12 @@ def test_a_rate_is_over_busy_time_and_forgets():
     assert Rate().per_s is None
 
 
+def test_a_rate_is_not_known_from_one_slow_step():
+    starved = Rate().after(60, 0.5)
+    assert starved.per_s is None
+    assert starved.after(6000, 1.0).per_s == pytest.approx(6060 / 1.5, rel=0.05)
+
+
 def test_a_mean_has_weights():
     assert Mean().after(1.0, 100).after(3.0, 100).value == pytest.approx(2.0, rel=0.02)
     assert Mean().value is None
