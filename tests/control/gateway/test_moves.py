@@ -99,7 +99,7 @@ async def test_a_request_is_moved_while_it_decodes_and_its_record_says_so(text: 
 
 
 async def test_many_requests_leave_a_few_at_a_time_and_all_arrive(text: ModelText) -> None:
-    async with decoding(text, num=20, length=200) as (place, asking):
+    async with decoding(text, num=20, length=200, copy_s=0.02) as (place, asking):
         mover = place.gateway.fleet.mover
         most = 0
 
