@@ -28,6 +28,7 @@ CONNECT_TIMEOUT_S: Final = 5.0
 
 OnMessage = Callable[["Connection", Any], None]
 OnClose = Callable[["Connection", str], None]
+OnWelcome = Callable[["Connection"], None]
 
 
 def _ignore_message(connection: Connection, message: Any) -> None:
@@ -36,6 +37,10 @@ def _ignore_message(connection: Connection, message: Any) -> None:
 
 def _ignore_close(connection: Connection, reason: str) -> None:
     """Nobody asked to be told."""
+
+
+def _ignore_welcome(connection: Connection) -> None:
+    """It is there to be read, as `welcome`."""
 
 
 class Connection(asyncio.Protocol):
@@ -170,10 +175,14 @@ async def connect(
     on_message: OnMessage = _ignore_message,
     on_close: OnClose = _ignore_close,
     *,
+    on_welcome: OnWelcome = _ignore_welcome,
     timeout_s: float = CONNECT_TIMEOUT_S,
     max_buffered_bytes: int = MAX_BUFFERED_BYTES,
 ) -> Connection:
     """Open one connection to one worker; `on_message` gets everything after its Welcome.
+
+    What comes right behind the Welcome is newer than it, and is handled before this returns: whoever keeps what a
+    Welcome says takes it in `on_welcome`, which is called before any `on_message`.
 
     Raises ConnectionLost, one line, when the worker is not there, refuses us or does not answer within `timeout_s`.
     """
@@ -185,6 +194,7 @@ async def connect(
         if isinstance(message, Welcome) and message.protocol == PROTOCOL:
             connection._welcome = message
             connection.on_message, connection.on_close = on_message, on_close
+            on_welcome(connection)
             if not opened.done():
                 opened.set_result(message)
             return

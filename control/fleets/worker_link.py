@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from control.fleets.base import FleetStep, StepOutcome
@@ -123,24 +124,26 @@ class WorkerLink:
             backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
 
     async def _connect_once(self) -> bool:
-        address, epoch = self._address, self._epoch
+        address = self._address
         self._ended.clear()
+        hello, on_welcome = Hello("plane", "plane", self._token), partial(self._on_welcome, address, self._epoch)
         try:
-            connection = await connect(address, Hello("plane", "plane", self._token), self._on_message, self._on_close)
+            connection = await connect(address, hello, self._on_message, self._on_close, on_welcome=on_welcome)
         except EngineError as error:
             self.problem = str(error)
             return False
+        return connection is self._connection  # else it is another worker, or ended between its Welcome and now
+
+    def _on_welcome(self, address: str, epoch: int, connection: Connection) -> None:
+        """Before the messages behind it, which may say already that it is something else now."""
         welcome = connection.welcome
         if welcome.worker_id != self.worker_id or welcome.epoch != epoch:
             self.problem = f"{address} is {welcome.worker_id} epoch {welcome.epoch}, not {self.worker_id} epoch {epoch}"
             connection.on_close = lambda _connection, _reason: None
             connection.close(self.problem)
-            return False
-        if not connection.is_open:  # it ended between its Welcome and now
-            return False
+            return
         self._connection, self.problem = connection, ""
         self._heard(welcome.role, welcome.state)
-        return True
 
     # --- what the worker says ------------------------------------------------------------------------------------
 

@@ -255,11 +255,18 @@ class WorkerLink:
 
     async def _open(self, hello: Hello) -> None:
         self._closed.clear()
-        connection = await connect(self.row.address, hello, self._on_message, self._on_close)
+        connection = await connect(
+            self.row.address, hello, self._on_message, self._on_close, on_welcome=self._on_welcome
+        )
+        if connection.welcome.worker_id != self.worker_id:
+            raise ConnectionLost(f"{self.row.address} is worker {connection.welcome.worker_id}, not {self.worker_id}")
+
+    def _on_welcome(self, connection: Connection) -> None:
+        """Before the messages behind it, which may say already that it is something else now."""
         welcome = connection.welcome
         if welcome.worker_id != self.worker_id:
             connection.close("another worker than the table says")
-            raise ConnectionLost(f"{self.row.address} is worker {welcome.worker_id}, not {self.worker_id}")
+            return
         self._connection = connection
         self.role, self.state = welcome.role, welcome.state
         self.leaves_decode = False
