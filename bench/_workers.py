@@ -1,4 +1,4 @@
-"""Worker processes of a benchmark that kills them: restarted in a moment, from spares that have torch loaded already.
+"""Worker processes of a benchmark that kills them: restarted in a moment, from spares that have all loaded already.
 
 A process can be told to hang in its next step while its event loop lives; the product has no such door, it is made
 here, around the runner (tiny real workers) or the cost model (paced ones).
@@ -22,19 +22,20 @@ from engine.types import StepPlan, StepResult
 from engine.worker import WorkerHost
 from engine.worker_config import WorkerConfig
 
-_context = multiprocessing.get_context("spawn")
+_context = multiprocessing.get_context("forkserver")
 
 
 class Spares:
-    """Processes that have loaded torch and wait to be told which worker they are: a restart takes no import."""
+    """Processes that wait to be told which worker they are, forked from one that has loaded torch: a restart takes no
+    import, and does not take the cores away from what is measured."""
 
     def __init__(self, num: int, kind: str) -> None:
-        self._kind = kind
-        self._waiting = [_spawn(kind) for _ in range(num)]
+        _context.set_forkserver_preload(["engine.paced"] if kind == "paced" else ["engine.real", "engine.model_start"])
+        self._waiting = [_spawn() for _ in range(num)]
 
     def take(self) -> tuple[Any, Any]:
         """The oldest, and a new one behind it."""
-        self._waiting.append(_spawn(self._kind))
+        self._waiting.append(_spawn())
         return self._waiting.pop(0)
 
     def end(self) -> None:
@@ -45,9 +46,9 @@ class Spares:
         self._waiting.clear()
 
 
-def _spawn(kind: str) -> tuple[Any, Any]:
+def _spawn() -> tuple[Any, Any]:
     pipe, child = _context.Pipe()
-    process = _context.Process(target=_run, args=(child, kind), daemon=True)
+    process = _context.Process(target=_run, args=(child,), daemon=True)
     process.start()
     child.close()
     return process, pipe
@@ -111,9 +112,7 @@ class _Hanging:
         return result
 
 
-def _run(pipe: Pipe, kind: str) -> None:
-    if kind != "paced":
-        from engine import model_start, real  # noqa: F401  torch, before anybody waits for it
+def _run(pipe: Pipe) -> None:
     config: WorkerConfig = pipe.recv()
     goes_on = threading.Event()
     goes_on.set()

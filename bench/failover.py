@@ -184,15 +184,15 @@ class Bench:
                 self.fleet.holds_back.add(name)
             self.fleet.workers[name].fail(way)
         answers = await asyncio.gather(*asking, return_exceptions=True)
+        left_s = [link.lost_s for link in links if link.lost_s is not None and link.lost_s >= failed_s]
         for name in names:
-            self.fleet.release(name)
+            self.fleet.release(name)  # ends what still hangs, which is another loss
         await self.fleet.place(policy, **roles)
         found.blocks_held = await self._blocks_left()
         expected = await asyncio.gather(*self.streams(number), return_exceptions=True)
         first, written = records.batch_from(0)
         records.acknowledge(first + len(written) - 1)
         moves = {each.request_id: each.moves for each in written if any(move.kind == "failover" for move in each.moves)}
-        left_s = [link.lost_s for link in links if link.lost_s is not None and link.lost_s >= failed_s]
         found.notice_s = [each - failed_s for each in left_s]
         self._compare(found, answers, expected)
         self._measure(found, answers, moves, failed_s, min(left_s, default=failed_s))

@@ -48,9 +48,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def test_the_gateway_uses_a_worker_that_was_placed_while_it_connected() -> None:
     async with placed_in_the_same_moment() as address:
-        row = WorkerRoute(
-            worker_id="w0", epoch=1, address=address, role=Role.UNASSIGNED, state=WorkerState.UNASSIGNED
-        )
+        row = WorkerRoute(worker_id="w0", epoch=1, address=address, role=Role.UNASSIGNED, state=WorkerState.UNASSIGNED)
         link = GatewayLink(row, 0, PrefixIndex(), lambda: None)
         task = asyncio.create_task(link.keep_connected(Hello("gw-1", "gateway", TOKEN)))
         await until(lambda: link.is_connected)
