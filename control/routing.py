@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from control.types import RouteRule, RoutingPolicy
+from control.types import Resource, RouteRule, RoutingPolicy
 
 #: How long a client is told to stay away when nothing can take its request.
 RETRY_AFTER_S = 1.0
@@ -72,6 +72,7 @@ class RouteDecision(msgspec.Struct, frozen=True):
     retry_after_s: float = 0.0
     cached_tokens: int = 0  # of the prompt, on the decode worker
     decode_cached_tokens: int = 0  # what the rules looked at: see `RuleFacts.cached_tokens`
+    lacks: Resource | None = None  # why nothing can serve it now, where more of something would help
 
 
 class RuleFacts(msgspec.Struct, frozen=True):
@@ -141,7 +142,9 @@ def route(request: RouteRequest, view: FleetView, policy: RoutingPolicy) -> Rout
     roomy = [worker for worker in local if has_room(worker, request) and not worker.is_backlogged]
     if view.has_line and not roomy:
         need_tokens = request.prompt_tokens + request.max_tokens
-        return _no_capacity(f"none of {len(local)} workers has KV room for {need_tokens} tokens and time for a prompt")
+        reason = f"none of {len(local)} workers has KV room for {need_tokens} tokens and time for a prompt"
+        has_place_somewhere = any(has_room(worker, request) for worker in local)
+        return _no_capacity(reason, Resource.PREFILL if has_place_somewhere else _no_place(local, need_tokens))
     if rule is RouteRule.CACHED_LOCAL:
         local = [worker for worker in local if cached.get(worker.slot, 0) == facts.cached_tokens]
         local = [worker for worker in local if worker in roomy] or (roomy if view.has_line else local)
@@ -170,10 +173,11 @@ def _split(
     roomy = [worker for worker in decode if has_room(worker, request)]
     if not roomy:
         need_tokens = request.prompt_tokens + request.max_tokens
-        return _no_capacity(f"none of {len(decode)} decode workers has KV room for {need_tokens} tokens")
+        reason = f"none of {len(decode)} decode workers has KV room for {need_tokens} tokens"
+        return _no_capacity(reason, _no_place(decode, need_tokens))
     prefill = [worker for worker in prefill if not worker.is_backlogged]
     if not prefill:
-        return _no_capacity("all prefill workers have enough prompts queued")
+        return _no_capacity("all prefill workers have enough prompts queued", Resource.PREFILL)
     source = pick(prefill, request, cached, with_queue=True, with_kv=False)
     target = pick(roomy, request, cached, with_queue=False)
     return RouteDecision(
@@ -199,8 +203,14 @@ def _nobody(request: RouteRequest, view: FleetView) -> RouteDecision:
     return _no_capacity(f"no worker takes new requests that decode ({len(decoders)} ready{tried})")
 
 
-def _no_capacity(reason: str) -> RouteDecision:
-    return RouteDecision(RouteRule.NO_CAPACITY, reason, retry_after_s=RETRY_AFTER_S)
+def _no_capacity(reason: str, lacks: Resource | None = None) -> RouteDecision:
+    return RouteDecision(RouteRule.NO_CAPACITY, reason, retry_after_s=RETRY_AFTER_S, lacks=lacks)
+
+
+def _no_place(workers: Iterable[WorkerView], need_tokens: int) -> Resource:
+    """None of these has a place: is it the KV, or the places in the decode batch, which faster steps free sooner?"""
+    has_kv = any(each.kv_total_tokens - each.kv_used_tokens >= need_tokens for each in workers)
+    return Resource.DECODE_BANDWIDTH if has_kv else Resource.KV_ROOM
 
 
 # --- filter ------------------------------------------------------------------------------------------------------

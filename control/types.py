@@ -40,6 +40,16 @@ class LossCause(StrEnum):
     HUNG = "hung"  # its step did not end: may be the request's doing, if it happens again
 
 
+class Resource(StrEnum):
+    """What a fleet can have too little of, so that requests are lost; `control.bottleneck` says which it is now."""
+
+    PREFILL = "prefill"  # workers' time for prompts
+    KV_ROOM = "kv_room"  # KV blocks of those that decode
+    DECODE_BANDWIDTH = "decode_bandwidth"  # how fast a decode step is, and so how many sequences it can carry
+    HANDOFF = "handoff"  # the link between a prefill worker and a decode worker
+    GATEWAY = "gateway"  # what the gateways can hold, and how fast they pass tokens on
+
+
 class Capability(StrEnum):
     """What a fleet adapter can do; console, CLI and API offer only that."""
 
@@ -546,6 +556,9 @@ class RequestRecord:
     traceparent: str = ""
     decode_cached_tokens: int | None = None  # of the prompt, most that one worker that can decode held when routed
     moves: tuple[RequestMove, ...] = ()  # in the order they happened
+    line_s: float | None = None  # in the gateway's line for room; None: an older gateway, which did not say
+    decode_s: float | None = None  # on its decode worker, from the first token, or from when its KV was there
+    waited_for: str = ""  # the `Resource` that it waited for in the line, or was refused for want of; "" is unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -144,6 +144,7 @@ class SimGateway:
                 self._end(request, 400, None, decision.reason)
                 return True
             if decision.decode_worker is None:
+                request.waits_for = decision.lacks or request.waits_for
                 return False
             if self._submit(request, decision):
                 return True
@@ -212,6 +213,8 @@ class SimGateway:
             if not self._route(request):
                 break
             self._waiting.popleft()
+            if request.waits_since_s is not None:
+                request.line_s += self.clock() - request.waits_since_s
             request.waits_since_s = None
         self._is_waking = False
 
@@ -244,6 +247,8 @@ class SimGateway:
             request.num_tokens += len(event.tokens)
         if event.finish is None:
             return
+        if event.times is not None:
+            request.decode_s = (request.decode_s or 0.0) + event.times.decode_s
         if event.finish in (FinishReason.STOP, FinishReason.LENGTH):
             if event.times is not None and request.decision is not None and request.decision.prefill_worker is None:
                 request.times = event.times

@@ -10,7 +10,7 @@ from control.fleets.sim_worker import SimWorker
 from control.gateway.timeline import Timeline
 from control.routing import RouteDecision
 from control.traffic_stats import is_good
-from control.types import MoveKind, RequestMove, RequestRecord, RoutingTable, Slo
+from control.types import MoveKind, RequestMove, RequestRecord, Resource, RoutingTable, Slo
 from engine.types import FinishReason, SamplingParams
 from engine.wire import StageTimes
 
@@ -34,8 +34,11 @@ class SimRequest:
     decode_worker: str = ""
     num_reroutes: int = 0
     waits_since_s: float | None = None
+    line_s: float = 0.0  # waited in all, until the last time it left the line
+    waits_for: Resource | None = None
     times: StageTimes | None = None  # of the prefill
     handoff_s: float | None = None
+    decode_s: float | None = None
     excluded: set[str] = field(default_factory=set)
     is_decoding: bool = False  # the decode worker has given tokens of this attempt
     move: SimMove | None = None  # on its way to another worker
@@ -122,5 +125,8 @@ def sim_record(
         num_reroutes=request.num_reroutes,
         itl_buckets=line.itl_buckets,
         moves=tuple(request.moves),
+        line_s=request.line_s + (0.0 if request.waits_since_s is None else now_s - request.waits_since_s),
+        decode_s=request.decode_s,
+        waited_for="" if request.waits_for is None else request.waits_for.value,
     )
     return replace(record, good=is_good(record, slo))

@@ -11,9 +11,10 @@ from collections import Counter
 from control.gateway.errors import overloaded
 from control.gateway.fleet import Fleet
 from control.gateway.gatekeeper import AdmissionRules, Gatekeeper
+from control.gateway.lateness import Lateness
 from control.gateway.relay import Relay
 from control.traffic_stats import CLIENT_CLOSED, REJECTED, is_error
-from control.types import RequestRecord
+from control.types import RequestRecord, Resource
 
 RETRY_AFTER_S = 1.0
 
@@ -31,6 +32,7 @@ class Admission:
         self.num_completed = 0
         self.num_cancelled = 0
         self.by_rule: Counter[str] = Counter()
+        self.lateness = Lateness()
         self._rules = rules
 
     def enter(self, wire_id: str, relay: Relay) -> None:
@@ -41,7 +43,8 @@ class Admission:
         if self._rules.predicts:
             self.gatekeeper.let_in(relay, time.monotonic(), time.time(), is_full=is_full)
         elif is_full:
-            raise overloaded(f"the gateway holds {max_in_flight} requests, its bound max_in_flight", RETRY_AFTER_S)
+            bound = f"the gateway holds {max_in_flight} requests, its bound max_in_flight"
+            raise overloaded(bound, RETRY_AFTER_S, Resource.GATEWAY)
         self.in_flight[wire_id] = relay
 
     def review(self, now_s: float, now_unix_s: float) -> None:

@@ -142,7 +142,9 @@ class Gateway:
         while True:
             asleep_s = time.monotonic()
             await asyncio.sleep(PULSE_CHECK_S)
-            if time.monotonic() - asleep_s >= 2 * PULSE_CHECK_S:  # we were late ourselves: first read what was said
+            late_s = time.monotonic() - asleep_s - PULSE_CHECK_S
+            self.admission.lateness.note(late_s)
+            if late_s >= PULSE_CHECK_S:  # we were late ourselves: first read what was said
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
             self.fleet.leave_dead(time.monotonic(), self._limits.token_gap_timeout_s)

@@ -10,6 +10,8 @@ from typing import Any, Final
 
 import msgspec
 
+from control.types import Resource
+
 #: Longest part of a refused value that an error repeats.
 MAX_SHOWN_CHARS: Final = 80
 
@@ -27,7 +29,9 @@ class GatewayError(Exception):
         code: str | None = None,
         retry_after_s: float | None = None,
         headers: tuple[tuple[bytes, bytes], ...] = (),
+        lacks: Resource | None = None,
     ) -> None:
+        """`lacks`: what there was too little of, for the record."""
         super().__init__(message)
         self.status = status
         self.message = message
@@ -36,6 +40,7 @@ class GatewayError(Exception):
         self.code = code
         self.retry_after_s = retry_after_s
         self.headers = headers
+        self.lacks = lacks
 
     def body(self) -> bytes:
         error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
@@ -84,9 +89,14 @@ def wrong_method(method: str, allowed: str) -> GatewayError:
     return GatewayError(405, message, code="method_not_allowed", headers=((b"allow", allowed.encode()),))
 
 
-def overloaded(reason: str, retry_after_s: float) -> GatewayError:
+def overloaded(reason: str, retry_after_s: float, lacks: Resource | None = None) -> GatewayError:
     return GatewayError(
-        429, reason, kind="rate_limit_error", code="rate_limit_exceeded", retry_after_s=max(retry_after_s, 1.0)
+        429,
+        reason,
+        kind="rate_limit_error",
+        code="rate_limit_exceeded",
+        retry_after_s=max(retry_after_s, 1.0),
+        lacks=lacks,
     )
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from control.routing import WorkerView
+from control.types import Resource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +77,21 @@ class Forecast:
     cause: str  # what it waits for longest
 
     @property
+    def lacks(self) -> Resource | None:
+        """What more of would shorten its waiting; None when it need not wait."""
+        return _LACKS[self.cause] if self.queue_s > 0 else None
+
+    @property
     def ttft_s(self) -> float:
         return self.queue_s + self.prefill_s
+
+
+#: A sequence leaves its slot the sooner the faster decode steps are.
+_LACKS: Final = {
+    "the prefill queue": Resource.PREFILL,
+    "KV room": Resource.KV_ROOM,
+    "decode slots": Resource.DECODE_BANDWIDTH,
+}
 
 
 def prefill_capacity(workers: Sequence[WorkerView]) -> tuple[tuple[float, ...], float | None]:

@@ -43,7 +43,7 @@ from control.gateway.rates import Mean
 from control.gateway.relay import Relay
 from control.gateway.usage import Usage, sum_of
 from control.routing import RouteRequest, cached_tokens, has_place
-from control.types import Slo
+from control.types import Resource, Slo
 
 #: A promise is for the time that was told, with this much added, so that those refused together do not return together.
 JITTER_SHARE: Final = 0.1
@@ -141,9 +141,10 @@ class Gatekeeper:
         bound = f"the gateway holds {self.rules.max_in_flight} requests, its bound max_in_flight"
         for other in reversed(self._fleet.waiters):
             if isinstance(other, Relay) and other.turn > relay.turn and not other.standing.is_promised:
-                other.fail(self._refusal(other, f"{bound}, and one of a better turn came", now_s))
+                why = f"{bound}, and one of a better turn came"
+                other.fail(self._refusal(other, why, now_s, lacks=Resource.GATEWAY))
                 return
-        raise self._refusal(relay, bound, now_s)
+        raise self._refusal(relay, bound, now_s, lacks=Resource.GATEWAY)
 
     # --- waiting -------------------------------------------------------------------------------------------------
 
@@ -232,7 +233,10 @@ class Gatekeeper:
         else:
             predicted = self._forecast(relay, ahead)
             limits = replace(limits, at_share=max(1.0, limits.at_share))
-        return None if predicted is None else lateness(predicted, limits, now_s - relay.job.arrival_s)
+        if predicted is None:
+            return None
+        relay.standing.waits_for = predicted.lacks
+        return lateness(predicted, limits, now_s - relay.job.arrival_s)
 
     def _forecast(self, relay: Relay, ahead: Need) -> Forecast | None:
         return forecast(relay.standing.need, ahead, self._capacity(relay))
@@ -267,11 +271,20 @@ class Gatekeeper:
     # --- refusing ------------------------------------------------------------------------------------------------
 
     def _refusal(
-        self, relay: Relay, reason: str, now_s: float, excess_s: float = 0.0, kept: Promise | None = None
+        self,
+        relay: Relay,
+        reason: str,
+        now_s: float,
+        excess_s: float = 0.0,
+        kept: Promise | None = None,
+        lacks: Resource | None = None,
     ) -> GatewayError:
-        """A 429 that says when such a request would get in, and keeps it a place from then on."""
+        """A 429 that says when such a request would get in, and keeps it a place from then on.
+
+        `lacks` None: what it waits for."""
+        lacks = lacks or relay.standing.waits_for
         if kept is not None:  # it came too early
-            return overloaded(f"{reason}; its place is kept as it was told", max(kept.due_s - now_s, 0.0))
+            return overloaded(f"{reason}; its place is kept as it was told", max(kept.due_s - now_s, 0.0), lacks)
         predicted = self._forecast(relay, self._ahead(relay).plus(self.promises.ahead_of(relay.turn)))
         if predicted is not None:
             excess_s = max(excess_s, excess_of(predicted, self._limits(relay, 0.0)))
@@ -283,7 +296,7 @@ class Gatekeeper:
         )
         if self.promises.make(promise, now_s):
             reason += f"; a place is kept for the same request from {retry_after_s:.1f} s on"
-        return overloaded(reason, retry_after_s)
+        return overloaded(reason, retry_after_s, lacks)
 
 
 def _identity(relay: Relay) -> str:

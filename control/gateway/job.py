@@ -46,6 +46,7 @@ class Served:
     queue_s: float | None = None
     prefill_s: float | None = None
     handoff_s: float | None = None  # None: no handoff, or not told
+    decode_s: float | None = None  # over all workers that it decoded on; None: not told
     moves: list[RequestMove] = field(default_factory=list)
     is_moving: bool = False  # the last move has not shown a token yet
     rest_bytes: int = 0  # KV that is copied while it stands; counted when its next token shows that it arrived
@@ -57,6 +58,7 @@ class Served:
 
     def note_end(self, times: StageTimes, *, handed_over: bool) -> None:
         self.note_prefill(times)  # unless a prefill worker has told
+        self.decode_s = (self.decode_s or 0.0) + times.decode_s
         if handed_over:
             self.handoff_s = times.handoff_s
 

@@ -43,7 +43,11 @@ class Place:
             self._since_s = None
             self._fleet.stop_waiting(waiter)
 
+    def waited_s(self, now_s: float) -> float:
+        """In the line, in all."""
+        return self._waited_s + (0.0 if self._since_s is None else now_s - self._since_s)
+
     def is_over(self, now_s: float, *, has_begun: bool) -> bool:
         """It waits, and has done so for as long as it may."""
         limit_s = BEGUN_WAIT_S if has_begun else self.max_wait_s
-        return self._since_s is not None and self._waited_s + now_s - self._since_s >= limit_s
+        return self._since_s is not None and self.waited_s(now_s) >= limit_s

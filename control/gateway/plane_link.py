@@ -200,6 +200,7 @@ class PlaneLink:
             table_version=self._fleet.table.version if self._fleet.table else 0,
             usage=admission.gatekeeper.usage(),
             departures=self._fleet.mover.departures.told(),
+            loop_late_s=admission.lateness.take(),
         )
 
     def load_kept_table(self) -> None:

@@ -48,7 +48,8 @@ def make_record(
     is_cancelled = relay.finish is FinishReason.CANCELLED
     status = error.status if error is not None else CLIENT_CLOSED if is_cancelled else 200
     finish = FinishReason.ERROR if error is not None else relay.finish
-    decision = served.decision
+    decision, waits_for = served.decision, relay.standing.waits_for
+    lacks = waits_for if error is None or error.lacks is None else error.lacks
     record = RequestRecord(
         request_id=job.request_id,
         fleet_id=origin.fleet_id,
@@ -85,6 +86,9 @@ def make_record(
         itl_buckets=times.itl_buckets,
         traceparent=job.traceparent,
         moves=tuple(served.moves),
+        line_s=relay.place.waited_s(ended_s),
+        decode_s=served.decode_s,
+        waited_for="" if lacks is None else lacks.value,
     )
     return replace(record, good=is_good(record, origin.slo))
 

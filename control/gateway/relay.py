@@ -172,7 +172,8 @@ class Relay(Attempt):
         if decision.rule is RouteRule.CANNOT_FIT and not self.tokens:
             self.fail(errors.context_exceeded(decision.reason))
             return True
-        self._wait_for_room(errors.overloaded(decision.reason, decision.retry_after_s))
+        self.standing.waits_for = decision.lacks or self.standing.waits_for
+        self._wait_for_room(errors.overloaded(decision.reason, decision.retry_after_s, decision.lacks))
         return False
 
     def _wait_for_room(self, why: GatewayError) -> None:

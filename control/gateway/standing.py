@@ -10,6 +10,7 @@ from control.gateway.forecast import Need
 from control.gateway.job import Job
 from control.gateway.turns import Turn, turn_of
 from control.gateway.urgency import Urgency, urgency_of
+from control.types import Resource
 
 
 @dataclass(slots=True)
@@ -24,6 +25,7 @@ class Standing:
     charged_s: float = 0.0  # device-seconds, to its API key
     began_s: float | None = None  # when it first went to a worker
     is_promised: bool = False
+    waits_for: Resource | None = None  # what it waits for in the line, as was seen last
 
     @property
     def is_batch(self) -> bool:

@@ -19,7 +19,7 @@ from control.routing import (
     route,
     share_of,
 )
-from control.types import RouteRule, RoutingPolicy
+from control.types import Resource, RouteRule, RoutingPolicy
 
 POLICY = RoutingPolicy(min_fleet_devices=4, min_remote_prefill_tokens=512, max_local_output_tokens=256)
 
@@ -115,6 +115,19 @@ def test_the_first_rule_that_holds_decides(asked: dict[str, Any], fleet: dict[st
     else:
         assert decision.decode_worker is not None
         assert (decision.prefill_worker is not None) is (rule is RouteRule.REMOTE)
+
+
+@pytest.mark.parametrize(
+    ("fleet", "lacks"),
+    [
+        ({"decode": (worker("d0", 2, kv_used_tokens=98_001),)}, Resource.KV_ROOM),
+        ({"decode": (worker("d0", 2, num_free_slots=0),)}, Resource.DECODE_BANDWIDTH),
+        ({"prefill": (worker("p0", 0, is_backlogged=True),)}, Resource.PREFILL),
+        ({"decode": ()}, None),
+    ],
+)
+def test_who_finds_no_room_is_told_what_there_is_too_little_of(fleet: dict[str, Any], lacks: Resource | None) -> None:
+    assert route(request(), view(**fleet), RoutingPolicy()).lacks is lacks
 
 
 def test_a_cached_prompt_stays_on_the_worker_that_holds_it() -> None:

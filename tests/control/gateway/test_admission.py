@@ -21,6 +21,7 @@ from control.gateway.job import Job
 from control.gateway.null_worker import NullConfig
 from control.gateway.relay import Relay
 from control.gateway.usage import Usage
+from control.types import Resource
 from engine.text import ModelText
 from engine.types import Load, Role, SamplingParams
 from engine.wire import Submit
@@ -70,6 +71,7 @@ async def test_who_would_be_late_is_told_at_once_when_to_come_back(text: ModelTe
         assert 9.2 <= exact_s <= 9.2 * 1.1 + 0.25 + 0.1, "10 s queued, 0.8 s is allowed, some jitter on top"
         assert exact_s <= int(response.headers["Retry-After"]) <= exact_s + 1
         assert place.seen(0, Submit) == []
+        assert place.gateway.records.waiting[1][0].waited_for == Resource.PREFILL
 
 
 async def test_who_comes_back_when_told_gets_in_whatever_is_predicted_then(text: ModelText) -> None:
@@ -205,6 +207,8 @@ async def test_when_the_gateway_is_full_the_worst_turn_gives_way(text: ModelText
         answers = [each.status_code for each in await asyncio.gather(*asking)]
         assert sorted(answers[:2]) == [200, 429]
         assert answers[2] == 200
+        lacked = [each.waited_for for each in place.gateway.records.waiting[1] if each.status == 429]
+        assert lacked == [Resource.GATEWAY, Resource.GATEWAY]
 
 
 async def test_who_waits_and_would_be_late_by_now_is_told_so(text: ModelText) -> None:

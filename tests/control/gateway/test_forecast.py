@@ -21,6 +21,7 @@ from control.gateway.forecast import (
 )
 from control.gateway.rates import Mean, Rate
 from control.routing import WorkerView
+from control.types import Resource
 
 
 def capacity(**changes: Any) -> Capacity:
@@ -64,6 +65,7 @@ def test_kv_comes_free_at_what_is_in_use_over_how_long_it_is_held():
     predicted = forecast(Need(kv_tokens=500), Need(kv_tokens=3000), capacity())
     assert predicted is not None
     assert (predicted.queue_s, predicted.cause) == (2.0, "KV room")  # 500 short, 250 come free in a second
+    assert predicted.lacks is Resource.KV_ROOM
 
 
 def test_decode_slots_count_as_kv_does():
@@ -71,6 +73,13 @@ def test_decode_slots_count_as_kv_does():
     predicted = forecast(Need(num_slots=1), Need(num_slots=3), capacity(slots=slots))
     assert predicted is not None
     assert (predicted.queue_s, predicted.cause) == (2.0, "decode slots")
+    assert predicted.lacks is Resource.DECODE_BANDWIDTH
+
+
+def test_who_need_not_wait_lacks_nothing():
+    predicted = forecast(Need(prefill_tokens=250), Need(), capacity(queues_s=(0.0,)))
+    assert predicted is not None
+    assert predicted.lacks is None
 
 
 @pytest.mark.parametrize("unknown", [{"tokens_per_s": None}])
