@@ -22,6 +22,7 @@ from control import errors
 from control.errors import ControlError, FleetError, NotActive, NotFound, PlaneUnreachable, StaleFence
 from control.types import (
     Action,
+    Bottleneck,
     Command,
     CommandRequest,
     CommandState,
@@ -129,6 +130,10 @@ class PhaselineClient:
     def snapshot(self, fleet_id: str | None = None) -> FleetSnapshot:
         """The fleet as of the last tick. None: the only fleet."""
         return self._get(FleetSnapshot, f"{API}/fleets/{fleet_id or '-'}/snapshot")
+
+    def bottleneck(self, fleet_id: str | None = None) -> Bottleneck:
+        """What limits the fleet now, in one sentence with its evidence."""
+        return self._get(Bottleneck, f"{API}/bottleneck", fleet_id=fleet_id)
 
     def desired(self, fleet_id: str | None = None) -> Desired:
         return self._get(Desired, f"{API}/fleets/{fleet_id or '-'}/desired")

@@ -9,10 +9,8 @@ from typing import Literal
 from control.departures import total_of
 from control.fleets.base import Observation
 from control.stories import departure_words, loss_words, time_words
-from control.types import Departure, PoolStatus, Role, TrafficStatus, WorkerState, WorkerStatus
+from control.types import Bottleneck, Departure, Role, TrafficStatus, WorkerState, WorkerStatus
 
-BOTTLENECK_KV = 0.9
-BOTTLENECK_PREFILL_S = 2.0
 SILENT_S = 5.0
 AIM = 0.95
 #: A loss is worth a word for this long.
@@ -27,10 +25,10 @@ class Health:
 
 def health_of(
     workers: tuple[WorkerStatus, ...],
-    pools: tuple[PoolStatus, ...],
     traffic: TrafficStatus,
     observation: Observation,
     departures: Sequence[Departure] = (),
+    bottleneck: Bottleneck | None = None,
 ) -> Health:
     """The first of these that holds: cannot serve, workers away, a bottleneck, the SLO, no gateway; else fine."""
     now_unix_s = observation.at_unix_s
@@ -38,7 +36,7 @@ def health_of(
     checks = (
         _cannot_serve(workers),
         _workers_away(workers, observation, losses),
-        _bottleneck(workers, pools),
+        _limited(bottleneck),
         _service(traffic),
     )
     found = next((each for each in checks if each), _fine(workers, traffic))
@@ -107,19 +105,11 @@ def _death_words(dead: Sequence[WorkerStatus], losses: Mapping[str, Departure], 
     return f"{': '.join(parts)}; {'it is' if len(dead) == 1 else 'they are'} being started anew"
 
 
-def _bottleneck(workers: tuple[WorkerStatus, ...], pools: tuple[PoolStatus, ...]) -> Health | None:
-    for pool in pools:
-        waiting = sum(w.num_waiting for w in workers if w.role == pool.role)
-        if pool.load is None:
-            continue
-        name = pool.role.value.capitalize()
-        if pool.role == Role.PREFILL and pool.load >= BOTTLENECK_PREFILL_S:
-            text = f"{name} is the bottleneck: {pool.load:.1f} s of prompts queued, {waiting} waiting"
-            return Health(level="attention", text=text)
-        if pool.role != Role.PREFILL and pool.load >= BOTTLENECK_KV:
-            text = f"{name} is the bottleneck: KV {pool.load:.0%}, {waiting} waiting"
-            return Health(level="attention", text=text)
-    return None
+def _limited(bottleneck: Bottleneck | None) -> Health | None:
+    """`control.bottleneck` says what limits."""
+    if bottleneck is None or not bottleneck.resources:
+        return None
+    return Health(level="attention", text=bottleneck.text)
 
 
 def _service(traffic: TrafficStatus) -> Health | None:

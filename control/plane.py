@@ -18,6 +18,7 @@ from functools import partial
 from pydantic import TypeAdapter
 
 from control.accounting import Accountant, UtilizationView
+from control.bottleneck_watch import BottleneckWatch
 from control.desk import Desk, refusal_error
 from control.errors import FleetError, StaleFence
 from control.events import Events
@@ -38,6 +39,7 @@ from control.settings import Settings
 from control.snapshot import FleetIdentity, build_snapshot, fleet_facts, newest_readings
 from control.stand_ins import Effective, effective_roles
 from control.types import (
+    Bottleneck,
     Command,
     CommandRequest,
     Desired,
@@ -93,6 +95,8 @@ class Plane:
         self._status = self.gateways.traffic.status(now())
         self._expected_output = self.gateways.traffic.expected_output_tokens()
         self._own_events = PlaneEvents(fleet.fleet_id, plane_status(lease))
+        self._watch = BottleneckWatch(fleet.fleet_id)
+        self._bottleneck: Bottleneck | None = None
         self._identity = FleetIdentity(
             fleet_id=fleet.fleet_id,
             model_id=fleet.model_id,
@@ -234,6 +238,7 @@ class Plane:
         self.gateways.take_self_driven()
         self._status = self.gateways.traffic.status(now)
         self._expected_output = self.gateways.traffic.expected_output_tokens()
+        self._bottleneck = self._watch.look(self._readings.values(), self._utilization, self.gateways.traffic, now)
         return ingested
 
     def _facts(self) -> FleetFacts:
@@ -251,7 +256,7 @@ class Plane:
         """Queue this tick's rows; gateways may forget their records once those are durable, here or in the spool."""
         rows = self.gateways.intake.take()
         own = self._own_events.take(self.recorder.problem, now)
-        ingested = replace(ingested, events=(*ingested.events, *own))
+        ingested = replace(ingested, events=(*ingested.events, *own, *self._watch.take()))
         tick = TickWrite(ingested, self._accountant.snapshot(), rows, self._status)
         self.recorder.later(
             *(self.history.write_tick, tick.ingested, tick.cursors, tick.records, tick.traffic),
@@ -280,6 +285,7 @@ class Plane:
             notices=self._notices(),
             active_command_ids=tuple(sorted(self.desk.unfinished)),
             departures=self.desk.departures,
+            bottleneck=self._bottleneck,
         )
         self._snapshot = snapshot
         self._snapshot_bytes = _snapshot_json.dump_json(snapshot)
@@ -317,6 +323,13 @@ class Plane:
     @property
     def desired(self) -> Desired:
         return self.desk.desired
+
+    @property
+    def bottleneck(self) -> Bottleneck:
+        """What limits now. Raises FleetError before the first look at the fleet."""
+        if self._bottleneck is None:
+            raise FleetError("not observed yet: nothing is known of what limits it")
+        return self._bottleneck
 
     @property
     def observed(self) -> bool:

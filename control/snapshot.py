@@ -18,6 +18,7 @@ from control.gateway.pulse import Pulse, pulse_of_step
 from control.health import Health, health_of
 from control.overdue import overdue_step_s
 from control.types import (
+    Bottleneck,
     Capability,
     Departure,
     Desired,
@@ -72,6 +73,7 @@ def build_snapshot(
     notices: tuple[str, ...] = (),
     active_command_ids: tuple[int, ...] = (),
     departures: tuple[Departure, ...] = (),
+    bottleneck: Bottleneck | None = None,
 ) -> FleetSnapshot:
     """The whole screen. `readings` are the newest per worker (`newest_readings`)."""
     lives = {each.worker_id: each for each in observation.lives} if observation else {}
@@ -82,7 +84,7 @@ def build_snapshot(
         worker_status(identity, w, desired, readings.get(w), lives.get(w), devices, utilization, at) for w in ids
     )
     pools = tuple(pool_status(role, desired, workers, utilization, traffic) for role in POOLS)
-    health = health_of(workers, pools, traffic, observation, departures) if observation else STARTING
+    health = health_of(workers, traffic, observation, departures, bottleneck) if observation else STARTING
     return FleetSnapshot(
         fleet_id=identity.fleet_id,
         model_id=identity.model_id,
@@ -105,6 +107,7 @@ def build_snapshot(
         notices=notices,
         active_command_ids=active_command_ids,
         departures=departures,
+        bottleneck=bottleneck,
     )
 
 

@@ -28,6 +28,8 @@ def event_words(event: FleetEvent) -> str:
             return f"a plane took over{why}"
         case "history":
             return f"the history could not be written for {time_words(event.away_s or 0.0)}{why}"
+        case "bottleneck":
+            return event.reason
         case "failover":
             return (
                 f"{_requests(event)} continued{_where(event)} after {loss_words(worker, event.cause)}{_figures(event)}"

@@ -22,6 +22,7 @@ from typing import Final
 
 from control.departures import sum_departures
 from control.gateway.link import Beat
+from control.lost import Tally, ttft_bound_s
 from control.types import SAMPLE_TRAFFIC_KEY, Departure, RequestRecord, Slo, TrafficStatus
 from engine.histogram import bucket_of, quantile
 
@@ -62,8 +63,7 @@ def is_good(record: RequestRecord, slo: Slo) -> bool | None:
         return None
     if record.status != 200 or record.finish_reason == "error" or record.ttft_s is None:
         return False
-    bound_s = slo.ttft_base_s + slo.ttft_per_token_s * (record.prompt_tokens - record.cached_tokens)
-    if record.ttft_s > bound_s:
+    if record.ttft_s > ttft_bound_s(record, slo):
         return False
     return _within(record.tpot_s, slo.tpot_s) and _within(record.max_gap_s, slo.max_gap_s)
 
@@ -99,6 +99,7 @@ class _Sums:
     good_by_length: Counter[str] = field(default_factory=Counter)
     decided_by_length: Counter[str] = field(default_factory=Counter)
     latencies: dict[str, Counter[int]] = field(default_factory=lambda: {kind: Counter() for kind in _KINDS})
+    tally: Tally = field(default_factory=Tally)
 
     def add(self, record: RequestRecord, slo: Slo) -> None:
         verdict = is_good(record, slo)
@@ -112,6 +113,7 @@ class _Sums:
         if verdict is not None:
             self.decided += 1
             self.good += verdict
+            self.tally.add(record, slo, is_good=verdict)
             self.decided_by_length[length_class(record.prompt_tokens)] += 1
             self.good_by_length[length_class(record.prompt_tokens)] += verdict
         self.latencies["itl"].update(record.itl_buckets)
@@ -132,6 +134,7 @@ class _Sums:
         self.decided_by_length.update(other.decided_by_length)
         for kind, counts in other.latencies.items():
             self.latencies[kind].update(counts)
+        self.tally.merge(other.tally)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +143,17 @@ class _Arrived:
 
     at_unix_s: float
     num: int
+    cpu_s: float
+    loop_late_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gateways:
+    """How hard the gateways work that are heard. None is unknown."""
+
+    num: int
+    cpu: float | None = None  # of the busiest one, as a share of the one core that it can use
+    loop_late_s: float | None = None  # how late the event loop is in half of the seconds, of the latest one
 
 
 class TrafficStats:
@@ -153,7 +167,7 @@ class TrafficStats:
         self._arrived: dict[str, deque[_Arrived]] = {}  # per gateway, oldest first
         self._lengths: deque[int] = deque(maxlen=500)  # output tokens of the newest requests that ended well
         self._num_changes = 0
-        self._last: tuple[tuple[int, int], TrafficStatus] | None = None
+        self._last: tuple[tuple[int, int], TrafficStatus, Tally] | None = None
 
     def add(self, record: RequestRecord) -> None:
         """One request has ended. Records come in any order."""
@@ -176,7 +190,7 @@ class TrafficStats:
             return
         self._beats[gateway_id] = beat
         arrived = self._arrived.setdefault(gateway_id, deque())
-        arrived.append(_Arrived(beat.at_unix_s, beat.num_arrived))
+        arrived.append(_Arrived(beat.at_unix_s, beat.num_arrived, beat.cpu_s, beat.loop_late_s))
         while arrived[0].at_unix_s < beat.at_unix_s - WINDOW_S:
             arrived.popleft()
 
@@ -196,13 +210,33 @@ class TrafficStats:
 
     def status(self, now_unix_s: float) -> TrafficStatus:
         """The last WINDOW_S seconds, the running one included. What nobody reported is None."""
+        return self._read(now_unix_s)[0]
+
+    def tally(self, now_unix_s: float) -> Tally:
+        """How the requests of the same window ended, and where those that are not good were lost."""
+        return self._read(now_unix_s)[1]
+
+    def gateways(self, now_unix_s: float) -> Gateways:
+        """How hard the gateways work that are heard, over the same window."""
+        told = [self._arrived[name] for name in self._fresh(now_unix_s)]
+        cpu = [share for each in told if (share := _cpu_share(each)) is not None]
+        late = [
+            median(known) for each in told if (known := [at.loop_late_s for at in each if at.loop_late_s is not None])
+        ]
+        return Gateways(num=len(told), cpu=max(cpu, default=None), loop_late_s=max(late, default=None))
+
+    def line_tokens(self, now_unix_s: float) -> float:
+        """Uncached prompt tokens that wait in the gateways' lines."""
+        return sum(beat.usage.waiting.prefill_tokens for beat in self._fresh(now_unix_s).values() if beat.usage)
+
+    def _read(self, now_unix_s: float) -> tuple[TrafficStatus, Tally]:
         key = (self._num_changes, floor(now_unix_s))
         if self._last is None or self._last[0] != key:
             self._forget(now_unix_s)
-            self._last = (key, self._status(now_unix_s))
-        return self._last[1]
+            self._last = (key, *self._status(now_unix_s))
+        return self._last[1:]
 
-    def _status(self, now_unix_s: float) -> TrafficStatus:
+    def _status(self, now_unix_s: float) -> tuple[TrafficStatus, Tally]:
         seconds = range(floor(now_unix_s - WINDOW_S) + 1, floor(now_unix_s) + 1)
         sums = _Sums()
         for second in seconds:
@@ -216,7 +250,7 @@ class TrafficStats:
         attainment = sums.good / decided if decided else None
         known = bool(fresh) or sums.offered > 0
         offered_rps = _offered_rps(sums, [self._arrived[name] for name in fresh], now_unix_s)
-        return TrafficStatus(
+        status = TrafficStatus(
             window_s=WINDOW_S,
             num_gateways=len(fresh),
             offered_rps=offered_rps,
@@ -241,6 +275,7 @@ class TrafficStats:
             by_rule=dict(sums.by_rule),
             slo_text=slo_text(self.slo),
         )
+        return status, sums.tally
 
     def _fresh(self, now_unix_s: float) -> dict[str, Beat]:
         """Of gateways that are heard."""
@@ -265,6 +300,12 @@ def _offered_rps(sums: _Sums, arrived: Iterable[deque[_Arrived]], now_unix_s: fl
     if rates:
         return sum(rates)
     return sums.offered / WINDOW_S if sums.offered else None
+
+
+def _cpu_share(told: deque[_Arrived]) -> float | None:
+    """CPU seconds per second, which is a share of the one core that a gateway can use."""
+    elapsed_s = told[-1].at_unix_s - told[0].at_unix_s
+    return (told[-1].cpu_s - told[0].cpu_s) / elapsed_s if elapsed_s > 0 else None
 
 
 def _goodput_rps(offered_rps: float | None, attainment: float | None) -> float | None:

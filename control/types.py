@@ -22,7 +22,7 @@ SAMPLE_TRAFFIC_KEY = "sample-traffic"
 Provenance = Literal["measured", "derived", "assumed", "simulated"]
 MoveKind = Literal["failover", "migration", "recompute"]
 LifeKind = Literal["started", "died", "stopped", "restarted"]
-PlaneKind = Literal["plane", "history"]
+PlaneKind = Literal["plane", "history", "bottleneck"]
 EventKind = LifeKind | MoveKind | PlaneKind
 DepartureKind = Literal["leaves", "lost"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
@@ -390,6 +390,35 @@ class PlaneStatus:
     since_unix_s: float
 
 
+BottleneckKind = Literal["unknown", "none", "prefill", "kv_room", "decode_bandwidth", "handoff", "gateway", "two"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvidenceLine:
+    """One number that a verdict rests on."""
+
+    name: str
+    value: float | None
+    unit: str
+    provenance: Provenance
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bottleneck:
+    """What limits the fleet: the resource of which one more unit would let most more requests be good."""
+
+    kind: BottleneckKind
+    resources: tuple[Resource, ...]  # of which one more unit helps: none, one or two
+    text: str  # one sentence, with its numbers
+    at_unix_s: float
+    since_unix_s: float  # since when this is the verdict
+    window_s: float
+    gains: dict[str, float] = field(default_factory=dict)  # Resource -> share of the offered requests; derived
+    evidence: tuple[EvidenceLine, ...] = ()
+    simulated: bool = False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetSnapshot:
     """All that a screen needs to say "are we fine?" at one instant."""
@@ -415,6 +444,7 @@ class FleetSnapshot:
     active_command_ids: tuple[int, ...] = ()
     plane: PlaneStatus | None = None
     departures: tuple[Departure, ...] = ()  # of the last minutes
+    bottleneck: Bottleneck | None = None  # None: an older plane
 
 
 # --- history --------------------------------------------------------------------------------------------------------
@@ -515,6 +545,7 @@ class FleetEvent:
     notice_s: float | None = None  # the longest: last sign of life to noticing
     stall_s: float | None = None  # the longest: last token before to the first one after
     cause: LossCause | None = None  # failover: how the worker was lost, the first that is known
+    resources: tuple[str, ...] = ()  # bottleneck: what limits from then on; "none" and "unknown" are told as well
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from control.api.context import Context, Reader, answer
-from control.types import Desired, FleetSnapshot, WhatIfRouting
+from control.types import Bottleneck, Desired, FleetSnapshot, WhatIfRouting
 
 router = APIRouter(prefix="/api/v1", tags=["fleet"])
 
@@ -34,6 +34,12 @@ def fleets(principal: Reader, context: Context) -> Response:
 async def snapshot(fleet_id: str, principal: Reader, context: Context) -> Response:
     """All that a screen needs, as of the last tick. `-` is the only fleet."""
     return Response(context.plane(fleet_id).snapshot_json(), media_type="application/json")
+
+
+@router.get("/bottleneck", response_model=Bottleneck)
+async def bottleneck(principal: Reader, context: Context, fleet_id: str | None = None) -> Response:
+    """What limits now: the resource of which one more unit would let most more requests be good, with its evidence."""
+    return answer(Bottleneck, context.plane(fleet_id).bottleneck)
 
 
 @router.get("/fleets/{fleet_id}/desired", response_model=Desired)

@@ -10,6 +10,7 @@ import typer
 from typer.exceptions import TyperException
 
 from control.cli import bench, commands, faults, history, lifecycle, tokens
+from control.cli.bottleneck import bottleneck
 from control.cli.shell import Exit, exit_code, one_line, remote
 from control.cli.traffic import traffic
 from control.errors import ControlError
@@ -42,6 +43,7 @@ for function, name in (
     (lifecycle.settings, "settings"),
     (lifecycle.version, "version"),
     (commands.status, "status"),
+    (bottleneck, "bottleneck"),
     (commands.resize, "resize"),
     (commands.flip, "flip"),
     (commands.drain, "drain"),

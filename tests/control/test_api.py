@@ -261,3 +261,16 @@ async def test_a_snapshot_of_48_workers_is_serialised_once_per_tick(tmp_path: Pa
     rig.now += 100
     assert json.loads(rig.plane.snapshot_json())["stale_s"] >= 100
     await rig.plane.close()
+
+
+async def test_the_bottleneck_is_told_with_its_evidence(rig: Rig) -> None:
+    async with caller(rig, "viewer") as http:
+        found = (await http.get(f"{API}/bottleneck")).json()
+        assert (found["kind"], found["resources"]) == ("unknown", [])
+        assert found["text"] == "Unknown: no gateway is heard, so nobody says what is lost"
+        lines = {each["name"]: each for each in found["evidence"]}
+        assert (lines["kv_used"]["value"], lines["kv_used"]["provenance"]) == (0.0, "simulated")
+        assert lines["good"]["value"] is None
+        shown = (await http.get(f"{API}/fleets/-/snapshot")).json()["bottleneck"]
+        assert shown["text"] == found["text"]
+        await problem(await http.get(f"{API}/bottleneck?fleet_id=other"), 404)

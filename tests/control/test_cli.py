@@ -26,7 +26,9 @@ from control.cli.shell import Exit, exit_code, one_line, plain, print_table, rem
 from control.errors import SettingsError
 from control.types import (
     Action,
+    Bottleneck,
     CommandState,
+    EvidenceLine,
     FleetEvent,
     FleetSnapshot,
     LossCause,
@@ -35,6 +37,7 @@ from control.types import (
     Preview,
     Problem,
     RequestMove,
+    Resource,
     Role,
     Series,
     SeriesPoint,
@@ -331,6 +334,29 @@ def test_status_says_health_first_and_marks_simulation(settings: Path) -> None:
         told = ask(plane, "status").stdout.splitlines()
     assert told[0] == "fleet local, tiny (simulated): ok: all workers serve"
     assert "note: thresholds of the local profile: not production values" in told
+
+
+def test_the_bottleneck_is_one_sentence_then_its_numbers(settings: Path) -> None:
+    lines = (
+        EvidenceLine(name="prefill_busy", value=0.99, unit="fraction", provenance="measured", text="of the time"),
+        EvidenceLine(name="gateway_cpu", value=None, unit="fraction", provenance="measured", text="of a core"),
+    )
+    found = Bottleneck(
+        kind="prefill",
+        resources=(Resource.PREFILL,),
+        text="Prefill is the bottleneck: 99% busy",
+        at_unix_s=builders.NOW,
+        since_unix_s=builders.NOW - 12,
+        window_s=60.0,
+        gains={"prefill": 0.25},
+        evidence=lines,
+    )
+    with PlaneServer({("GET", "/api/v1/bottleneck"): found}) as plane:
+        told = ask(plane, "bottleneck").stdout.splitlines()
+        assert json.loads(ask(plane, "bottleneck", "--json").stdout)["resources"] == ["prefill"]
+    assert told[:2] == ["Prefill is the bottleneck: 99% busy", "for 12 s; requests of the last 60 s"]
+    assert any(line.split()[:4] == ["one", "more", "prefill", "worker"] and "25.0%" in line for line in told)
+    assert any(line.split()[:3] == ["gateway_cpu", "n/a", "measured"] for line in told), "unknown is not zero"
 
 
 def test_a_gap_in_a_series_is_not_zero(settings: Path) -> None:

@@ -9,6 +9,8 @@ from control.fleets.base import Observation, WorkerLife
 from control.notices import LOCAL_PROFILE, notices_of
 from control.snapshot import FleetIdentity, build_snapshot, fleet_facts, newest_readings
 from control.types import (
+    Bottleneck,
+    BottleneckKind,
     Capability,
     Departure,
     Desired,
@@ -16,6 +18,7 @@ from control.types import (
     LossCause,
     Phase,
     PoolStatus,
+    Resource,
     Role,
     RoutingPolicy,
     WorkerState,
@@ -126,12 +129,16 @@ def test_health_says_what_became_of_a_dead_workers_requests() -> None:
     )
 
 
+def limited(kind: BottleneckKind, *resources: Resource) -> Bottleneck:
+    text = "KV room is the bottleneck: 96% of KV blocks in use" if resources else "No bottleneck"
+    return Bottleneck(kind=kind, resources=resources, text=text, at_unix_s=NOW, since_unix_s=NOW, window_s=60.0)
+
+
 def test_a_bottleneck_does_not_hide_a_loss_of_the_last_minute() -> None:
-    state = desired(1, 1)
-    full = Load(kv_blocks_total=100, kv_blocks_held=96, num_waiting=14)
-    snap = snapshot(state, readings_of(state, w1={"load": full}), departures=(died("w1", cause=LossCause.HUNG),))
+    lost = (died("w1", cause=LossCause.HUNG),)
+    snap = snapshot(desired(1, 1), departures=lost, bottleneck=limited("kv_room", Resource.KV_ROOM))
     assert snap.health_text == (
-        "Decode is the bottleneck: KV 96%, 14 waiting. "
+        "KV room is the bottleneck: 96% of KV blocks in use. "
         "w1 hung 12 s ago: 14 requests continued elsewhere, worst stall 240 ms"
     )
 
@@ -171,12 +178,16 @@ def test_no_worker_that_can_decode_is_broken() -> None:
     assert (snap.health, snap.health_text) == ("broken", "No worker can decode: w1: bad weights")
 
 
-def test_a_full_decode_pool_is_named_as_the_bottleneck() -> None:
+def test_health_says_what_limits_in_the_verdicts_own_words() -> None:
+    found = limited("kv_room", Resource.KV_ROOM)
+    assert (snapshot(bottleneck=found).health, snapshot(bottleneck=found).health_text) == ("attention", found.text)
+    assert snapshot(bottleneck=limited("none")).health_text == "All 4 workers are ready, 100% of requests are good"
+
+
+def test_kv_that_is_held_and_promised_is_a_decode_pools_load() -> None:
     state = desired(1, 1)
-    full = Load(kv_blocks_total=100, kv_blocks_held=90, kv_blocks_reserved=6, num_waiting=14)
-    snap = snapshot(state, readings_of(state, w1={"load": full}))
-    assert (snap.health, snap.health_text) == ("attention", "Decode is the bottleneck: KV 96%, 14 waiting")
-    assert pool(snap, Role.DECODE).load == pytest.approx(0.96)
+    full = Load(kv_blocks_total=100, kv_blocks_held=90, kv_blocks_reserved=6)
+    assert pool(snapshot(state, readings_of(state, w1={"load": full})), Role.DECODE).load == pytest.approx(0.96)
 
 
 def test_prefill_load_is_queued_tokens_over_the_rate_while_it_runs() -> None:
