@@ -1,5 +1,6 @@
 """A fleet's gateways as its plane has them: what they have served comes in, the table by which they route goes out.
 
+A gateway sees a worker stop or hang before the plane's next look at it: a loss that is new asks for that look at once.
 A self-driving fleet (SimFleet) has gateways of its own; what they served and which table they hold counts as any
 other's. Not decided here: how a gateway is spoken to (`control.gateway_hub`), which records are new (`control.intake`),
 what is counted of them (`control.traffic_stats`), and what is in a table (`control.tables`).
@@ -8,9 +9,11 @@ what is counted of them (`control.traffic_stats`), and what is in a table (`cont
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from control.errors import HistoryError
 from control.fleets.base import Fleet
+from control.gateway.link import Beat
 from control.gateway_hub import GatewayHub
 from control.history.store import History
 from control.intake import Intake, Row
@@ -23,12 +26,26 @@ from control.types import Desired, RequestRecord, Slo
 
 _log = logging.getLogger("phaseline.plane")
 
+Loss = tuple[str, float]  # of which worker, and since when (Unix time)
+
+
+def losses_in(beat: Beat) -> frozenset[Loss]:
+    """What a gateway tells of workers that were lost to it."""
+    return frozenset((each.worker_id, each.since_unix_s) for each in beat.departures if each.kind == "lost")
+
 
 class Gateways:
     """`hub` serves their connections; `traffic` and `intake` hold what they sent."""
 
     def __init__(
-        self, fleet: Fleet, history: History, recorder: Recorder, slo: Slo, fence: int, started_unix_s: float
+        self,
+        fleet: Fleet,
+        history: History,
+        recorder: Recorder,
+        slo: Slo,
+        fence: int,
+        started_unix_s: float,
+        on_loss: Callable[[], None],
     ) -> None:
         self.traffic = TrafficStats(slo)
         self.intake = Intake()
@@ -36,9 +53,11 @@ class Gateways:
         self.hub = GatewayHub(
             durable_seq=self._durable_seq,
             on_records=self.on_records,
-            on_beat=self.traffic.beat,
-            on_gone=self.traffic.drop_gateway,
+            on_beat=self.on_beat,
+            on_gone=self._on_gone,
         )
+        self._on_loss = on_loss
+        self._losses: dict[str, frozenset[Loss]] = {}
         self._fleet = fleet
         self._history = history
         self._recorder = recorder
@@ -57,6 +76,17 @@ class Gateways:
     def on_records(self, spool: str, first_seq: int, records: list[RequestRecord]) -> None:
         for record in self.intake.add(spool, first_seq, records):
             self.traffic.add(record)
+
+    def on_beat(self, gateway_id: str, beat: Beat) -> None:
+        self.traffic.beat(gateway_id, beat)
+        before = self._losses.get(gateway_id, frozenset())
+        self._losses[gateway_id] = losses_in(beat)
+        if self._losses[gateway_id] - before:
+            self._on_loss()
+
+    def _on_gone(self, gateway_id: str) -> None:
+        self.traffic.drop_gateway(gateway_id)
+        self._losses.pop(gateway_id, None)
 
     def durable(self, rows: list[Row]) -> None:
         """These rows are in the history or the spool: gateways may forget them."""

@@ -91,7 +91,8 @@ class Plane:
         self._fence = lease.fence
         self._accountant = accountant
         self._now = now
-        self.gateways = Gateways(fleet, history, desk.recorder, settings.effective_slo, lease.fence, now())
+        slo = settings.effective_slo
+        self.gateways = Gateways(fleet, history, desk.recorder, slo, lease.fence, now(), on_loss=self.wake)
         self._status = self.gateways.traffic.status(now())
         self._expected_output = self.gateways.traffic.expected_output_tokens()
         self._own_events = PlaneEvents(fleet.fleet_id, plane_status(lease))

@@ -21,6 +21,8 @@ from pathlib import Path
 import psutil
 
 MAX_LOG_BYTES = 10 * 2**20
+#: Of the kernel's flags in a process's stat: it is on its way out.
+_PF_EXITING = 0x4
 NUM_OLD_LOGS = 2
 
 
@@ -199,6 +201,27 @@ def stands_still(pid: int) -> bool:
     """This process of this host is stopped (SIGSTOP, a debugger). False when it runs, or when that is not known."""
     fields = _stat_fields(Path(f"/proc/{pid}/stat")) if pid > 0 else []
     return bool(fields) and fields[0] in (b"T", b"t")
+
+
+def is_ending(pid: int) -> bool:
+    """This process of this host exits, or was sent SIGKILL: it serves nothing more, though its connections may still be
+    open. False when it goes on, or when that is not known."""
+    if pid <= 0:
+        return False
+    fields = _stat_fields(Path(f"/proc/{pid}/stat"))
+    if not fields:
+        return False
+    return fields[0] in (b"Z", b"X") or bool(int(fields[6]) & _PF_EXITING) or _has_pending(pid, signal.SIGKILL)
+
+
+def _has_pending(pid: int, number: signal.Signals) -> bool:
+    """This signal was sent to the process, or to its first thread, and has not been taken yet."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_bytes().splitlines()
+    except OSError:
+        return False
+    pending = [int(line.split()[1], 16) for line in lines if line.startswith((b"SigPnd:", b"ShdPnd:"))]
+    return any(each >> (number - 1) & 1 for each in pending)
 
 
 def asleep_cpu_ticks(pid: int) -> int | None:

@@ -73,6 +73,7 @@ class RouteDecision(msgspec.Struct, frozen=True):
     cached_tokens: int = 0  # of the prompt, on the decode worker
     decode_cached_tokens: int = 0  # what the rules looked at: see `RuleFacts.cached_tokens`
     lacks: Resource | None = None  # why nothing can serve it now, where more of something would help
+    computing_cached_tokens: int = 0  # of the prompt, on the worker that computes it: the prefill worker where split
 
 
 class RuleFacts(msgspec.Struct, frozen=True):
@@ -158,6 +159,7 @@ def route(request: RouteRequest, view: FleetView, policy: RoutingPolicy) -> Rout
         chosen.worker_id,
         cached_tokens=cached.get(chosen.slot, 0),
         decode_cached_tokens=facts.cached_tokens,
+        computing_cached_tokens=cached.get(chosen.slot, 0),
     )
 
 
@@ -187,6 +189,7 @@ def _split(
         target.worker_id,
         cached_tokens=cached.get(target.slot, 0),
         decode_cached_tokens=decode_cached_tokens,
+        computing_cached_tokens=cached.get(source.slot, 0),
     )
 
 

@@ -25,6 +25,7 @@ from engine.core import EngineCore, Outbox, PullPlan
 from engine.errors import HandoffError, WireError
 from engine.handoff import Carry, HandoffAsker, HandoffHolder
 from engine.pool_file import KvStore
+from engine.step_watch import LOOK_S
 from engine.types import KvLayout, Load, WorkerState
 from engine.wire import (
     FEATURES,
@@ -347,9 +348,10 @@ class WorkerServer:
 
 
 def _next_beat_s(load: Load) -> float:
-    """Until the next beat is due: no later than the running step can be overdue, once and twice."""
+    """Until the next beat is due: soon while a step runs, and no later than it can be overdue, once and twice."""
     marks_s = [each * load.step_limit_s - load.step_running_s for each in (1, 2)]
-    return min([HEARTBEAT_S / 2, *[each for each in marks_s if each > 0.0]]) + _PAST_MARK_S
+    longest_s = LOOK_S if load.step_limit_s else HEARTBEAT_S / 2
+    return min([longest_s, *[each for each in marks_s if each > 0.0]]) + _PAST_MARK_S
 
 
 _HANDLERS: dict[type, Callable[[WorkerServer, str, Connection, Any], None]] = {

@@ -18,8 +18,11 @@ from engine.types import Phase, StepPlan, StepResult
 
 #: Nothing shorter is overdue: a scheduling hiccup, a page fault.
 LEAST_S: Final = 0.25
-#: A thread of a CPU worker that stands for so long waits for something that does not come.
-STUCK_S: Final = 0.5
+#: A thread of a CPU worker that stands for so long waits for something that does not come: it computes alone, and what
+#: else makes it sleep (the interpreter's lock, a page on disk) lets it run in between, or is seen.
+STUCK_S: Final = 0.25
+#: How often a running step is to be looked at: a hang is seen so much later than it could be.
+LOOK_S: Final = 0.1
 #: A step such as has never been seen may have to load or compile what it needs.
 FIRST_LIMIT_S: Final = 5.0
 TIMES_USUAL: Final = 4.0
@@ -29,7 +32,7 @@ _NUM_KEPT: Final = 32
 
 
 class Progress(NamedTuple):
-    """Of the thread that computes: CPU seconds it has used, and whether it runs or waits for a CPU."""
+    """Of the thread that computes: CPU seconds it has used, and whether it runs, or waits for a CPU or a disk."""
 
     cpu_s: float
     is_runnable: bool

@@ -17,6 +17,6 @@ def of_this_thread() -> Callable[[], Progress]:
     def progress() -> Progress:
         with open(path, "rb") as file:
             state = file.read().rpartition(b")")[2].split()[0]
-        return Progress(time.clock_gettime(clock), state == b"R")
+        return Progress(time.clock_gettime(clock), state in (b"R", b"D"))
 
     return progress

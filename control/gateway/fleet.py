@@ -78,7 +78,7 @@ class Fleet:
         self.batch = BatchRoom(self.rules.batch_share)
         self.waiting_elsewhere = NOTHING  # in the lines of the other gateways, by the plane's word
         self.mover = Mover(moving or MoveLimits(), self.view, lambda worker_id: self.links[worker_id])
-        self.recovery = Recovery(recovery_share)
+        self.recovery = Recovery(recovery_share, self._leave_dying)
         self._hello = hello
         self._prefixes = PrefixIndex()
         self._tasks: dict[WorkerLink, asyncio.Task[None]] = {}
@@ -251,6 +251,11 @@ class Fleet:
         for link in list(self._tasks):  # retired ones too
             link.feel_pulse(now_s)
             link.leave_if_hung(now_s, token_gap_s)
+
+    def _leave_dying(self) -> None:
+        """Before requests of one lost worker go to others: those that were killed or stopped with it take nothing."""
+        for link in list(self._tasks):
+            link.leave_if_dying()
 
     def look_at_moves(self) -> None:
         """Moves that wait for room may begin, moves that stand still end."""

@@ -2,12 +2,14 @@
 
 Decided here, purely: the order, and what a worker may be given. The line below only keeps who waits and who is under
 way. Not here: which worker a request gets (`control.routing`), and waiting for room when there is none at all
-(`control.gateway.line`). A dead worker's requests all join within one callback; the first look comes after it.
+(`control.gateway.line`). A dead worker's requests all join within one callback; the first look comes after it, and
+after a look at who else is dying: what kills two workers at once is seen at the one before the other.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -55,8 +57,9 @@ class Recovering(Protocol):
 class Recovery:
     """One gateway's line. Whoever shows a token, ends or leaves its attempt makes way for the next."""
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, share: float, leave_dying: Callable[[], None] = lambda: None) -> None:
         self._share = share
+        self._leave_dying = leave_dying
         self._waiting: dict[Recovering, None] = {}
         self._under_way: dict[Recovering, tuple[str, int]] = {}
         self._held: dict[Recovering, asyncio.TimerHandle] = {}
@@ -99,6 +102,7 @@ class Recovery:
     def _look(self) -> None:
         """Send all that may go, in order; a short one may pass a long one for which there is no room in the share."""
         self._is_due = False
+        self._leave_dying()
         turns = {each: recovery_turn(each.need()) for each in self._waiting}
         for request in sorted(turns, key=turns.__getitem__):
             if request in self._waiting and self.admits(request.need()):

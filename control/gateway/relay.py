@@ -144,7 +144,8 @@ class Relay(Attempt):
             served.cached_tokens = decision.cached_tokens
         uncached = self.num_known - decision.cached_tokens
         if self.served.is_moving:
-            self._fleet.recovery.sent(self, served.prefill_worker, uncached)
+            to_compute = self.num_known - decision.computing_cached_tokens
+            self._fleet.recovery.sent(self, served.prefill_worker, to_compute)
         return self._ask(
             self._decode,
             WorkKind.LOCAL if is_local else WorkKind.DECODE,
@@ -330,7 +331,7 @@ class Relay(Attempt):
         decision, links = self._decide(), self._fleet.links
         worker_id = decision.prefill_worker or decision.decode_worker
         queued = links[worker_id].view().queued_prefill_tokens if worker_id is not None else 0
-        uncached = self.num_known - decision.cached_tokens
+        uncached = self.num_known - decision.computing_cached_tokens
         return Need(worker_id, uncached, self.num_known, self.job.priority, self.timeline.last_s, queued)
 
     def recover(self) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from control.gateway.prefix_index import PrefixIndex
 from control.gateway.pressure import Pressure
 from control.gateway.pulse import ASK_S, LATE_S, Pulse, pulse_of, pulse_of_step
-from control.processes import asleep_cpu_ticks, stands_still
+from control.processes import asleep_cpu_ticks, is_ending, stands_still
 from control.routing import WorkerView
 from control.types import LossCause, WorkerRoute
 from engine.connection import Connection, connect
@@ -306,6 +306,15 @@ class WorkerLink:
         for leg in [each for each in self.legs.values() if each.waits_for(self, since_s)]:
             log.warning("worker %s hangs: a request leaves it after %g s without a token", self.worker_id, token_gap_s)
             leg.on_lost(self, f"it has given no token for {token_gap_s:g} s")
+
+    def leave_if_dying(self) -> None:
+        """Nothing goes to a process that was killed or stopped, though its connection has not told yet."""
+        pid = 0 if self._connection is None else self._connection.welcome.pid
+        cause = LossCause.DIED if is_ending(pid) else LossCause.STOPPED if stands_still(pid) else None
+        if cause is not None:
+            self.is_late = True
+            self._changed()
+            self._cut_off(cause, "its process ends" if cause is LossCause.DIED else "its process is stopped")
 
     def feel_pulse(self, now_s: float) -> None:
         """Late: nothing new goes there until it is heard of. Gone: cut off, so that what it holds goes on elsewhere."""

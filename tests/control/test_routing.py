@@ -137,6 +137,13 @@ def test_a_cached_prompt_stays_on_the_worker_that_holds_it() -> None:
     assert "0.90 of the prompt" in decision.reason
 
 
+def test_a_split_decision_says_what_the_prefill_worker_holds_too() -> None:
+    busy = view(prefill=(worker("p0", 0), worker("p1", 1, queued_prefill_tokens=5000)), prefixes=held_by(0, 90))
+    decision = route(request(block_hashes=HASHES), busy, POLICY)
+    assert decision.prefill_worker == "p0"
+    assert (decision.computing_cached_tokens, decision.cached_tokens) == (1440, 0)
+
+
 def test_prefill_goes_to_the_shortest_queue_and_decode_to_the_emptiest_pool() -> None:
     busy = view(
         prefill=(worker("p0", 0, queued_prefill_tokens=5000), worker("p1", 1, queued_prefill_tokens=4000)),

@@ -18,7 +18,7 @@ from control.gateway.prefix_index import PrefixIndex
 from control.gateway.pulse import Pulse, pulse_of, pulse_of_step
 from control.gateway.timeline import Timeline
 from control.gateway.workers import WorkerLink
-from control.processes import asleep_cpu_ticks, stands_still
+from control.processes import asleep_cpu_ticks, is_ending, stands_still
 from control.types import LossCause, Role, WorkerRoute, WorkerState
 from engine.histogram import bucket_of
 from engine.wire import CacheDelta
@@ -141,6 +141,23 @@ def test_a_stopped_process_is_seen_to_stand_still_and_an_unknown_one_is_not() ->
         sleeper.communicate()
     assert not stands_still(0)
     assert not stands_still(sleeper.pid)
+
+
+def test_a_killed_process_is_seen_to_end_and_one_that_lives_or_is_unknown_is_not() -> None:
+    sleeper = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        assert not is_ending(sleeper.pid)
+        os.kill(sleeper.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, sleeper.pid, os.WSTOPPED | os.WNOWAIT)
+        assert not is_ending(sleeper.pid)
+    finally:
+        sleeper.kill()
+        assert is_ending(sleeper.pid)  # from the moment it is sent on
+        os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)
+        assert is_ending(sleeper.pid)  # until it is reaped
+        sleeper.communicate()
+    assert not is_ending(0)
+    assert not is_ending(sleeper.pid)
 
 
 def test_two_deaths_end_a_request_and_stopped_processes_are_not_its_doing() -> None:

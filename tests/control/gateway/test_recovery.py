@@ -100,6 +100,15 @@ async def test_each_worker_has_its_own_share_and_without_room_they_go_to_the_lin
     assert sent == ["w0/0", "w1/1", "None/3", "None/4"]
 
 
+async def test_who_is_dying_too_is_left_before_anybody_is_sent_on() -> None:
+    order = list[str]()
+    line = Recovery(0.5, lambda: order.append("left the dying"))
+    line.join(Lost("a", line, order))
+    line.join(Lost("b", line, order))
+    await asyncio.sleep(0)
+    assert order == ["left the dying", "a"]
+
+
 async def test_one_that_ends_while_it_waits_is_not_sent() -> None:
     line, sent = Recovery(0.5), list[str]()
     gone, stays = Lost("gone", line, sent), Lost("stays", line, sent)
