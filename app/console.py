@@ -12,7 +12,7 @@ import streamlit as st
 from app import session, theme
 from app.place import shared_hub
 from app.source import Hub
-from app.views import audit, explore, overview, pools, requests, workers
+from app.views import audit, explore, overview, pools, requests, wall, workers
 from app.views.shell import Page, draw_shell
 
 PAGES: tuple[Page, ...] = (
@@ -29,7 +29,11 @@ def run(hub: Hub, pages: Sequence[Page] = PAGES) -> None:
     """Draw one run of this tab from `hub`; the first page is the one to start with."""
     st.set_page_config(page_title="Phaseline", layout="wide", initial_sidebar_state=216)
     st.html(theme.STYLE)
-    if session.is_logged_in(hub):
+    if not session.is_logged_in(hub):
+        return
+    if wall.is_asked_for():
+        wall.page(hub)
+    else:
         draw_shell(hub, pages)
 
 

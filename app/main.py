@@ -1,7 +1,7 @@
 """The console's process: `streamlit run app/main.py` (or `python app/main.py`) serves the pages of `app/console.py`.
 
 Decided here: what is warmed up before the first visitor and what the process answers beside the pages (`/healthz`,
-`/login`). Pages, login and readings are elsewhere.
+`/login`, `/live`). Pages, login and readings are elsewhere.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ ROOT = str(Path(__file__).resolve().parent.parent)
 if ROOT not in sys.path:  # `streamlit run` puts only this file's own folder on the path
     sys.path.insert(0, ROOT)
 
-from app import login  # noqa: E402
+from app import login, stream  # noqa: E402
 from app.console import PAGES  # noqa: E402  # loads every page before anybody waits for it
+from app.parts import PARTS  # noqa: E402
 from app.place import shared_hub  # noqa: E402
 
 HUB = shared_hub()
+STREAMS = stream.Streams(hub=HUB, parts=PARTS)
 PATHS = frozenset({"/", login.PATH, *(f"/{page.path}" for page in PAGES)})
 
 
@@ -36,6 +38,7 @@ PATHS = frozenset({"/", login.PATH, *(f"/{page.path}" for page in PAGES)})
 async def warm(_: Any) -> AsyncIterator[dict[str, Any]]:
     """Load every page once and keep what is loaded out of the garbage collector's way: a refresh costs a tenth."""
     HUB.start()
+    STREAMS.start()
     gc.collect()
     gc.freeze()
     yield {}
@@ -45,6 +48,10 @@ async def warm(_: Any) -> AsyncIterator[dict[str, Any]]:
 async def healthz(_: Request) -> JSONResponse:
     """This process answers. The plane's own state is on the plane's /healthz."""
     return JSONResponse({"status": "ok"})
+
+
+async def live(request: Request) -> Response:
+    return await STREAMS.answer(request)
 
 
 async def door(request: Request) -> Response:
@@ -63,7 +70,11 @@ def explain(error: Exception) -> bool:
 app = st.App(
     str(Path(__file__).resolve().parent / "console.py"),
     lifespan=warm,
-    routes=[Route("/healthz", healthz), Route(login.PATH, door, methods=["GET", "POST"])],
+    routes=[
+        Route("/healthz", healthz),
+        Route(stream.PATH, live),
+        Route(login.PATH, door, methods=["GET", "POST"]),
+    ],
     middleware=[Middleware(login.LoginLinks, hub=HUB, paths=PATHS)],
     on_script_error=explain,
 )

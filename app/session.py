@@ -14,10 +14,8 @@ import streamlit as st
 from app import format
 from app.source import Hub
 from app.visits import Visit, cookie_name
-from control.errors import ControlError, NotAllowed
+from control.errors import NotAllowed
 from control.types import Desired, FleetSnapshot, Principal
-
-RECHECK_S = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +62,9 @@ def is_logged_in(hub: Hub) -> bool:
     that are no longer there, and the browser would show an empty page.
     """
     visit = find_visit(hub)
-    if visit is not None and _still_honoured(hub, visit):
+    if visit is not None and hub.honours(st.session_state["visit"]):
+        hub.admit(visit.token)
+        st.session_state["principal"] = hub.principal(visit.token) or visit.principal
         return True
     go_to_login()
     return False
@@ -74,23 +74,6 @@ def log_out(hub: Hub) -> None:
     """End the visit, in every tab of this browser; the login page then takes the cookie away."""
     hub.visits.close(st.session_state.get("visit", ""))
     st.session_state["left"] = True
-
-
-def _still_honoured(hub: Hub, visit: Visit) -> bool:
-    """Ask the plane now and then. An unreachable plane logs nobody out: it shows as stale."""
-    hub.admit(visit.token)
-    st.session_state.setdefault("principal", visit.principal)
-    if hub.now() - st.session_state.get("checked_unix_s", 0.0) < RECHECK_S:
-        return True
-    try:
-        st.session_state["principal"] = hub.client(visit.token).whoami()
-    except NotAllowed:
-        hub.visits.close(st.session_state["visit"])
-        return False
-    except ControlError:
-        return True
-    st.session_state["checked_unix_s"] = hub.now()
-    return True
 
 
 def go_to_login() -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from app.marks import MOVE_KINDS, RARE_KINDS
-from app.visits import Visits
+from app.visits import MAX_VISITS, Visits
 from control.client import PhaselineClient
 from control.errors import ControlError, NotAllowed, PlaneUnreachable
 from control.types import (
@@ -48,6 +48,10 @@ MAX_EVENTS = 1_000  # of the rare kinds, and of moves
 RANGES_KEPT = 64
 LEAST_S = 0.3  # of a period: between two readings, whatever the plane says
 PATIENCE = 1.1  # of a period: without a word from the plane
+MAX_READERS = 16  # tokens that reading may use
+MAX_CLIENTS = 32  # connections kept open for those who look and act
+IDLE_S = 60.0  # beyond MAX_CLIENTS one that nobody used for so long is closed
+RECHECK_S = 20.0  # whether the plane still knows a token, for all tabs together
 
 
 class Plane(Protocol):
@@ -149,8 +153,10 @@ class Hub:
     now: Callable[[], float] = time.time
     period_s: float = 1.0
     visits: Visits = field(default_factory=Visits)
+    listeners: list[Callable[[], None]] = field(default_factory=list)  # told after each reading, from any thread
     _tokens: list[str] = field(default_factory=list)
-    _clients: dict[str, Plane] = field(default_factory=dict)
+    _clients: dict[str, tuple[Plane, float]] = field(default_factory=dict)  # by token, with when it was last asked for
+    _honoured: dict[str, tuple[Principal, float]] = field(default_factory=dict)  # by token, as the plane said last
     _look: Look = Look(snapshot=None, answered_unix_s=None, error="", reading=0)
     _live: dict[LiveKey, LiveSeries] = field(default_factory=dict)
     _commands: tuple[Command, ...] = ()
@@ -167,17 +173,57 @@ class Hub:
     # --- who reads ------------------------------------------------------------
 
     def client(self, token: str) -> Plane:
-        """The connection of one principal, kept open."""
+        """The connection of one principal, kept open while it is used."""
         with self._lock:
-            if token not in self._clients:
-                self._clients[token] = self.connect(token)
-            return self._clients[token]
+            kept = self._clients.pop(token, None)
+            client = self.connect(token) if kept is None else kept[0]
+            self._clients[token] = (client, self.now())
+            idle = self._idle_clients()
+        for each in idle:
+            each.close()
+        return client
+
+    def _idle_clients(self) -> list[Plane]:
+        """Beyond MAX_CLIENTS, those that nobody asked for lately, the oldest first. They are kept no longer."""
+        before = self.now() - IDLE_S
+        spare = list(self._clients)[: max(0, len(self._clients) - MAX_CLIENTS)]
+        return [self._clients.pop(token)[0] for token in spare if self._clients[token][1] < before]
 
     def admit(self, token: str) -> None:
         """A session has proved this token: reading may use it."""
         with self._lock:
             if token not in self._tokens:
-                self._tokens.append(token)
+                self._tokens = [*self._tokens, token][-MAX_READERS:]
+
+    def honours(self, reference: str) -> bool:
+        """Whether that visit is open and the plane knows its token still; asked now and then, once for all tabs.
+
+        An unreachable plane logs nobody out: it shows as stale.
+        """
+        visit = self.visits.find(reference, self.now())
+        if visit is None:
+            return False
+        kept = self._honoured.get(visit.token)
+        if kept is None or self.now() - kept[1] >= RECHECK_S:
+            kept = (kept[0] if kept is not None else visit.principal, self.now())
+            try:
+                kept = (self.client(visit.token).whoami(), kept[1])
+            except NotAllowed:
+                self.visits.close(reference)
+                return False
+            except ControlError:
+                pass
+            with self._lock:
+                self._honoured.pop(visit.token, None)
+                while len(self._honoured) >= MAX_VISITS:
+                    self._honoured.pop(next(iter(self._honoured)))
+                self._honoured[visit.token] = kept
+        return True
+
+    def principal(self, token: str) -> Principal | None:
+        """Whom the plane last said this token is."""
+        kept = self._honoured.get(token)
+        return None if kept is None else kept[0]
 
     def _reader(self) -> Plane | None:
         with self._lock:
@@ -185,7 +231,7 @@ class Hub:
 
     def _drop_reader(self, client: Plane) -> None:
         with self._lock:
-            self._tokens = [token for token in self._tokens if self._clients.get(token) is not client]
+            self._tokens = [token for token in self._tokens if self._clients.get(token, (None, 0.0))[0] is not client]
 
     # --- the tick ------------------------------------------------------------
 
@@ -207,6 +253,7 @@ class Hub:
             except Exception as error:  # the one broad except: a reader that dies would leave every tab silent
                 LOG.exception("a reading failed")
                 self._fail(f"the console could not read the plane's answer ({type(error).__name__}: {error})")
+                self._tell()
             self._stop.wait(LEAST_S * self.period_s)  # a burst of events is one reading
             self._ticked.wait((PATIENCE - LEAST_S) * self.period_s)
             self._ticked.clear()
@@ -229,6 +276,14 @@ class Hub:
         client = self._reader()
         if client is None:
             return
+        self._read(client)
+        self._tell()
+
+    def _tell(self) -> None:
+        for listener in self.listeners:
+            listener()
+
+    def _read(self, client: Plane) -> None:
         with self._reading:
             try:
                 snapshot = client.snapshot()

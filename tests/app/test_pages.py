@@ -32,7 +32,6 @@ def opened(hub: Hub, path: str, role: str = "operator") -> AppTest:
 def log_in(app: AppTest, hub: Hub, role: str) -> None:
     who = Principal(name=role, role=role)  # type: ignore[arg-type]
     app.session_state["visit"] = hub.visits.open(f"{role}-token", who, hub.now())
-    app.session_state["checked_unix_s"] = hub.now()
 
 
 def text(app: AppTest) -> str:

@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from app.source import Hub, merged
-from control.types import Action, CommandRequest, SeriesResult, Verb
+from app.source import IDLE_S, MAX_CLIENTS, RECHECK_S, Hub, merged
+from control.types import Action, CommandRequest, Principal, SeriesResult, Verb
 from tests.app.builders import NOW, plane_and_hub, points, result
 from tests.app.fake_plane import FakeClient, FakePlane
 
@@ -138,3 +138,40 @@ def test_events_of_a_silent_plane_are_those_that_were_read_last() -> None:
     hub.refresh()
     assert hub.events(clock.at - 60, clock.at) == read
     assert hub.events(clock.at - 60, clock.at, "w9") == []
+
+
+def test_connections_of_those_who_left_are_closed_and_of_those_who_act_kept() -> None:
+    plane, hub, clock = plane_and_hub()
+    closed: list[str] = []
+
+    class Closing(FakeClient):
+        def close(self) -> None:
+            closed.append(self.token)
+
+    hub.connect = lambda token: Closing(plane, token)
+    for number in range(MAX_CLIENTS + 10):
+        hub.client(f"token-{number}")
+    assert closed == []
+    clock.at += IDLE_S + 1
+    hub.client("token-0")
+    hub.client("token-new")
+    assert closed == [f"token-{number}" for number in range(1, 12)]
+
+
+def test_whether_a_token_still_holds_is_asked_once_for_all_tabs() -> None:
+    plane, hub, clock = plane_and_hub()
+    asked: list[str] = []
+
+    class Asking(FakeClient):
+        def whoami(self) -> Principal:
+            asked.append(self.token)
+            return super().whoami()
+
+    hub.connect = lambda token: Asking(plane, token)
+    visits = [hub.visits.open("viewer-token", Principal(name="viewer", role="viewer"), clock()) for _ in range(3)]
+    assert [hub.honours(each) for each in visits] == [True] * 3
+    assert asked == ["viewer-token"]
+    clock.at += RECHECK_S
+    plane.scene = "silent"
+    assert hub.honours(visits[0])
+    assert not hub.honours("made-up")

@@ -161,3 +161,27 @@ def test_a_lost_plane_is_said_to_be_lost_and_comes_back(page: Page, stack: Stack
     stack.start_plane()
     expect(page.get_by_text("The plane has not answered")).to_be_hidden()
     expect(page.get_by_role("spinbutton", name="Prefill workers")).to_be_enabled()
+
+
+def test_a_wall_display_moves_without_reruns_and_comes_back_with_the_plane(page: Page, stack: Stack) -> None:
+    asked: list[str | bytes] = []
+    page.on("websocket", lambda socket: socket.on("framesent", lambda frame: asked.append(frame)))
+    page.goto(stack.login_url("", "view=wall"))
+    status = page.get_by_role("status")
+    expect(
+        page.get_by_role("img", name=re.compile("^Wall utilization over 15 minutes: Prefill compute"))
+    ).to_be_visible()
+    expect(page.get_by_text("simulated workers: no model is computed")).to_be_visible()
+    first, reruns = str(status.get_attribute("data-at")), len(asked)
+    for _ in range(3):
+        expect(status).not_to_have_attribute("data-at", first)
+        first = str(status.get_attribute("data-at"))
+    assert len(asked) == reruns
+    assert page.get_by_role("button").count() == 0
+    stack.end("plane")
+    expect(status).to_contain_text(re.compile("The plane has not answered for .*; this is the state of"))
+    stack.start_plane()
+    expect(status).not_to_contain_text("The plane has not answered")
+    last = str(status.get_attribute("data-at"))
+    expect(status).not_to_have_attribute("data-at", last)
+    assert len(asked) == reruns
