@@ -46,6 +46,7 @@ class Gateways:
         fence: int,
         started_unix_s: float,
         on_loss: Callable[[], None],
+        on_record: Callable[[RequestRecord], None],
     ) -> None:
         self.traffic = TrafficStats(slo)
         self.intake = Intake()
@@ -62,6 +63,7 @@ class Gateways:
         self._history = history
         self._recorder = recorder
         self._started_unix_s = started_unix_s
+        self._on_record = on_record
 
     async def _durable_seq(self, spool: str) -> int:
         """Up to where a gateway's records are in the history. Unknown is 0: the history takes each only once."""
@@ -76,6 +78,7 @@ class Gateways:
     def on_records(self, spool: str, first_seq: int, records: list[RequestRecord]) -> None:
         for record in self.intake.add(spool, first_seq, records):
             self.traffic.add(record)
+            self._on_record(record)
 
     def on_beat(self, gateway_id: str, beat: Beat) -> None:
         self.traffic.beat(gateway_id, beat)

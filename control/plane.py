@@ -28,6 +28,7 @@ from control.gateways import Gateways
 from control.history.deferred import TickWrite, encode
 from control.history.store import History, RequestQuery
 from control.lease import Lease
+from control.monitor import Monitor
 from control.notices import notices_of
 from control.orders import Orders
 from control.plane_events import PlaneEvents
@@ -91,8 +92,11 @@ class Plane:
         self._fence = lease.fence
         self._accountant = accountant
         self._now = now
-        slo = settings.effective_slo
-        self.gateways = Gateways(fleet, history, desk.recorder, slo, lease.fence, now(), on_loss=self.wake)
+        self.monitor = Monitor(settings, desk.recorder, now)
+        slo, on_record = settings.effective_slo, self.monitor.on_record
+        self.gateways = Gateways(
+            *(fleet, history, desk.recorder, slo, lease.fence, now()), on_loss=self.wake, on_record=on_record
+        )
         self._status = self.gateways.traffic.status(now())
         self._expected_output = self.gateways.traffic.expected_output_tokens()
         self._own_events = PlaneEvents(fleet.fleet_id, plane_status(lease))
@@ -235,6 +239,7 @@ class Plane:
         self._observation = observation
         self._readings = newest_readings(observation, self._readings, now)
         ingested = self._accountant.ingest(observation)
+        self.monitor.on_ingested(ingested)
         self._utilization = self._accountant.utilization(now)
         self.gateways.take_self_driven()
         self._status = self.gateways.traffic.status(now)
@@ -289,6 +294,7 @@ class Plane:
             bottleneck=self._bottleneck,
         )
         self._snapshot = snapshot
+        self.monitor.on_tick(snapshot)
         self._snapshot_bytes = _snapshot_json.dump_json(snapshot)
         self.events.publish(
             "tick",

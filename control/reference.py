@@ -12,6 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from control.exposition.families import families_markdown
+from control.exposition.plane_page import FAMILIES as PLANE_FAMILIES
+from control.gateway.metrics_page import FAMILIES as GATEWAY_FAMILIES
 from control.gateway.move_estimate import rules_markdown
 from control.gateway.schema import parameters_markdown
 from control.metrics import METRICS
@@ -53,6 +56,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "settings": settings_markdown,
     "routing": routing_markdown,
     "metrics": metrics_markdown,
+    "prometheus_plane": lambda: families_markdown(PLANE_FAMILIES),
+    "prometheus_gateway": lambda: families_markdown(GATEWAY_FAMILIES),
     "parameters": parameters_markdown,
     "lifecycle": markdown_table,
     "role_changes": role_changes_markdown,

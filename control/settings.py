@@ -192,6 +192,10 @@ class Settings(BaseSettings):
     )
     slo: Slo | None = Field(None, description="Bounds per request that make it good; default by profile.")
 
+    metrics_max_workers: int = Field(
+        256, ge=0, le=4096, description="Workers with Prometheus series of their own; the others are in the sums."
+    )
+
     @classmethod
     def settings_customise_sources(
         cls,

@@ -11,6 +11,7 @@ from control.api import (
     fleet_routes,
     gateway_routes,
     history_routes,
+    metrics_route,
     problems,
     session_routes,
 )
@@ -38,7 +39,15 @@ def create_app(context: ApiContext) -> FastAPI:
     app.state.context = context
     app.add_middleware(BodyLimits)
     problems.install(app)
-    for module in (session_routes, fleet_routes, command_routes, history_routes, event_routes, gateway_routes):
+    for module in (
+        session_routes,
+        fleet_routes,
+        command_routes,
+        history_routes,
+        event_routes,
+        gateway_routes,
+        metrics_route,
+    ):
         app.include_router(module.router)
 
     @app.get("/docs", include_in_schema=False)

@@ -18,6 +18,8 @@ from typing import Any, Final
 
 import msgspec
 
+from control.exposition.families import rendered
+from control.exposition.request_totals import RequestTotals
 from control.gateway import errors
 from control.gateway.admission import Admission
 from control.gateway.answers import model_body
@@ -36,7 +38,7 @@ from control.gateway.http import (
     send_error,
 )
 from control.gateway.job import Job
-from control.gateway.metrics_page import CONTENT_TYPE, admission_text, metrics_text
+from control.gateway.metrics_page import GatewayFacts, gateway_page
 from control.gateway.records import Origin, RecordLog, make_record
 from control.gateway.relay import Relay
 from control.gateway.schema import Ask, Endpoint, parse_ask
@@ -81,6 +83,7 @@ class Gateway:
         self.text_problem = "the model's tokenizer is not loaded yet"
         self.is_stopping = False
         self._origin = origin
+        self._totals = RequestTotals(origin.slo)
         self._limits = limits
         self._bodies = Bodies(limits.max_body_bytes, limits.max_bodies_bytes)
         self._started_unix_s = time.time()
@@ -95,7 +98,10 @@ class Gateway:
             await self._generate(endpoint, scope, receive, send)
             return
         try:
-            await self._get(path, scope["method"], send)
+            if path == "/metrics" and scope["method"] == "GET":
+                await self._metrics(scope, send)
+            else:
+                await self._get(path, scope["method"], send)
         except GatewayError as error:
             await send_error(send, error)
 
@@ -158,11 +164,6 @@ class Gateway:
     async def _get(self, path: str, method: str, send: Send) -> None:
         if path in GENERATE:
             raise errors.wrong_method(method, "POST")
-        if path == "/metrics" and method == "GET":
-            text = metrics_text(self.fleet.mover.counts)
-            text += admission_text(self.admission.gatekeeper.promises, len(self.fleet.waiters))
-            await send_answer(send, 200, text.encode(), content_type=CONTENT_TYPE)
-            return
         answer = _READS.get(path)
         if answer is None and path.startswith("/v1/models/"):
             name = path.removeprefix("/v1/models/")
@@ -173,6 +174,22 @@ class Gateway:
             raise errors.wrong_method(method, "GET")
         status, body = answer(self)
         await send_answer(send, status, msgspec.json.encode(body))
+
+    async def _metrics(self, scope: Scope, send: Send) -> None:
+        """In the format that the scraper asks for; encoded on a thread, so that no token waits for it."""
+        page = gateway_page(
+            GatewayFacts(
+                gateway_id=self._origin.gateway_id,
+                started_unix_s=self._started_unix_s,
+                fleet=self.fleet,
+                admission=self.admission,
+                records=self.records,
+                totals=self._totals,
+            )
+        )
+        accept = next((value for name, value in scope["headers"] if name == b"accept"), b"").decode("latin-1")
+        body, content_type = await asyncio.to_thread(rendered, [page], accept)
+        await send_answer(send, 200, body, content_type=content_type.encode())
 
     def _health(self) -> tuple[int, dict[str, Any]]:
         return 200, {"status": "ok"}
@@ -294,6 +311,7 @@ class Gateway:
                 error=exchange.error,
             )
             self.admission.leave(job.wire_id, relay, record)
+            self._totals.add(record)
             self.records.append(record)
 
 

@@ -123,6 +123,10 @@ class RecordLog:
             self.all_acknowledged.set()
 
     @property
+    def num_waiting(self) -> int:
+        return len(self._records)
+
+    @property
     def waiting(self) -> tuple[int, list[RequestRecord]]:
         """All that is not acknowledged, and the number of the first."""
         return self._first_seq, list(self._records)

@@ -111,8 +111,8 @@ async def test_the_metrics_page_says_who_waits_and_who_was_promised_a_place(text
         await until(lambda: len(place.gateway.fleet.waiters) == 1)
         await ask(place)
         lines = (await place.client.get("/metrics")).text.splitlines()
-        assert "phaseline_gateway_line_requests 1" in lines
-        assert 'phaseline_gateway_promises_total{outcome="made"} 1' in lines
+        assert 'phaseline_gateway_line_requests{gateway="gw-test"} 1.0' in lines
+        assert 'phaseline_gateway_promises_total{gateway="gw-test",outcome="made"} 1.0' in lines
         drop_queue(place)
         await waiting
 

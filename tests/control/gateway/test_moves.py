@@ -93,9 +93,9 @@ async def test_a_request_is_moved_while_it_decodes_and_its_record_says_so(text: 
         assert (counts.num_by_kind, counts.num_bytes) == ({"migration": 1}, move.num_bytes)
         assert sum(counts.stall_buckets.values()) == 1
         page = (await place.client.get("/metrics")).text.splitlines()
-        assert 'phaseline_gateway_moves_total{kind="migration"} 1' in page
-        assert f"phaseline_gateway_moved_bytes_total {move.num_bytes}" in page
-        assert 'phaseline_gateway_move_stall_seconds_bucket{kind="migration",le="+Inf"} 1' in page
+        assert 'phaseline_gateway_moves_total{gateway="gw-test",kind="migration"} 1.0' in page
+        assert f'phaseline_gateway_moved_bytes_total{{gateway="gw-test"}} {float(move.num_bytes)}' in page
+        assert 'phaseline_gateway_move_stall_seconds_bucket{gateway="gw-test",kind="migration",le="+Inf"} 1.0' in page
 
 
 async def test_many_requests_leave_a_few_at_a_time_and_all_arrive(text: ModelText) -> None:

@@ -361,8 +361,8 @@ async def test_a_hung_step_is_left_when_it_is_overdue_twice_and_its_late_tokens_
         assert move.stall_s is not None
         assert "its step has run for 1.0 s" in move.reason
         page = (await place.client.get("/metrics")).text
-        assert 'phaseline_gateway_moves_total{kind="failover"} 1' in page
-        assert "phaseline_gateway_failover_notice_seconds_count 1" in page
+        assert 'phaseline_gateway_moves_total{gateway="gw-test",kind="failover"} 1.0' in page
+        assert 'phaseline_gateway_failover_notice_seconds_count{gateway="gw-test"} 1.0' in page
         await until(lambda: link.is_connected)
         assert not link.is_ready  # it is back, and still in that step
         worker.set_load(Load(kv_blocks_total=65536))
