@@ -1,6 +1,6 @@
 """Which lines the Overview draws: by phase or by role, wall or in-phase, never mixed, and the blended one on demand.
 
-Values in, values out; reading is `app.source`'s and drawing is `app.views.overview`'s.
+Values in, values out; reading is `app.source`'s and drawing is `app.views.detail`'s.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import streamlit as st
 from app import actions, cards, format, lines, session, tables, words
 from app.session import Form
 from app.source import Hub
-from app.views.overview import utilization
+from app.views.detail import utilization
 from app.views.shell import health_line
 from control.errors import ControlError
 from control.types import Action, Capability, FleetSnapshot, Role, RoutingPolicy, Verb, WhatIfRouting, WorkerStatus
