@@ -1,6 +1,7 @@
 """Taking a fleet over at start: desired state and unfinished commands as the history has them.
 
-Decided here: the first desired state of a fleet that has none (recorded as version 1). The workers themselves are
+Decided here: the first desired state of a fleet that has none (recorded as version 1; of one that is observed only,
+nothing is desired). The workers themselves are
 adopted by the first ticks, which compare desired with what lives. Not decided here: how a fleet finds its workers.
 """
 
@@ -15,7 +16,7 @@ from control.accounting import Accountant
 from control.desk import Desk
 from control.errors import HistoryError
 from control.events import Events
-from control.fleets.base import Fleet
+from control.fleets.base import Fleet, is_observed_only
 from control.history.store import History
 from control.lease import Lease
 from control.plane import Plane
@@ -38,12 +39,15 @@ async def adopt(
 ) -> Plane:
     """A plane that goes on where the last one stopped, under this lease. Raises HistoryError, StaleFence."""
     recorder = Recorder()
-    desired = await recorder.read(history.load_desired, fleet.fleet_id)
-    wanted = starting_desired(desired, settings)
-    if wanted is not desired:
-        await recorder.write(history.record_command, starting_command(fleet.fleet_id, desired, wanted, now()))
-        desired = wanted
-    await write_spooled(recorder, history, settings)
+    known = await recorder.read(history.load_desired, fleet.fleet_id)
+    if is_observed_only(fleet):
+        desired = known or Desired(version=0, roles={})
+    else:
+        desired = starting_desired(known, settings)
+        if desired is not known:
+            await recorder.write(history.record_command, starting_command(fleet.fleet_id, known, desired, now()))
+    own = "" if fleet.fleet_id == settings.fleet_id else f"-{fleet.fleet_id}"
+    await write_spooled(recorder, history, settings, own)
     unfinished = await recorder.read(history.unfinished_commands, fleet.fleet_id)
     accountant = Accountant(fleet.fleet_id)
     accountant.restore(await recorder.read(history.load_cursors, fleet.fleet_id))
@@ -68,9 +72,9 @@ async def adopt(
     )
 
 
-async def write_spooled(recorder: Recorder, history: History, settings: Settings) -> None:
+async def write_spooled(recorder: Recorder, history: History, settings: Settings, suffix: str = "") -> None:
     """Write what the last plane on this disk left in its spool, before anything of it is read. Raises HistoryError."""
-    spool = Spool(settings.run_dir / "spool", settings.spool_max_bytes)
+    spool = Spool(settings.run_dir / f"spool{suffix}", settings.spool_max_bytes)
     try:
         spool.open()
     except OSError as error:

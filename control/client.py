@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Any, TypeVar
+from urllib.parse import quote
 from uuid import uuid4
 
 import httpx
@@ -20,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from control import errors
 from control.errors import ControlError, FleetError, NotActive, NotFound, PlaneUnreachable, StaleFence
+from control.fleets.attached.types import AttachedInfo, Attachment, Survey
 from control.types import (
     Action,
     Bottleneck,
@@ -71,7 +73,8 @@ ERRORS: Mapping[str, type[ControlError]] = {
 class PhaselineClient:
     """One connection pool to the active plane, wherever it listens. Thread-safe; close it or use it as a context.
 
-    `urls`: the address of the plane, or those of all planes. `patience_s`: a takeover is waited out for so long.
+    `urls`: the address of the plane, or those of all planes. `fleet_id`: whose answers are wanted where a call does not
+    say; None: the plane's own fleet. `patience_s`: a takeover is waited out for so long.
     """
 
     def __init__(
@@ -80,11 +83,13 @@ class PhaselineClient:
         token: str = "",
         timeout_s: float = 5.0,
         *,
+        fleet_id: str | None = None,
         patience_s: float = PATIENCE_S,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._urls = (urls,) if isinstance(urls, str) else tuple(urls)
+        self.fleet_id = fleet_id
         self._turn = 0  # of the addresses: the one that answered last
         self._patience_s = patience_s
         self._http = httpx.Client(headers=headers, timeout=timeout_s, transport=transport, trust_env=False)
@@ -127,16 +132,32 @@ class PhaselineClient:
     def fleets(self) -> list[str]:
         return self._get(list[str], f"{API}/fleets")
 
+    def attached(self) -> list[AttachedInfo]:
+        """The fleets that somebody else runs and that are looked at here."""
+        return self._get(list[AttachedInfo], f"{API}/attached")
+
+    def survey(self, attachment: Attachment) -> Survey:
+        """One look at every target, from where the plane is; changes nothing."""
+        return self._post(Survey, f"{API}/attached/survey", asdict(attachment), is_repeatable=True)
+
+    def attach(self, attachment: Attachment) -> AttachedInfo:
+        """Look at this fleet from now on. The same words again change nothing."""
+        return self._post(AttachedInfo, f"{API}/attached", asdict(attachment), is_repeatable=True)
+
+    def detach(self, name: str) -> None:
+        """Stop looking. History and engines stay as they are."""
+        self._answer("DELETE", f"{API}/attached/{quote(name, safe='')}", False)
+
     def snapshot(self, fleet_id: str | None = None) -> FleetSnapshot:
-        """The fleet as of the last tick. None: the only fleet."""
-        return self._get(FleetSnapshot, f"{API}/fleets/{fleet_id or '-'}/snapshot")
+        """The fleet as of the last tick. None: the plane's own."""
+        return self._get(FleetSnapshot, f"{API}/fleets/{fleet_id or self.fleet_id or '-'}/snapshot")
 
     def bottleneck(self, fleet_id: str | None = None) -> Bottleneck:
         """What limits the fleet now, in one sentence with its evidence."""
         return self._get(Bottleneck, f"{API}/bottleneck", fleet_id=fleet_id)
 
     def desired(self, fleet_id: str | None = None) -> Desired:
-        return self._get(Desired, f"{API}/fleets/{fleet_id or '-'}/desired")
+        return self._get(Desired, f"{API}/fleets/{fleet_id or self.fleet_id or '-'}/desired")
 
     def routing(self, fleet_id: str | None = None) -> tuple[RoutingPolicy, dict[str, float]]:
         """The live routing policy and the per-worker weights (a worker that is not named has 1.0)."""
@@ -152,13 +173,13 @@ class PhaselineClient:
     ) -> WhatIfRouting:
         """How the last requests would have been routed; `policy` may hold only the keys to change."""
         changes = asdict(policy) if isinstance(policy, RoutingPolicy) else dict(policy)
-        body = {"policy": changes, "window_s": window_s, "fleet_id": fleet_id}
+        body = {"policy": changes, "window_s": window_s, "fleet_id": fleet_id or self.fleet_id}
         return self._post(WhatIfRouting, f"{API}/routing/what-if", body, is_repeatable=True)
 
     # --- commands ---------------------------------------------------------------------------------------------------
 
     def preview(self, request: CommandRequest) -> Preview:
-        return self._post(Preview, f"{API}/commands/preview", _dump(request), is_repeatable=True)
+        return self._post(Preview, f"{API}/commands/preview", _dump(self._for_fleet(request)), is_repeatable=True)
 
     def submit(self, request: CommandRequest) -> Command:
         """Record a command; it is carried out from the next tick on. StaleVersion, CommandRefused, NotAllowed.
@@ -166,7 +187,10 @@ class PhaselineClient:
         A command without an idempotency key gets one, so that it can be sent again when no answer came.
         """
         keyed = request if request.idempotency_key else replace(request, idempotency_key=uuid4().hex)
-        return self._post(Command, f"{API}/commands", _dump(keyed), is_repeatable=True)
+        return self._post(Command, f"{API}/commands", _dump(self._for_fleet(keyed)), is_repeatable=True)
+
+    def _for_fleet(self, request: CommandRequest) -> CommandRequest:
+        return request if request.fleet_id else replace(request, fleet_id=self.fleet_id)
 
     def undo(self, command_id: int, *, why: str = "", base_version: int | None = None) -> Command:
         action = Action(verb=Verb.UNDO, command_id=command_id)
@@ -289,6 +313,7 @@ class PhaselineClient:
     # --- transport --------------------------------------------------------------------------------------------------
 
     def _get(self, kind: type[T], path: str, /, **params: Any) -> T:
+        params = {"fleet_id": self.fleet_id} | {k: v for k, v in params.items() if v is not None}
         query = {k: _query(v) for k, v in params.items() if v is not None}
         return self._send(kind, "GET", path, True, params=query)
 

@@ -23,7 +23,7 @@ from control.desk import Desk, refusal_error
 from control.errors import FleetError, StaleFence
 from control.events import Events
 from control.facts import FleetFacts
-from control.fleets.base import Fleet, Observation
+from control.fleets.base import Fleet, Observation, is_observed_only
 from control.gateways import Gateways
 from control.history.deferred import TickWrite, encode
 from control.history.store import History, RequestQuery
@@ -34,7 +34,7 @@ from control.orders import Orders
 from control.plane_events import PlaneEvents
 from control.points import Ingested
 from control.progress import progress_of
-from control.reconcile import Ordered, holds, reconcile
+from control.reconcile import Ordered, as_observed, holds, reconcile
 from control.recorder import Recorder
 from control.settings import Settings
 from control.snapshot import FleetIdentity, build_snapshot, fleet_facts, newest_readings
@@ -206,13 +206,10 @@ class Plane:
         ingested, seen = self._see(observation, now), self._now()
 
         fleet = self._facts()
-        busy, max_moves = self._orders.busy, self.settings.max_moves
-        away = [each.worker_id for each in self.fleet.routes() if each.state is WorkerState.FAILED]
-        wanted = self._effective = effective_roles(self.desired, fleet, away)
-        decided = reconcile(wanted.desired, fleet, self._ordered, self._fence, now, busy, max_moves, wanted.reasons)
-        self._ordered = decided.ordered
-        self._orders.give(decided.steps)
-        self.gateways.route(self.desired, self._expected_output)
+        if is_observed_only(self.fleet):
+            self.desk.desired = as_observed(self.desired, fleet)
+        else:
+            self._order(fleet, now)
 
         limit, since = self.settings.drain_limit_s, self._identity.started_unix_s
         look = partial(
@@ -247,6 +244,16 @@ class Plane:
         self._bottleneck = self._watch.look(self._readings.values(), self._utilization, self.gateways.traffic, now)
         return ingested
 
+    def _order(self, fleet: FleetFacts, now: float) -> None:
+        """Compare desired with what was seen, give orders, and send the gateways a new table when it has changed."""
+        busy, max_moves = self._orders.busy, self.settings.max_moves
+        away = [each.worker_id for each in self.fleet.routes() if each.state is WorkerState.FAILED]
+        wanted = self._effective = effective_roles(self.desired, fleet, away)
+        decided = reconcile(wanted.desired, fleet, self._ordered, self._fence, now, busy, max_moves, wanted.reasons)
+        self._ordered = decided.ordered
+        self._orders.give(decided.steps)
+        self.gateways.route(self.desired, self._expected_output)
+
     def _facts(self) -> FleetFacts:
         observation = self._observation
         return fleet_facts(
@@ -280,7 +287,7 @@ class Plane:
         for worker_id in [w for w in self._orders.outcomes if holds(self.desired, facts.workers.get(w), w)]:
             del self._orders.outcomes[worker_id]
         snapshot = build_snapshot(
-            self._identity,
+            replace(self._identity, model_id=self.fleet.model_id),
             desired=self.desired,
             observation=self._observation,
             readings=self._readings,

@@ -1,9 +1,9 @@
 """`python -m control.plane_main`: the plane's process. Lease, tick, history writer and control API on one event loop.
 
-Put together here: settings, history, fleet, plane, API. Everything is loaded before the lease is asked for, so that a
-standby acts at once. SIGTERM and SIGINT close cleanly: what waits is written, gateways are told, the lease is released,
-workers go on. A start that fails says why in one line and exits 1 (2: settings); a plane that another one has taken
-over from exits 3, to be started again and stand by.
+Put together here: settings, history, fleet, plane, the planes of attached fleets, API. Everything is loaded before the
+lease is asked for, so that a standby acts at once. SIGTERM and SIGINT close cleanly: what waits is written, gateways
+are told, the lease is released, workers go on. A start that fails says why in one line and exits 1 (2: settings); a
+plane that another one has taken over from exits 3, to be started again and stand by.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any
 
 from control.adoption import adopt
 from control.api.app import create_app
 from control.api.context import ApiContext
+from control.attached_planes import AttachedPlanes
 from control.auth import open_auth
 from control.door import Door
 from control.errors import ControlError, DatabaseAway, FleetError, SettingsError, StaleFence
@@ -30,7 +32,7 @@ from control.lease import Lease, this_process
 from control.lease_keeper import LOOK_EVERY_S, LeaseKeeper
 from control.plane import Plane
 from control.settings import Settings, load_settings
-from control.write_points import crash_point
+from control.write_points import Reach, crash_point, pass_by
 
 _log = logging.getLogger("phaseline.plane")
 CLOSE_LIMIT_S = 10.0
@@ -94,6 +96,7 @@ class PlaneProcess:
         self._settings = settings
         self._problem = "it is starting"
         self._planes: dict[str, Plane] = {}
+        self._attached: AttachedPlanes | None = None
         self._version = own_version()
         context = ApiContext(
             planes=self._planes,
@@ -102,6 +105,7 @@ class PlaneProcess:
             version=self._version,
             started_unix_s=time.time(),
             waiting=lambda: self._problem,
+            attached=lambda: self._attached,
         )
         self._door = Door(create_app(context), settings.host, settings.api_port)
 
@@ -123,12 +127,9 @@ class PlaneProcess:
 
     async def _open_history(self) -> History:
         """The history, once its database answers. Meanwhile the API says what we wait for, where nobody else does."""
-        url = database_url(self._settings)
         while True:
             try:
-                return await asyncio.to_thread(
-                    History.open, url, retention=retention_of(self._settings), reach=crash_point(os.environ)
-                )
+                return await asyncio.to_thread(open_history, self._settings, crash_point(os.environ))
             except DatabaseAway as away:
                 if self._problem != away.detail:
                     _log.warning("waiting for the database: %s", away.detail)
@@ -141,7 +142,11 @@ class PlaneProcess:
         self._problem = "this plane is taking over"
         history.hold(fleet.fleet_id, lease.fence)
         former = keeper.before.holder if keeper.before else None
+        self._attached = AttachedPlanes(
+            self._settings, history, self._planes, keeper.me, partial(open_history, self._settings), self._version
+        )
         acting = [
+            asyncio.create_task(self._attached.run(), name="attached fleets"),
             asyncio.create_task(self._keep(keeper), name="lease"),
             asyncio.create_task(self._act(fleet, history, lease), name="ticks"),
             asyncio.create_task(self._door.keep_open(former, keeper.me), name="door"),
@@ -153,10 +158,10 @@ class PlaneProcess:
                 raise ControlError(f"the plane's {task.get_name()} ended by itself")
         except StaleFence:
             self._door.retract(at_once=True)
-            await _within(self._each(Plane.abandon))
+            await _within(self._main(Plane.abandon, fleet.fleet_id))
             raise
         except BaseException:  # an orderly end: the lease is kept until all is written
-            await _within(self._each(Plane.close))
+            await _within(self._main(Plane.close, fleet.fleet_id))
             await keeper.release()
             raise
         finally:
@@ -170,11 +175,13 @@ class PlaneProcess:
         await plane.run()
 
     async def _keep(self, keeper: LeaseKeeper) -> None:
-        raise await keeper.keep(lambda: max((each.newest_fence for each in self._planes.values()), default=0))
+        main = self._settings.fleet_id
+        raise await keeper.keep(lambda: self._planes[main].newest_fence if main in self._planes else 0)
 
-    async def _each(self, end: Callable[[Plane], Coroutine[Any, Any, None]]) -> None:
-        for plane in self._planes.values():
-            await end(plane)
+    async def _main(self, end: Callable[[Plane], Coroutine[Any, Any, None]], fleet_id: str) -> None:
+        """End the main fleet's plane; those of attached fleets end with their task."""
+        if fleet_id in self._planes:
+            await end(self._planes[fleet_id])
 
     def _wait_for(self, keeper: LeaseKeeper) -> None:
         """Another plane answers on the port, or nobody does because the database is away: then we say so there."""
@@ -204,6 +211,11 @@ def own_version() -> str:
         return importlib.metadata.version("phaseline")
     except importlib.metadata.PackageNotFoundError:
         return "dev"
+
+
+def open_history(settings: Settings, reach: Reach = pass_by) -> History:
+    """Raises HistoryError."""
+    return History.open(database_url(settings), retention=retention_of(settings), reach=reach)
 
 
 def retention_of(settings: Settings) -> Retention:

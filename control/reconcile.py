@@ -11,7 +11,7 @@ A worker takes two independent wishes, its role and whether it is closed (`engin
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from control.changes import role_of
@@ -91,6 +91,11 @@ def reconcile(
         reason = reasons.get(worker_id, wanted)
         steps += [FleetStep(verb=verb, worker_id=worker_id, role=role, fence=fence, reason=reason) for verb in verbs]
     return Reconciled(steps=tuple(steps), ordered=under_way)
+
+
+def as_observed(desired: Desired, fleet: FleetFacts) -> Desired:
+    """Of a fleet that somebody else runs: what it is. The version stays, as no command has changed anything."""
+    return replace(desired, roles={worker_id: facts.role for worker_id, facts in fleet.workers.items()})
 
 
 def wanted_verbs(facts: WorkerFacts, role: Role, closed: bool) -> tuple[str, ...]:

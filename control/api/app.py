@@ -6,6 +6,7 @@ from fastapi import FastAPI
 from starlette.responses import HTMLResponse, Response
 
 from control.api import (
+    attached_routes,
     command_routes,
     event_routes,
     fleet_routes,
@@ -42,6 +43,7 @@ def create_app(context: ApiContext) -> FastAPI:
     for module in (
         session_routes,
         fleet_routes,
+        attached_routes,
         command_routes,
         history_routes,
         event_routes,

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
+from control.attached_planes import AttachedPlanes
 from control.auth import Auth, unauthenticated
 from control.errors import NotActive, NotAllowed, NotFound
 from control.plane import Plane
@@ -32,6 +33,7 @@ class ApiContext:
     started_unix_s: float
     now: Callable[[], float] = time.time
     waiting: Callable[[], str] = lambda: ""
+    attached: Callable[[], AttachedPlanes | None] = lambda: None
 
     @property
     def fleet_ids(self) -> list[str]:
@@ -41,10 +43,13 @@ class ApiContext:
         return sorted(self.planes)
 
     def plane(self, fleet_id: str | None) -> Plane:
-        """The plane of one fleet; None and "-" mean the only one. Raises NotFound, NotActive."""
+        """The plane of one fleet; None and "-" mean our own, or the only one. Raises NotFound, NotActive."""
         known = ", ".join(self.fleet_ids)
-        if fleet_id in (None, "-") and len(self.planes) == 1:
-            return next(iter(self.planes.values()))
+        if fleet_id in (None, "-"):
+            own = next(iter(self.planes)) if len(self.planes) == 1 else self.settings.fleet_id
+            if own not in self.planes:
+                raise NotActive("this plane is taking its own fleet over")
+            return self.planes[own]
         if fleet_id is None or fleet_id not in self.planes:
             raise NotFound(f"no fleet is named {fleet_id}", field="fleet_id", value=fleet_id, bound=known)
         return self.planes[fleet_id]

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from control.cli import bench, commands, faults, history, lifecycle, tokens
+from control.cli import attached, bench, commands, faults, history, lifecycle, tokens
 from control.cli.bottleneck import bottleneck
 from control.cli.shell import Exit, exit_code, one_line, remote
 from control.cli.traffic import traffic
@@ -28,8 +28,9 @@ app = typer.Typer(help=HELP, no_args_is_help=True, pretty_exceptions_enable=Fals
 def common(
     url: Annotated[str, typer.Option(help="Control API of a plane elsewhere.", metavar="URL")] = "",
     token_file: Annotated[str, typer.Option(help="File with a token for it.", metavar="FILE")] = "",
+    fleet: Annotated[str, typer.Option(help="An attached fleet; default: our own.", metavar="NAME")] = "",
 ) -> None:
-    remote.update(url=url, token_file=token_file)
+    remote.update(url=url, token_file=token_file, fleet=fleet)
 
 
 for function, name in (
@@ -43,6 +44,9 @@ for function, name in (
     (lifecycle.settings, "settings"),
     (lifecycle.version, "version"),
     (commands.status, "status"),
+    (attached.attach, "attach"),
+    (attached.detach, "detach"),
+    (attached.fleets, "fleets"),
     (bottleneck, "bottleneck"),
     (commands.resize, "resize"),
     (commands.flip, "flip"),

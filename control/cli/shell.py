@@ -50,7 +50,7 @@ class Exit(IntEnum):
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 #: Set by the options before the command; "" means: as the settings and the run folder say.
-remote: dict[str, str] = {"url": "", "token_file": ""}
+remote: dict[str, str] = {"url": "", "token_file": "", "fleet": ""}
 
 
 def exit_code(error: ControlError) -> Exit:
@@ -90,16 +90,18 @@ def plane_urls(settings: Settings) -> tuple[str, ...]:
 def connect(settings: Settings | None = None, timeout_s: float = 10.0) -> PhaselineClient:
     """A client with the operator's token. Raises PlaneUnreachable when nothing was ever started in this run folder."""
     settings = settings or load_settings()
+    fleet_id = remote["fleet"] or None
     token_file = Path(remote["token_file"]) if remote["token_file"] else None
     if token_file is not None:
         try:
             token = token_file.read_text().strip()
         except OSError as error:
             raise SettingsError(f"--token-file {token_file}: {error.strerror}", field="token-file") from error
-        return PhaselineClient(plane_urls(settings), token, timeout_s)
+        return PhaselineClient(plane_urls(settings), token, timeout_s, fleet_id=fleet_id)
     if not (settings.run_dir / "secrets" / "operator_token").exists():
         raise PlaneUnreachable(f"nothing was started in run_dir {settings.run_dir}; `phaseline up` starts it")
-    return PhaselineClient(plane_urls(settings), read_token(settings.run_dir, "operator"), timeout_s)
+    token = read_token(settings.run_dir, "operator")
+    return PhaselineClient(plane_urls(settings), token, timeout_s, fleet_id=fleet_id)
 
 
 def say(line: str) -> None:

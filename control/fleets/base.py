@@ -85,3 +85,8 @@ class Fleet(Protocol):
 
     async def stop(self) -> None:
         """End the fleet's workers (only those this fleet started)."""
+
+
+def is_observed_only(fleet: Fleet) -> bool:
+    """Nothing can be ordered of its workers: what is desired of it is what it is."""
+    return not fleet.capabilities & {Capability.RESIZE, Capability.FLIP, Capability.DRAIN}

@@ -259,6 +259,14 @@ plane_leases = Table(  # the one plane that acts; times are of the database's cl
     Column("taken_unix_s", Double, nullable=False),
     Column("expires_unix_s", Double, nullable=False),
 )
+attached_fleets = Table(  # what an operator said to attach them, as JSON
+    "attached_fleets",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("told", Text, nullable=False),
+    Column("who", Text, nullable=False),
+    Column("at_unix_s", Double, nullable=False),
+)
 marks = Table(  # rolled-<step>: buckets before it are rolled up; pruned-<step>: points before it are gone
     "marks",
     metadata,

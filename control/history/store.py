@@ -20,7 +20,8 @@ from sqlalchemy import Connection, Engine, case, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from control.fleet_events import move_events
-from control.history import cursors, events, journal, leases, requests, schema
+from control.history import attachments, cursors, events, journal, leases, requests, schema
+from control.history.attachments import AttachmentRow
 from control.history.database import history_error, open_engine, writing
 from control.history.deferred import TickWrite, decode
 from control.history.events import EventQuery
@@ -125,6 +126,23 @@ class History:
         """A standby may take over at once."""
         with self._writing("release_lease", is_fenced=False) as connection:
             leases.release(connection, fleet_id, fence)
+
+    # --- attached fleets --------------------------------------------------------------------------------------------
+
+    def attachments(self) -> list[AttachmentRow]:
+        """Of all attached fleets."""
+        with self._reading() as connection:
+            return attachments.find_all(connection)
+
+    def put_attachment(self, row: AttachmentRow) -> bool:
+        """False when a fleet of that name is attached already."""
+        with self._writing("put_attachment") as connection:
+            return attachments.put(connection, row)
+
+    def remove_attachment(self, name: str) -> bool:
+        """False when none of that name is attached."""
+        with self._writing("remove_attachment") as connection:
+            return attachments.remove(connection, name)
 
     # --- desired state, commands ------------------------------------------------------------------------------------
 

@@ -21,7 +21,9 @@ def lost(worker_id: str, at_s: float, **changes: Any) -> Departure:
 def test_a_loss_is_looked_at_once_and_told_again_is_no_news() -> None:
     looks: list[str] = []
     nothing = cast(Any, None)
-    gateways = Gateways(nothing, nothing, nothing, Slo(), 1, NOW, on_loss=lambda: looks.append("look"))
+    gateways = Gateways(
+        nothing, nothing, nothing, Slo(), 1, NOW, on_loss=lambda: looks.append("look"), on_record=nothing
+    )
     leaving = Departure(worker_id="w3", kind="leaves", since_unix_s=NOW, num_sequences=1)
     gateways.on_beat("gw-1", beat(0.0, leaving))
     assert looks == []

@@ -1,0 +1,45 @@
+"""Fleets that somebody else runs: what would be seen of one, attaching and detaching, and which are attached."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from control.api.context import ApiContext, Context, Operator, Reader, answer
+from control.attached_planes import AttachedPlanes
+from control.errors import NotActive
+from control.fleets.attached.types import AttachedInfo, Attachment, Survey
+
+router = APIRouter(prefix="/api/v1", tags=["attached fleets"])
+
+
+def _attached(context: ApiContext) -> AttachedPlanes:
+    found = context.attached()
+    if found is None:
+        raise NotActive(f"no plane is active here: {context.waiting()}")
+    return found
+
+
+@router.get("/attached", response_model=list[AttachedInfo])
+async def attached(principal: Reader, context: Context) -> Response:
+    """All attached fleets, with what keeps one from being seen."""
+    return answer(list[AttachedInfo], _attached(context).infos())
+
+
+@router.post("/attached/survey", response_model=Survey)
+async def survey(body: Attachment, principal: Operator, context: Context) -> Response:
+    """One look at every target, as the plane can reach it; changes nothing. Operators only: it makes the plane ask."""
+    return answer(Survey, await _attached(context).survey(body))
+
+
+@router.post("/attached", response_model=AttachedInfo, status_code=201)
+async def attach(body: Attachment, principal: Operator, context: Context) -> Response:
+    """Look at this fleet from now on. The same words again change nothing."""
+    return answer(AttachedInfo, await _attached(context).attach(body, principal.name), 201)
+
+
+@router.delete("/attached/{name}", status_code=204)
+async def detach(name: str, principal: Operator, context: Context) -> Response:
+    """Stop looking. The fleet's history stays, and its engines do not notice."""
+    await _attached(context).detach(name)
+    return Response(status_code=204)

@@ -1,0 +1,187 @@
+"""The planes of attached fleets: one for each, beside the main fleet's, while this process is the active one.
+
+Decided here: when such a plane lives. What is attached is durable before anything is looked at, and a fleet whose plane
+fails is tried again and says why. Each has its own lease, fence, history connection and spool, as any plane has; the
+lease is ours as soon as the main fleet's is, because only the active process asks for it. Not decided here: what may be
+attached (`control.fleets.attached.attachment`), who may do it (the API).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+
+from pydantic import TypeAdapter
+
+from control.adoption import adopt
+from control.errors import CommandRefused, ControlError, NotFound
+from control.fleets.attached.attachment import Plan, plan_of
+from control.fleets.attached.fleet import AttachedFleet
+from control.fleets.attached.survey import survey
+from control.fleets.attached.types import AttachedInfo, Attachment, Survey
+from control.history.attachments import AttachmentRow
+from control.history.store import History
+from control.lease import Holder
+from control.lease_keeper import LeaseKeeper
+from control.plane import Plane
+from control.settings import Settings
+
+_log = logging.getLogger("phaseline.attached")
+RETRY_S = 2.0
+MAX_ATTACHED = 32
+_attachment = TypeAdapter(Attachment)
+
+
+class AttachedPlanes:
+    """`planes` is the API's: whatever lives here is found there under its fleet's name."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        history: History,
+        planes: dict[str, Plane],
+        me: Holder,
+        open_history: Callable[[], History],
+        version: str = "",
+    ) -> None:
+        self._settings = settings
+        self._history = history
+        self._planes = planes
+        self._me = me
+        self._open_history = open_history
+        self._version = version
+        self._rows: dict[str, AttachmentRow] = {}
+        self._problems: dict[str, str] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._turn = asyncio.Lock()  # one attaches or detaches at a time
+
+    # --- what the API asks --------------------------------------------------------------------------------------------
+
+    def infos(self) -> list[AttachedInfo]:
+        """All that are attached."""
+        return [
+            AttachedInfo(
+                attachment=_attachment.validate_json(row.told),
+                who=row.who,
+                at_unix_s=row.at_unix_s,
+                problem=self._problems.get(row.name, ""),
+            )
+            for row in self._rows.values()
+        ]
+
+    async def survey(self, attachment: Attachment) -> Survey:
+        """Look, and change nothing. Raises CommandRefused."""
+        return await survey(await asyncio.to_thread(plan_of, attachment))
+
+    async def attach(self, attachment: Attachment, who: str) -> AttachedInfo:
+        """Record it, then look at it. Attached twice in the same words it stays as it is. Raises CommandRefused."""
+        plan = await asyncio.to_thread(plan_of, attachment)
+        told = _attachment.dump_json(attachment).decode()
+        async with self._turn:
+            known = self._rows.get(attachment.name)
+            if known is None:
+                self._check_room(attachment.name)
+                known = AttachmentRow(name=attachment.name, told=told, who=who, at_unix_s=time.time())
+                await asyncio.to_thread(self._history.put_attachment, known)
+                self._rows[known.name] = known
+                self._begin(plan)
+            elif known.told != told:
+                raise CommandRefused(
+                    f"a fleet named {attachment.name} is attached already, in other words; detach it first",
+                    field="name",
+                    value=attachment.name,
+                )
+        return next(each for each in self.infos() if each.attachment.name == attachment.name)
+
+    async def detach(self, name: str) -> None:
+        """Forget it and stop looking; its history stays, and its engines do not notice. Raises NotFound."""
+        async with self._turn:
+            if name not in self._rows:
+                known = ", ".join(self._rows) or "none"
+                raise NotFound(f"no attached fleet is named {name}", field="name", value=name, bound=known)
+            await asyncio.to_thread(self._history.remove_attachment, name)
+            del self._rows[name]
+            await self._end(name)
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Host all that are attached until cancelled; then all their planes are closed."""
+        try:
+            async with self._turn:
+                for row in await asyncio.to_thread(self._history.attachments):
+                    self._rows[row.name] = row
+                    self._begin_recorded(row)
+            await asyncio.Event().wait()
+        finally:
+            for task in self._tasks.values():
+                task.cancel()
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+            self._tasks = {}
+
+    def _check_room(self, name: str) -> None:
+        if name in (self._settings.fleet_id, "-"):
+            raise CommandRefused(f"{name} is the fleet of this plane", field="name", value=name)
+        if len(self._rows) >= MAX_ATTACHED:
+            raise CommandRefused(
+                f"{len(self._rows)} fleets are attached", field="name", value=name, bound=f"{MAX_ATTACHED} fleets"
+            )
+
+    def _begin_recorded(self, row: AttachmentRow) -> None:
+        """What was good once may not be now: a file of targets that has gone is a problem of this fleet alone."""
+        try:
+            self._begin(plan_of(_attachment.validate_json(row.told)))
+        except (ControlError, ValueError) as error:
+            self._problems[row.name] = str(error)
+            _log.warning("attached fleet %s: %s", row.name, error)
+
+    def _begin(self, plan: Plan) -> None:
+        name = plan.attachment.name
+        self._problems[name] = "it is starting"
+        self._tasks[name] = asyncio.create_task(self._keep_hosting(plan), name=f"attached {name}")
+
+    async def _end(self, name: str) -> None:
+        task = self._tasks.pop(name, None)
+        self._problems.pop(name, None)
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _keep_hosting(self, plan: Plan) -> None:
+        name = plan.attachment.name
+        while True:
+            try:
+                async with self._hosted(plan) as plane:
+                    self._problems[name] = ""
+                    await plane.run()
+            except ControlError as error:  # its lease, its history: told, and tried again
+                self._problems[name] = str(error)
+                _log.warning("attached fleet %s: %s; again in %g s", name, error, RETRY_S)
+            await asyncio.sleep(RETRY_S)
+
+    @contextlib.asynccontextmanager
+    async def _hosted(self, plan: Plan) -> AsyncIterator[Plane]:
+        """A plane under its own lease, known to the API, closed at the end."""
+        name = plan.attachment.name
+        history = await asyncio.to_thread(self._open_history)
+        keeper = LeaseKeeper(history, name, self._me, self._settings.plane_lease_s)
+        try:
+            lease = await keeper.take()
+            history.hold(name, lease.fence)
+            plane = await adopt(AttachedFleet(plan), history, self._settings, lease, self._version)
+            keeping = asyncio.create_task(keeper.keep(), name=f"lease of {name}")
+            self._planes[name] = plane
+            try:
+                yield plane
+            finally:
+                self._planes.pop(name, None)
+                keeping.cancel()
+                await asyncio.gather(keeping, return_exceptions=True)
+                await plane.close()
+                await keeper.release()
+        finally:
+            await keeper.close()
+            history.close()

@@ -1,0 +1,121 @@
+"""`phaseline attach`, `detach`, `fleets`: serving systems that somebody else runs, looked at beside our own."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from control.cli.shell import JsonFlag, connect, print_json, print_table, say
+from control.errors import PlaneUnreachable
+from control.fleets.attached.attachment import plan_of
+from control.fleets.attached.survey import survey
+from control.fleets.attached.types import Attachment, EngineSurvey, Survey
+
+
+def attach(
+    name: Annotated[str, typer.Argument(help="What to call it: small letters, digits, hyphens.")],
+    kind: Annotated[str, typer.Option(help="Which engine: vllm or sglang.")],
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(help="ROLE=URL or ROLE:NAME=URL; once per engine.", metavar="TARGET"),
+    ] = None,
+    targets_file: Annotated[
+        str, typer.Option(help="A file of targets (Prometheus file_sd, JSON), watched.", metavar="FILE")
+    ] = "",
+    model: Annotated[str, typer.Option(help="Model in data/models.toml, or a folder with config.json.")] = "",
+    dtype: Annotated[str, typer.Option(help="Of weights and KV: bfloat16, float8, float16, float32.")] = "",
+    device: Annotated[str, typer.Option(help="Device in data/devices.toml.")] = "",
+    devices_per_worker: Annotated[int, typer.Option(help="Devices of one engine (tensor parallel).")] = 1,
+    every_s: Annotated[float, typer.Option("--every", help="Seconds between two looks.")] = 2.0,
+    simulated: Annotated[bool, typer.Option(help="Its engines only pretend (mock workers).")] = False,
+    token_file: Annotated[str, typer.Option("--engine-token-file", help="File with the engines' bearer token.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be seen.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Look at engines that somebody else runs. Observes only; nothing of theirs is changed."""
+    attachment = Attachment(
+        name=name,
+        kind=kind,
+        targets=tuple(targets or ()),
+        targets_file=targets_file,
+        model=model,
+        dtype=dtype,
+        device=device,
+        devices_per_worker=devices_per_worker,
+        every_s=every_s,
+        simulated=simulated,
+        token_file=token_file,
+    )
+    if dry_run:
+        _tell(_surveyed(attachment), as_json)
+        return
+    with connect() as client:
+        info = client.attach(attachment)
+    if as_json:
+        print_json(info)
+    else:
+        say(f"{name} is attached: `phaseline --fleet {name} status` shows it, `phaseline detach {name}` ends it")
+
+
+def detach(name: Annotated[str, typer.Argument(help="Which attached fleet.")], as_json: JsonFlag = False) -> None:
+    """Stop looking at a fleet. Its history stays, and its engines do not notice."""
+    with connect() as client:
+        client.detach(name)
+    print_json({"name": name, "detached": True}) if as_json else say(f"{name} is detached")
+
+
+def fleets(as_json: JsonFlag = False) -> None:
+    """Our own fleet and all attached ones."""
+    with connect() as client:
+        ids, infos = client.fleets(), client.attached()
+    if as_json:
+        print_json({"fleets": ids, "attached": infos})
+        return
+    known = {each.attachment.name: each for each in infos}
+    rows = [(each, "own", "", "") for each in ids if each not in known]
+    rows += [
+        (name, each.attachment.kind, each.problem or "looked at", each.who) for name, each in sorted(known.items())
+    ]
+    print_table(("fleet", "kind", "state", "attached by"), rows)
+
+
+def _surveyed(attachment: Attachment) -> Survey:
+    """From where the plane is; where none was started here, from this host."""
+    try:
+        with connect() as client:
+            return client.survey(attachment)
+    except PlaneUnreachable:
+        return asyncio.run(survey(plan_of(attachment)))
+
+
+def _tell(found: Survey, as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+    else:
+        print_table(
+            ("worker", "role", "engine", "model", "series", "problem"),
+            [(e.worker_id, e.role, e.version or None, e.model or None, e.num_found, e.problem) for e in found.engines],
+            right=("series",),
+        )
+        for line in missing_lines(found.engines):
+            say(line)
+        for note in found.notes:
+            say(f"- {note}")
+        say(f"{found.num_reachable} of {len(found.engines)} engines answer")
+    if found.num_reachable < len(found.engines):
+        raise typer.Exit(1)
+
+
+def missing_lines(engines: tuple[EngineSurvey, ...]) -> list[str]:
+    """What is not there, once for all engines that lack it."""
+    lacking: dict[tuple[str, str, str], list[str]] = {}
+    for engine in engines:
+        for each in engine.missing:
+            key = (f"{each.quantity}: {each.series}" if each.quantity else each.series, each.state, each.remedy)
+            lacking.setdefault(key, []).append(engine.worker_id)
+    return [
+        f"- {what} is {state} on {', '.join(ids)}" + (f"; {remedy}" if remedy else "")
+        for (what, state, remedy), ids in lacking.items()
+    ]

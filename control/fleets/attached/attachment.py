@@ -1,0 +1,115 @@
+"""What an operator says to attach a fleet: kind, targets, model, device. Checked here, once, with clear refusals.
+
+Nothing secret is in it: a token is named by the file that holds it, which is read at each look.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from control.errors import CommandRefused
+from control.fleets.attached.dialects import DIALECTS
+from control.fleets.attached.ledger import EngineIdentity
+from control.fleets.attached.targets import FileTargets, ListedTargets, Target, TargetSource, parse_target
+from control.fleets.attached.types import Attachment
+from engine.device_catalogue import device_spec, model_spec
+from engine.errors import EngineError
+from engine.model_config import read_model_config
+from engine.readings import DeviceInfo
+from engine.work import ModelWork
+
+NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
+DTYPE_BYTES: Final = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "float8": 1.0}
+LEAST_EVERY_S: Final = 0.5
+LONGEST_EVERY_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A checked attachment: what is needed to look."""
+
+    attachment: Attachment
+    source: TargetSource
+    work: ModelWork | None
+    device: DeviceInfo
+
+    def identity(self, target: Target) -> EngineIdentity:
+        return EngineIdentity(
+            worker_id=target.worker_id,
+            address=target.url,
+            simulated=self.attachment.simulated,
+            device=self.device,
+            num_devices=self.attachment.devices_per_worker,
+            work=self.work,
+        )
+
+    @property
+    def token_file(self) -> Path | None:
+        return Path(self.attachment.token_file) if self.attachment.token_file else None
+
+
+def plan_of(attachment: Attachment) -> Plan:
+    """Raises CommandRefused or CommandRefused; nothing has been asked of any engine yet."""
+    if not NAME.fullmatch(attachment.name):
+        raise _refused("name", attachment.name, f"{NAME.pattern}")
+    if attachment.kind not in DIALECTS:
+        raise _refused("kind", attachment.kind, ", ".join(sorted(DIALECTS)))
+    if not LEAST_EVERY_S <= attachment.every_s <= LONGEST_EVERY_S:
+        raise _refused("every_s", attachment.every_s, f"{LEAST_EVERY_S:g}..{LONGEST_EVERY_S:g}")
+    if not 1 <= attachment.devices_per_worker <= 1024:
+        raise _refused("devices_per_worker", attachment.devices_per_worker, "1..1024")
+    if bool(attachment.targets) == bool(attachment.targets_file):
+        raise CommandRefused("give targets, or a file of targets", field="targets", bound="one of the two")
+    if attachment.token_file and not Path(attachment.token_file).is_file():
+        raise _refused("token_file", attachment.token_file, "a file")
+    listed = attachment.targets
+    source = (
+        ListedTargets(map(parse_target, listed)) if listed else FileTargets(Path(attachment.targets_file).absolute())
+    )
+    dtype, work = _work_of(attachment)
+    return Plan(attachment=attachment, source=source, work=work, device=_device_of(attachment, dtype))
+
+
+def _work_of(attachment: Attachment) -> tuple[str, ModelWork | None]:
+    """Dtype of the weights, and the arithmetic of the model where its shape is known."""
+    dtype = attachment.dtype
+    if dtype and dtype not in DTYPE_BYTES:
+        raise _refused("dtype", dtype, ", ".join(DTYPE_BYTES))
+    if not attachment.model:
+        return dtype or "bfloat16", None
+    try:
+        if Path(attachment.model).is_dir():
+            config = read_model_config(Path(attachment.model))
+            num_bytes = DTYPE_BYTES[dtype or "bfloat16"]
+            return dtype or "bfloat16", ModelWork(config, num_bytes, num_bytes)
+        spec = model_spec(attachment.model)
+    except EngineError as error:
+        raise CommandRefused(str(error), field="model", value=attachment.model) from error
+    if dtype:
+        return dtype, ModelWork(spec.model, DTYPE_BYTES[dtype], DTYPE_BYTES[dtype])
+    return spec.dtype, ModelWork(spec.model, spec.weight_dtype_bytes, spec.kv_dtype_bytes)
+
+
+def _device_of(attachment: Attachment, dtype: str) -> DeviceInfo:
+    if not attachment.device:
+        return DeviceInfo(name="unknown", kind="cuda", dtype=dtype)
+    try:
+        spec = device_spec(attachment.device)
+    except EngineError as error:
+        raise CommandRefused(str(error), field="device", value=attachment.device) from error
+    return DeviceInfo(
+        name=spec.name,
+        kind="cuda",
+        memory_bytes=spec.memory_bytes,
+        peak_flops=spec.flops.get(dtype),
+        peak_bytes_per_s=spec.bytes_per_s,
+        dtype=dtype,
+        peak_source="datasheet",
+    )
+
+
+def _refused(field: str, value: object, bound: str) -> CommandRefused:
+    return CommandRefused(f"{field} {value!r} cannot be used", field=field, value=value, bound=bound)

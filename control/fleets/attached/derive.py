@@ -1,0 +1,144 @@
+"""FLOPs and bytes per phase from what an engine says of tokens: the difference of two of its pages. Pure.
+
+Decided here: the rules by which the tokens of one engine become work of two phases. An engine's own estimate is one
+number for both phases and, in vLLM 0.32, counts a causal prompt as if every token saw every other; ours follows
+`engine.work`. All of it is *derived*:
+
+- a prompt's first token is prefill's; all others are decode's.
+- query-key pairs of prompts: exact when one prompt ended, else from the counts per length bucket, scaled so that the
+  lengths add up to what was computed.
+- a decode token has the mean prompt and half the mean answer to attend to.
+- a step that decodes is decode's, and so are the weights that it reads; on a prefill worker every step is prefill's.
+
+Without the model's shape there is no work, only tokens: None, which is not 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from control.fleets.attached.engine_page import Buckets, Counters, EnginePage
+from control.types import Phase, Role
+from engine.work import ModelWork
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseWork:
+    """Of one phase in one interval. None is unknown."""
+
+    tokens: float = 0.0
+    steps: float = 0.0
+    busy_s: float | None = None
+    flops: float | None = None
+    bytes: float | None = None
+
+
+def derive(before: EnginePage, now: EnginePage, role: Role, work: ModelWork | None) -> Mapping[Phase, PhaseWork]:
+    """What was done between two pages of one life of an engine, in `role`."""
+    grown = grown_by(before.counters, now.counters)
+    num_local = _local_prompts(grown, count_of(before.lengths, now.lengths))
+    prefill_tokens = grown.prefill_tokens or 0.0
+    decode_tokens = max(0.0, (grown.decode_tokens or 0.0) - num_local)
+    steps = grown.steps or 0.0
+    decode_steps = 0.0 if role is Role.PREFILL else min(steps, decode_tokens)
+    found = {
+        Phase.PREFILL: PhaseWork(tokens=prefill_tokens, steps=steps - decode_steps, busy_s=grown.prefill_busy_s),
+        Phase.DECODE: PhaseWork(tokens=decode_tokens, steps=decode_steps, busy_s=grown.decode_busy_s),
+    }
+    if work is None:
+        return found
+    pairs = pairs_of(before.lengths, now.lengths, prefill_tokens)
+    contexts = decode_tokens * mean_context(now.counters)
+    weights, kv = work.body_bytes + work.head_bytes, work.kv_token_bytes
+    has_steps = grown.steps is not None
+    read = prefill_tokens + (grown.cached_tokens or 0.0)
+    prefill_bytes = weights * found[Phase.PREFILL].steps + kv * (read + prefill_tokens)
+    decode_bytes = weights * decode_steps + kv * (contexts + decode_tokens)
+    return {
+        Phase.PREFILL: dataclasses.replace(
+            found[Phase.PREFILL],
+            flops=work.flops_per_token * prefill_tokens
+            + work.flops_per_pair * pairs
+            + work.flops_per_sample * num_local,
+            bytes=prefill_bytes if has_steps else None,
+        ),
+        Phase.DECODE: dataclasses.replace(
+            found[Phase.DECODE],
+            flops=(work.flops_per_token + work.flops_per_sample) * decode_tokens + work.flops_per_pair * contexts,
+            bytes=decode_bytes if has_steps else None,
+        ),
+    }
+
+
+def grown_by(before: Counters, now: Counters) -> Counters:
+    """The difference, counter by counter; None where either is unknown. Never negative: see `has_restarted`."""
+    values: dict[str, float | None] = {}
+    for each in dataclasses.fields(Counters):
+        old, new = getattr(before, each.name), getattr(now, each.name)
+        values[each.name] = None if old is None or new is None else max(0.0, new - old)
+    return Counters(**values)
+
+
+def has_restarted(before: EnginePage, now: EnginePage) -> bool:
+    """Another life of the engine: it says another start, or one of its counters fell."""
+    if before.started_unix_s is not None and now.started_unix_s is not None:
+        return now.started_unix_s > before.started_unix_s + 1.0
+    pairs = [(getattr(before.counters, f.name), getattr(now.counters, f.name)) for f in dataclasses.fields(Counters)]
+    return any(old is not None and new is not None and new < old for old, new in pairs)
+
+
+def count_of(before: Buckets, now: Buckets) -> float:
+    """Observations between two histograms."""
+    return max(0.0, (now[-1][1] if now else 0.0) - (before[-1][1] if before else 0.0))
+
+
+def per_bucket(before: Buckets, now: Buckets) -> list[tuple[float, float, float]]:
+    """(above, up to, count) of what was observed between two histograms; nothing when their bounds differ."""
+    if before and [bound for bound, _ in before] != [bound for bound, _ in now]:
+        return []
+    earlier = dict(before)
+    found: list[tuple[float, float, float]] = []
+    low, counted = 0.0, 0.0
+    for bound, total in now:
+        grown = total - earlier.get(bound, 0.0)
+        if grown - counted > 0:
+            found.append((low, bound, grown - counted))
+        low, counted = bound, max(counted, grown)
+    return found
+
+
+def pairs_of(before: Buckets, now: Buckets, prefill_tokens: float) -> float:
+    """Query-key pairs of the prompts that were computed: sum of (c*c + c)/2, scaled to `prefill_tokens` in all."""
+    if prefill_tokens <= 0:
+        return 0.0
+    total = squares = num = 0.0
+    for low, high, count in per_bucket(before, now):
+        top = 2 * low if math.isinf(high) else high
+        num += count
+        total += count * (low + top) / 2
+        squares += count * (low * low + low * top + top * top) / 3
+    if not total:  # nothing ended yet: as one prompt
+        return (prefill_tokens * prefill_tokens + prefill_tokens) / 2
+    scale = prefill_tokens / total
+    least = prefill_tokens * prefill_tokens / num  # all of one length
+    squares = least if num <= 1 else max(least, squares * scale * scale)
+    return (squares + prefill_tokens) / 2
+
+
+def mean_context(counters: Counters) -> float:
+    """Tokens that a decode token attends to, over all requests that this life of the engine has ended."""
+    num = counters.num_prompts or 0.0
+    if not num:
+        return 0.0
+    return ((counters.prompt_tokens or 0.0) + (counters.decode_tokens or 0.0) / 2) / num
+
+
+def _local_prompts(grown: Counters, num_ended: float) -> float:
+    """Prompts whose first token was computed here: of a prompt that was received, it was not."""
+    lengths, computed = grown.length_tokens, grown.prefill_tokens
+    if not lengths or computed is None:
+        return 0.0
+    return num_ended * min(1.0, computed / lengths)

@@ -1,0 +1,257 @@
+"""Which series of which engine is which of our quantities: tables, and one reader for all of them.
+
+Decided here: names (the present one first, then those of other versions), labels, and what to say of a series that is
+not there. Read from vLLM 0.32.0 and SGLang 0.5.23. Rules for every engine:
+
+- `_total` may be missing or doubled, Ray's `ray_vllm_x` is `vllm:x`; all ranks of one engine are added up.
+- `_created` series and everything that has no row here are not read.
+- a counter that stands at 0 while the engine has served is *off*, not 0, where a flag turns it on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final
+
+from control.fleets.attached.engine_page import Buckets, Counters, EnginePage, Gauges
+from control.fleets.attached.exposition import Page, Sample, parse_page
+from control.fleets.attached.types import Finding
+
+STARTED: Final = "process_start_time_seconds"
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Where one quantity is. `names`: the first that is there counts. `flag`: what turns it on; it is 0 until then."""
+
+    names: tuple[str, ...]
+    labels: Mapping[str, str] = field(default_factory=dict)
+    flag: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """One engine's page. Counters that are the sum of several series have several entries."""
+
+    kind: str
+    counters: Mapping[str, tuple[Series, ...]]
+    gauges: Mapping[str, Series]
+    latencies: Mapping[str, Series]
+    lengths: Series | None = None
+    model_label: str = "model_name"
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """How the lines begin that are read at all, in every spelling."""
+        parts = [*(each for parts in self.counters.values() for each in parts), *self.gauges.values()]
+        parts += [*self.latencies.values(), *([self.lengths] if self.lengths else [])]
+        names = {name.removesuffix("_total") for each in parts for name in each.names}
+        spelled = {name.replace("vllm:", "ray_vllm_") for name in names} | {name.replace(":", "_") for name in names}
+        return (STARTED, *sorted(names | spelled))
+
+
+def _by_source(source: str) -> Series:
+    return Series(("vllm:prompt_tokens_by_source_total",), {"source": source})
+
+
+_VLLM_MFU: Final = "--enable-mfu-metrics"
+
+VLLM: Final = Dialect(
+    kind="vllm",
+    counters=MappingProxyType(
+        {
+            "prefill_tokens": (_by_source("local_compute"),),
+            "cached_tokens": (_by_source("local_cache_hit"),),
+            "received_tokens": (_by_source("external_kv_transfer"),),
+            "decode_tokens": (Series(("vllm:generation_tokens_total",)),),
+            "num_prompts": (Series(("vllm:request_prompt_tokens_count",)),),
+            "prompt_tokens": (Series(("vllm:request_prompt_tokens_sum",)),),
+            "steps": (Series(("vllm:iteration_tokens_total_count",)),),
+            "length_tokens": (Series(("vllm:request_prefill_kv_computed_tokens_sum",)),),
+            "exported_flops": (Series(("vllm:estimated_flops_per_gpu_total",), flag=_VLLM_MFU),),
+            "exported_bytes": (
+                Series(("vllm:estimated_read_bytes_per_gpu_total",), flag=_VLLM_MFU),
+                Series(("vllm:estimated_write_bytes_per_gpu_total",), flag=_VLLM_MFU),
+            ),
+        }
+    ),
+    gauges=MappingProxyType(
+        {
+            "num_running": Series(("vllm:num_requests_running",)),
+            "num_waiting": Series(("vllm:num_requests_waiting",)),
+            "kv_usage": Series(("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")),
+        }
+    ),
+    latencies=MappingProxyType(
+        {
+            "queue": Series(("vllm:request_queue_time_seconds",)),
+            "prefill": Series(("vllm:request_prefill_time_seconds",)),
+            "handoff": Series(("vllm:nixl_xfer_time_seconds",)),
+            "ttft": Series(("vllm:time_to_first_token_seconds",)),
+            "itl": Series(("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds")),
+            "tpot": Series(("vllm:request_time_per_output_token_seconds",)),
+            "e2e": Series(("vllm:e2e_request_latency_seconds",)),
+        }
+    ),
+    lengths=Series(("vllm:request_prefill_kv_computed_tokens",)),
+)
+
+
+def _by_mode(mode: str) -> Series:
+    return Series(("sglang:realtime_tokens_total",), {"mode": mode})
+
+
+_SGLANG_TIMER: Final = "SGLANG_ENABLE_METRICS_DEVICE_TIMER=1"
+
+
+def _forward(category: str) -> Series:
+    return Series(("sglang:forward_execution_seconds_total",), {"category": category}, flag=_SGLANG_TIMER)
+
+
+SGLANG: Final = Dialect(
+    kind="sglang",
+    counters=MappingProxyType(
+        {
+            "prefill_tokens": (_by_mode("prefill_compute"),),
+            "cached_tokens": (_by_mode("prefill_cache"),),
+            "decode_tokens": (Series(("sglang:generation_tokens_total",)),),
+            "num_prompts": (Series(("sglang:num_requests_total",)),),
+            "prompt_tokens": (Series(("sglang:prompt_tokens_total",)),),
+            "prefill_busy_s": (_forward("EXTEND"),),
+            "decode_busy_s": (_forward("DECODE"),),
+            "exported_flops": (Series(("sglang:estimated_flops_per_gpu_total",), flag=_VLLM_MFU),),
+            "exported_bytes": (
+                Series(("sglang:estimated_read_bytes_per_gpu_total",), flag=_VLLM_MFU),
+                Series(("sglang:estimated_write_bytes_per_gpu_total",), flag=_VLLM_MFU),
+            ),
+        }
+    ),
+    gauges=MappingProxyType(
+        {
+            "num_running": Series(("sglang:num_running_reqs",)),
+            "num_waiting": Series(("sglang:num_queue_reqs",)),
+            "kv_usage": Series(("sglang:token_usage",)),
+        }
+    ),
+    latencies=MappingProxyType(
+        {
+            "queue": Series(("sglang:queue_time_seconds",)),
+            "ttft": Series(("sglang:time_to_first_token_seconds",)),
+            "itl": Series(("sglang:inter_token_latency_seconds",)),
+            "tpot": Series(("sglang:request_time_per_output_token_seconds",)),
+            "e2e": Series(("sglang:e2e_request_latency_seconds",)),
+        }
+    ),
+)
+
+DIALECTS: Final[Mapping[str, Dialect]] = MappingProxyType({each.kind: each for each in (VLLM, SGLANG)})
+
+
+def read_page(text: str, dialect: Dialect) -> EnginePage:
+    """One engine's page in our words. Raises PageError."""
+    page = _plainly_named(parse_page(text, dialect.wanted))
+    findings: list[Finding] = []
+    has_served = any(each.value > 0 for name in _served(dialect) for each in page.named(name))
+    counters = {name: _counter(name, parts, page, has_served, findings) for name, parts in dialect.counters.items()}
+    gauges = {name: _gauge(name, series, page, findings) for name, series in dialect.gauges.items()}
+    latencies = {kind: _buckets(kind, series, page, findings) for kind, series in dialect.latencies.items()}
+    lengths = _buckets("lengths", dialect.lengths, page, findings) if dialect.lengths else ()
+    started = page.named(STARTED)
+    return EnginePage(
+        model_id=_model_of(page, dialect),
+        started_unix_s=started[0].value if started else None,
+        counters=Counters(**counters),
+        gauges=Gauges(**gauges),
+        lengths=lengths,
+        latencies={kind: buckets for kind, buckets in latencies.items() if buckets},
+        findings=(*findings, *(Finding(quantity="", state="refused", series=each) for each in page.refused)),
+    )
+
+
+def _plainly_named(page: Page) -> Page:
+    """Ray's and older spellings as the engines' own: `ray_vllm_x` and `sglang_x` are `vllm:x` and `sglang:x`."""
+    samples: dict[str, tuple[Sample, ...]] = {}
+    for name, found in page.samples.items():
+        plain = name.replace("ray_vllm_", "vllm:", 1) if name.startswith("ray_vllm_") else name
+        plain = plain.replace("sglang_", "sglang:", 1) if plain.startswith("sglang_") else plain
+        samples[plain] = samples.get(plain, ()) + found
+    return Page(samples, page.refused)
+
+
+def _served(dialect: Dialect) -> tuple[str, ...]:
+    return tuple(name for series in dialect.counters["decode_tokens"] for name in series.names)
+
+
+def _find(series: Series, page: Page) -> tuple[str, tuple[Sample, ...]]:
+    """The first name that is there, with or without `_total`, and its samples; ("", ()) when none is."""
+    for name in series.names:
+        for spelling in (name, name.removesuffix("_total"), f"{name}_total"):
+            if found := page.named(spelling, **series.labels):
+                return spelling, found
+    return "", ()
+
+
+def _counter(
+    quantity: str, parts: tuple[Series, ...], page: Page, has_served: bool, findings: list[Finding]
+) -> float | None:
+    """The sum of its series over all ranks; None when one of them is absent or off."""
+    total: float | None = 0.0
+    for series in parts:
+        name, found = _find(series, page)
+        value = sum(each.value for each in found)
+        looked_for = name or " or ".join(series.names)
+        if not found:
+            state, remedy = "absent", f"start the engine with {series.flag}" if series.flag else ""
+        elif series.flag and not value and has_served:
+            state, remedy = "off", f"start the engine with {series.flag}"
+        else:
+            state, remedy = "found", ""
+        words = ", ".join(f'{key}="{each}"' for key, each in series.labels.items())
+        series_words = f"{looked_for}{{{words}}}" if words else looked_for
+        findings.append(Finding(quantity=quantity, state=state, series=series_words, remedy=remedy))
+        total = total + value if total is not None and state == "found" else None
+    return total
+
+
+def _gauge(quantity: str, series: Series, page: Page, findings: list[Finding]) -> float | None:
+    """Counts add up over the ranks, a share is their mean."""
+    name, found = _find(series, page)
+    state = "found" if found else "absent"
+    findings.append(Finding(quantity=quantity, state=state, series=name or " or ".join(series.names)))
+    if not found:
+        return None
+    total = sum(each.value for each in found)
+    return total / len(found) if quantity == "kv_usage" else total
+
+
+def _buckets(quantity: str, series: Series, page: Page, findings: list[Finding]) -> Buckets:
+    """Counts at or below each bound, over all ranks; empty when there is no such histogram."""
+    for name in series.names:
+        totals: dict[float, float] = {}
+        for each in page.named(f"{name}_bucket", **series.labels):
+            bound = float(each.labels.get("le", "nan"))
+            if not math.isnan(bound):
+                totals[bound] = totals.get(bound, 0.0) + each.value
+        if totals:
+            findings.append(Finding(quantity=quantity, state="found", series=name))
+            return tuple(sorted(totals.items()))
+    findings.append(Finding(quantity=quantity, state="absent", series=" or ".join(series.names)))
+    return ()
+
+
+def _model_of(page: Page, dialect: Dialect) -> str:
+    """As the engine labels its series; several models (adapters) are named together."""
+    names = {
+        each.labels[dialect.model_label]
+        for samples in page.samples.values()
+        for each in samples
+        if dialect.model_label in each.labels
+    }
+    return ", ".join(sorted(names))
+
+
+assert all(set(each.counters) <= {one.name for one in dataclasses.fields(Counters)} for each in DIALECTS.values())

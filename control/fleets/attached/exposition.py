@@ -1,0 +1,69 @@
+"""A Prometheus text page as samples, within bounds: a hostile or broken page costs one target its reading, no more.
+
+Decided here: what is taken of a page, and which values are refused. Not here: what a series means (`dialects`). Parsing
+is prometheus_client's; lines that nobody asked for are dropped before it, as engines export far more than we read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from control.errors import FleetError
+
+MAX_PAGE_BYTES: Final = 8 * 1024 * 1024
+#: Samples of the series that we read; a vLLM engine has about 400.
+MAX_SAMPLES: Final = 20_000
+MAX_LINE_BYTES: Final = 4096
+
+
+class PageError(FleetError):
+    """The page cannot be used; `str` says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    labels: Mapping[str, str]
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Samples by name. `refused`: why single samples were left out, one line per series."""
+
+    samples: Mapping[str, tuple[Sample, ...]] = field(default_factory=dict)
+    refused: tuple[str, ...] = ()
+
+    def named(self, name: str, **labels: str) -> tuple[Sample, ...]:
+        """Those of one name whose labels are as given."""
+        found = self.samples.get(name, ())
+        return tuple(each for each in found if all(each.labels.get(key) == value for key, value in labels.items()))
+
+
+def parse_page(text: str, prefixes: Iterable[str]) -> Page:
+    """The samples whose names begin with one of `prefixes`. Raises PageError."""
+    if len(text) > MAX_PAGE_BYTES:
+        raise PageError(f"the page has {len(text)} bytes", field="page", value=len(text), bound=f"{MAX_PAGE_BYTES}")
+    wanted = tuple(prefixes)
+    lines = [line for line in text.splitlines() if line.startswith(wanted)]
+    if len(lines) > MAX_SAMPLES:
+        raise PageError(f"the page has {len(lines)} samples of {', '.join(wanted)}", bound=f"{MAX_SAMPLES}")
+    for line in lines:
+        if len(line) > MAX_LINE_BYTES:
+            raise PageError(f"a line begins {line[:60]!r} and has {len(line)} characters", bound=f"{MAX_LINE_BYTES}")
+    found: dict[str, list[Sample]] = {}
+    refused: dict[str, str] = {}
+    try:
+        for family in text_string_to_metric_families("\n".join(lines) + "\n"):
+            for sample in family.samples:
+                if math.isfinite(sample.value):
+                    found.setdefault(sample.name, []).append(Sample(sample.labels, sample.value))
+                else:
+                    refused[sample.name] = f"{sample.name} is {sample.value}: unknown"
+    except ValueError as error:
+        raise PageError(f"not a Prometheus text page: {error}") from error
+    return Page({name: tuple(samples) for name, samples in found.items()}, tuple(refused.values()))

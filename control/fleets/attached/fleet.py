@@ -1,0 +1,107 @@
+"""A fleet of engines that somebody else runs, seen through their metrics pages. Observe only: every order is refused.
+
+Implements `control.fleets.base.Fleet`. Each engine is looked at by a scraper of its own, at its own pace; an
+observation only collects what is known, so that no target, however slow or hostile, delays a tick.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import httpx
+
+from control.fleets.attached.attachment import Plan
+from control.fleets.attached.dialects import DIALECTS
+from control.fleets.attached.scraper import Scraper
+from control.fleets.attached.targets import Target
+from control.fleets.base import FleetStep, Observation, StepOutcome, WorkerLife
+from control.types import Capability, WorkerRoute
+
+
+class AttachedFleet:
+    """`plan` says what to look at. The registry is asked at each observation, so a watched file is followed."""
+
+    capabilities = frozenset({Capability.OBSERVE})
+
+    def __init__(self, plan: Plan, now: Callable[[], float] = time.time) -> None:
+        self.plan = plan
+        self.fleet_id = plan.attachment.name
+        self.kind = plan.attachment.kind
+        self.simulated = plan.attachment.simulated
+        self.model_id = ""  # as the engines say it, once they do
+        self.scrapers: dict[str, Scraper] = {}
+        self._now = now
+        self._client: httpx.AsyncClient | None = None
+
+    async def prepare(self) -> None:
+        """Nothing to load."""
+
+    async def start(self, on_change: Callable[[], None]) -> None:
+        """Begin to look. What cannot be reached is a problem of its worker, not of the fleet."""
+        limits = httpx.Limits(max_connections=200, max_keepalive_connections=200)
+        self._client = httpx.AsyncClient(trust_env=False, follow_redirects=False, limits=limits)
+        await self._follow_registry()
+
+    async def observe(self, now_unix_s: float) -> Observation:
+        """What the scrapers know. An engine that was never reached is a slot with a problem, not a zero."""
+        await self._follow_registry()
+        readings = [each.reading(now_unix_s) for each in self.scrapers.values()]
+        lives = [
+            WorkerLife(worker_id=name, problem=each.problem if each.page is None else "")
+            for name, each in self.scrapers.items()
+        ]
+        names = {each.page.model_id for each in self.scrapers.values() if each.page is not None}
+        self.model_id = ", ".join(sorted(names - {""})) or self.model_id
+        problem = self.plan.source.problem
+        return Observation(
+            at_unix_s=now_unix_s,
+            readings=tuple(each for each in readings if each is not None),
+            lives=tuple(lives),
+            problems=(problem,) if problem else (),
+        )
+
+    async def apply(self, step: FleetStep) -> StepOutcome:
+        return StepOutcome(accepted=False, detail=f"fleet {self.fleet_id} is observed only", retry_helps=False)
+
+    def routes(self) -> tuple[WorkerRoute, ...]:
+        """None: nobody routes through us to these engines."""
+        return ()
+
+    async def close(self) -> None:
+        """Stop looking. The engines do not notice."""
+        await asyncio.gather(*(each.stop() for each in self.scrapers.values()))
+        self.scrapers = {}
+        if self._client is not None:
+            await self._client.aclose()
+            self._client = None
+
+    async def stop(self) -> None:
+        """These engines are not ours to end."""
+        await self.close()
+
+    async def _follow_registry(self) -> None:
+        """Begin with engines that are new, end with those that have left, and tell the others their role."""
+        if self._client is None:
+            return
+        wanted = {each.worker_id: each for each in self.plan.source.targets()}
+        gone = [n for n, each in self.scrapers.items() if n not in wanted or wanted[n].url != each.target.url]
+        await asyncio.gather(*(self.scrapers.pop(name).stop() for name in gone))
+        for name, target in wanted.items():
+            if name in self.scrapers:
+                self.scrapers[name].set_role(target.role)
+            else:
+                self.scrapers[name] = self._scraper(target, self._client)
+                self.scrapers[name].start()
+
+    def _scraper(self, target: Target, client: httpx.AsyncClient) -> Scraper:
+        return Scraper(
+            target,
+            self.plan.identity(target),
+            DIALECTS[self.kind],
+            client,
+            every_s=self.plan.attachment.every_s,
+            token_file=self.plan.token_file,
+            now=self._now,
+        )

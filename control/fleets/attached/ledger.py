@@ -1,0 +1,209 @@
+"""One foreign engine's pages added up as if it had one of our meters: cumulative per (role, phase), per life.
+
+Decided here: what belongs to which life, and under which role work is booked. At the first look nothing is counted:
+what an engine did before it was attached is not spread over time that we did not see. A restart begins a new epoch from
+zero. Work between two looks goes to the role that the registry had at the earlier one, so a flip books what is left of
+one interval to the former role. Not decided here: how tokens become work (`derive`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Final
+
+from control.fleets.attached.derive import PhaseWork, derive, grown_by, has_restarted, per_bucket
+from control.fleets.attached.engine_page import Buckets, Counters, EnginePage
+from control.types import Phase, Role, WorkerState
+from engine.histogram import bucket_of
+from engine.readings import DeviceInfo, MeterReading, PhaseCounters
+from engine.types import Load
+from engine.work import ModelWork
+
+#: Of one latency bucket so many places at most are told apart when it is spread over our finer ones.
+MAX_PLACES: Final = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineIdentity:
+    """What the registry says of one engine, whatever its pages say."""
+
+    worker_id: str
+    address: str
+    model_id: str = ""
+    simulated: bool = False
+    device: DeviceInfo = field(default_factory=lambda: DeviceInfo(name="unknown", kind="cuda"))
+    num_devices: int = 1
+    work: ModelWork | None = None  # None: the model's shape is not known
+
+
+class Ledger:
+    """Feed it every page, in order; `reading` is what a meter would say. Times are Unix seconds of the looks."""
+
+    def __init__(self, identity: EngineIdentity) -> None:
+        self.identity = identity
+        self.page: EnginePage | None = None
+        self.role = Role.UNASSIGNED
+        self.exported_flops: float | None = None  # since this life was first seen, as the engine says it
+        self._epoch = 0
+        self._since_unix_s = 0.0
+        self._role_since_unix_s = 0.0
+        self._seen_unix_s = 0.0
+        self._counters: dict[str, PhaseCounters] = {}
+        self._histograms: dict[str, dict[int, int]] = {}
+        self._knows_flops = self._knows_bytes = False
+
+    def add(self, page: EnginePage, role: Role, at_unix_s: float) -> None:
+        """One look. An older one than the last is ignored."""
+        if self.page is not None and at_unix_s <= self._seen_unix_s:
+            return
+        before = self.page
+        if before is None:
+            self._begin(role, at_unix_s, at_unix_s)
+        elif has_restarted(before, page):
+            started = self._seen_unix_s if page.started_unix_s is None else page.started_unix_s
+            self._begin(role, min(max(started, self._seen_unix_s), at_unix_s), at_unix_s)
+            self._count(_from_zero(page), page)
+        else:
+            self._count(before, page)
+        if role is not self.role:
+            self.role, self._role_since_unix_s = role, at_unix_s
+        self.page, self._seen_unix_s = page, at_unix_s
+
+    def reading(self, now_unix_s: float, *, is_alive: bool, state: WorkerState, reason: str) -> MeterReading | None:
+        """None before the first page. Not alive: as of the last look."""
+        page = self.page
+        if page is None:
+            return None
+        who = self.identity
+        gauges = page.gauges
+        return MeterReading(
+            worker_id=who.worker_id,
+            epoch=self._epoch,
+            pid=0,
+            host_id=who.address,
+            hostname=who.address,
+            address=who.address,
+            model_id=who.model_id or page.model_id,
+            simulated=who.simulated,
+            device=self._device(),
+            role=self.role,
+            state=state,
+            fence=0,
+            reason=reason,
+            max_context=0,
+            started_unix_s=self._since_unix_s,
+            role_since_unix_s=self._role_since_unix_s,
+            at_unix_s=self._seen_unix_s,
+            heartbeat_age_s=0.0 if is_alive else max(0.0, now_unix_s - self._seen_unix_s),
+            step_running_s=None,
+            alive=is_alive,
+            load=Load(
+                num_waiting=int(gauges.num_waiting or 0),
+                num_running=int(gauges.num_running or 0),
+                kv_blocks_total=0 if gauges.kv_usage is None else 10_000,
+                kv_blocks_held=0 if gauges.kv_usage is None else round(gauges.kv_usage * 10_000),
+            ),
+            counters=self._counters,
+            steps=[],
+            next_cursor=0,
+            num_steps_lost=0,
+            histograms=self._histograms,
+        )
+
+    def _begin(self, role: Role, since_unix_s: float, at_unix_s: float) -> None:
+        """A life of the engine, known from `since_unix_s` on."""
+        self._epoch = max(self._epoch + 1, int(at_unix_s))
+        self.role = role
+        self._since_unix_s = self._role_since_unix_s = since_unix_s
+        self._counters, self._histograms, self.exported_flops = {}, {}, None
+
+    def _count(self, before: EnginePage, now: EnginePage) -> None:
+        role = self.role
+        done = derive(before, now, role, self.identity.work)
+        exported = grown_by(before.counters, now.counters)
+        if self.identity.work is None:
+            done = _as_exported(done, role, exported, self.identity.num_devices)
+        if exported.exported_flops is not None:
+            self.exported_flops = (self.exported_flops or 0.0) + exported.exported_flops * self.identity.num_devices
+        self._knows_flops = all(each.flops is not None for each in done.values())
+        self._knows_bytes = all(each.bytes is not None for each in done.values())
+        for phase, each in done.items():
+            self._book(role, phase, each)
+        histograms = {kind: dict(counts) for kind, counts in self._histograms.items()}
+        for kind, buckets in now.latencies.items():
+            _spread(histograms.setdefault(kind, {}), before.latencies.get(kind, ()), buckets)
+        self._histograms = histograms
+
+    def _book(self, role: Role, phase: Phase, work: PhaseWork) -> None:
+        if not (work.tokens or work.steps or work.flops or work.bytes):
+            return
+        key = f"{role.value}/{phase.value}"
+        old = self._counters.get(key, PhaseCounters())
+        # A new dict each time: readers keep the old one to compare with.
+        self._counters = {
+            **self._counters,
+            key: PhaseCounters(
+                busy_s=old.busy_s + (work.busy_s or 0.0),
+                flops=old.flops + (work.flops or 0.0),
+                bytes=old.bytes + (work.bytes or 0.0),
+                tokens=old.tokens + work.tokens,
+                # At least one: work without a step would not be looked at (`control.accounting`).
+                steps=old.steps + max(1.0, work.steps),
+            ),
+        }
+
+    def _device(self) -> DeviceInfo:
+        """All devices of this engine as one; no peak where the work is not known, so that no ratio is made of it."""
+        device, num = self.identity.device, self.identity.num_devices
+        return DeviceInfo(
+            name=device.name if num == 1 else f"{num} x {device.name}",
+            kind=device.kind,
+            uuid=self.identity.worker_id,
+            host_id=self.identity.address,
+            memory_bytes=None if device.memory_bytes is None else device.memory_bytes * num,
+            peak_flops=device.peak_flops * num if device.peak_flops and self._knows_flops else None,
+            peak_bytes_per_s=device.peak_bytes_per_s * num if device.peak_bytes_per_s and self._knows_bytes else None,
+            dtype=device.dtype,
+            peak_source=device.peak_source,
+        )
+
+
+def _as_exported(
+    done: Mapping[Phase, PhaseWork], role: Role, exported: Counters, num_devices: int
+) -> Mapping[Phase, PhaseWork]:
+    """The engine's own estimate, where a role is one phase; a mixed engine's number is both phases in one, so none."""
+    phase = {Role.PREFILL: Phase.PREFILL, Role.DECODE: Phase.DECODE}.get(role)
+    if phase is None:
+        return done
+    flops, num_bytes = exported.exported_flops, exported.exported_bytes
+    work = replace(
+        done[phase],
+        flops=None if flops is None else flops * num_devices,
+        bytes=None if num_bytes is None else num_bytes * num_devices,
+    )
+    other = {
+        each: replace(one, flops=None if flops is None else 0.0, bytes=None if num_bytes is None else 0.0)
+        for each, one in done.items()
+    }
+    return {**other, phase: work}
+
+
+def _from_zero(page: EnginePage) -> EnginePage:
+    """The page of an engine that has just started and exports what this one does."""
+    known = {f.name: None if getattr(page.counters, f.name) is None else 0.0 for f in fields(Counters)}
+    return EnginePage(model_id=page.model_id, counters=Counters(**known))
+
+
+def _spread(into: dict[int, int], before: Buckets, now: Buckets) -> None:
+    """Count what was observed between two histograms in our buckets: evenly over each bucket of theirs, as Prometheus
+    interpolates. So a percentile of it is as exact as their bounds, not as ours."""
+    for low, high, count in per_bucket(before, now):
+        top = low if math.isinf(high) else high
+        num = round(count)
+        places = min(num, MAX_PLACES)
+        for place in range(places):
+            share = num * (place + 1) // places - num * place // places
+            bucket = bucket_of(low + (top - low) * (place + 0.5) / places)
+            into[bucket] = into.get(bucket, 0) + share

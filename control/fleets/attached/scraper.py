@@ -1,0 +1,126 @@
+"""Looks at one engine's metrics page, again and again, and keeps what it said. A bad target costs only itself.
+
+Decided here: how long a look may take, how much it may bring, and what its failure is called. What a page means is
+`dialects`; what two of them add up to, `ledger`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import httpx
+
+from control.fleets.attached.dialects import Dialect, read_page
+from control.fleets.attached.engine_page import EnginePage
+from control.fleets.attached.exposition import MAX_PAGE_BYTES, PageError
+from control.fleets.attached.ledger import EngineIdentity, Ledger
+from control.fleets.attached.targets import Target
+from control.types import Role, WorkerState
+from engine.readings import MeterReading
+
+LOOK_LIMIT_S: Final = 3.0
+#: An engine that did not answer for so many looks is taken for dead.
+SILENT_LOOKS: Final = 3
+
+
+async def fetch_page(client: httpx.AsyncClient, url: str, token_file: Path | None = None) -> str:
+    """The page. Raises PageError with what was wrong, within LOOK_LIMIT_S and MAX_PAGE_BYTES."""
+    parts: list[bytes] = []
+    size = 0
+    try:
+        headers = {} if token_file is None else await asyncio.to_thread(_bearer, token_file)
+        async with asyncio.timeout(LOOK_LIMIT_S), client.stream("GET", url, headers=headers) as answer:
+            if answer.status_code != 200:
+                raise PageError(f"{url} answers {answer.status_code}")
+            async for part in answer.aiter_bytes():
+                size += len(part)
+                if size > MAX_PAGE_BYTES:
+                    raise PageError(f"{url} has more than {MAX_PAGE_BYTES} bytes", field="page")
+                parts.append(part)
+    except TimeoutError as error:
+        raise PageError(f"{url} has not answered within {LOOK_LIMIT_S:g} s") from error
+    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+        raise PageError(f"{url} cannot be read: {error or type(error).__name__}") from error
+    return b"".join(parts).decode("utf-8", "replace")
+
+
+def _bearer(token_file: Path) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token_file.read_text().strip()}"}
+
+
+class Scraper:
+    """One engine. `run` until cancelled; `reading` is what is known at any time."""
+
+    def __init__(
+        self,
+        target: Target,
+        identity: EngineIdentity,
+        dialect: Dialect,
+        client: httpx.AsyncClient,
+        *,
+        every_s: float,
+        token_file: Path | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.target = target
+        self.problem = "not looked at yet"
+        self.ledger = Ledger(identity)
+        self._dialect = dialect
+        self._client = client
+        self._every_s = every_s
+        self._token_file = token_file
+        self._now = now
+        self._num_failed = 0
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def page(self) -> EnginePage | None:
+        return self.ledger.page
+
+    @property
+    def is_alive(self) -> bool:
+        return self.page is not None and self._num_failed < SILENT_LOOKS
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name=f"scrape {self.target.worker_id}")
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def set_role(self, role: Role) -> None:
+        """From the next look on."""
+        self.target = Target(worker_id=self.target.worker_id, url=self.target.url, role=role)
+
+    async def look(self) -> None:
+        """Once. Never raises: a failure is in `problem`."""
+        asked_unix_s = self._now()
+        try:
+            text = await fetch_page(self._client, self.target.url, self._token_file)
+            page = await asyncio.to_thread(read_page, text, self._dialect)
+            if not page.has_anything:
+                raise PageError(f"{self.target.url} has no series of {self._dialect.kind}")
+        except PageError as error:
+            self.problem = error.detail
+            self._num_failed += 1
+            return
+        self.ledger.add(page, self.target.role, asked_unix_s)
+        self.problem, self._num_failed = "", 0
+
+    def reading(self, now_unix_s: float) -> MeterReading | None:
+        state = WorkerState.READY if self.is_alive else WorkerState.FAILED
+        return self.ledger.reading(now_unix_s, is_alive=self.is_alive, state=state, reason=self.problem)
+
+    async def _run(self) -> None:
+        """At even distances, from an instant of its own, so that not all are asked at once."""
+        await asyncio.sleep(random.random() * min(1.0, self._every_s))
+        while True:
+            begun_s = time.monotonic()
+            await self.look()
+            await asyncio.sleep(max(0.05, self._every_s - (time.monotonic() - begun_s)))

@@ -1,0 +1,73 @@
+"""What is said of attached fleets over the API: how one is attached, what was found of it, how it fares.
+
+Nothing is decided here, and nothing but the standard library is loaded: the client and the console import it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """One attached fleet as it was asked for. Exactly one of `targets` and `targets_file`."""
+
+    name: str
+    kind: str
+    targets: tuple[str, ...] = ()  # ROLE=URL or ROLE:NAME=URL
+    targets_file: str = ""
+    model: str = ""  # of data/models.toml, or a folder with config.json; "": its work is not derived
+    dtype: str = ""  # of weights and KV; "": as data/models.toml says, or bfloat16
+    device: str = ""  # of data/devices.toml; "": no peak is known
+    devices_per_worker: int = 1
+    every_s: float = 2.0
+    simulated: bool = False
+    token_file: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttachedInfo:
+    """One attached fleet, and how its plane fares. `problem`: why nothing is seen of it; "" when it is looked at."""
+
+    attachment: Attachment
+    who: str
+    at_unix_s: float
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One quantity, and how the page has it. `remedy` is what an operator does about it; "" where nothing helps."""
+
+    quantity: str
+    state: str  # found | off | absent | refused
+    series: str  # the name that was found, or those that were looked for
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSurvey:
+    """One target. `problem`: why nothing is known of it. `missing`: what its page lacks, or has switched off."""
+
+    worker_id: str
+    url: str
+    role: str
+    problem: str = ""
+    version: str = ""
+    model: str = ""
+    num_found: int = 0
+    missing: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """All targets, and what will not be known of the fleet, with its remedy."""
+
+    name: str
+    kind: str
+    engines: tuple[EngineSurvey, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_reachable(self) -> int:
+        return sum(1 for each in self.engines if not each.problem)

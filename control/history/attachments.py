@@ -1,0 +1,40 @@
+"""Fleets that were attached: what the operator said, and who it was. What it means is not known here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, delete, select
+
+from control.history import schema
+from control.history.points import upsert
+
+_table = schema.attached_fleets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttachmentRow:
+    """One attached fleet. `told`: JSON."""
+
+    name: str
+    told: str
+    who: str
+    at_unix_s: float
+
+
+def put(connection: Connection, row: AttachmentRow) -> bool:
+    """False when a fleet of that name is attached already: it stays as it is."""
+    values = {"name": row.name, "told": row.told, "who": row.who, "at_unix_s": row.at_unix_s}
+    statement = upsert(connection, _table).on_conflict_do_nothing()
+    return connection.execute(statement, values).rowcount > 0
+
+
+def remove(connection: Connection, name: str) -> bool:
+    """False when there is none of that name."""
+    return connection.execute(delete(_table).where(_table.c.name == name)).rowcount > 0
+
+
+def find_all(connection: Connection) -> list[AttachmentRow]:
+    """In the order in which they were attached."""
+    rows = connection.execute(select(_table).order_by(_table.c.at_unix_s, _table.c.name))
+    return [AttachmentRow(name=row.name, told=row.told, who=row.who, at_unix_s=row.at_unix_s) for row in rows]

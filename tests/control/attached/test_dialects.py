@@ -1,0 +1,96 @@
+"""What the pages of real engines say in our words, through the spellings of other versions and of Ray."""
+
+from __future__ import annotations
+
+import pytest
+
+from control.fleets.attached.dialects import SGLANG, VLLM, read_page
+from control.fleets.attached.engine_page import Counters
+from tests.control.attached.pages_of import page_of, text_of
+
+
+def test_a_prefill_engine_of_vllm():
+    page = page_of("prefill-2")
+    assert page.model_id == "tiny"
+    assert page.counters == Counters(
+        prefill_tokens=21600,
+        cached_tokens=0,
+        received_tokens=0,
+        decode_tokens=31,  # the first token of each of 31 prompts
+        num_prompts=31,
+        prompt_tokens=21600,
+        length_tokens=21600,
+        steps=31,
+        exported_flops=37588508672,
+        exported_bytes=334421573120,
+    )
+    assert page.gauges.num_running == page.gauges.num_waiting == 0
+    assert page.lengths[-1] == (float("inf"), 31)
+    assert {"queue", "prefill", "ttft", "e2e"} <= page.latencies.keys()
+    assert all(each.state == "found" for each in page.findings)
+
+
+def test_kv_that_was_received_is_no_prefill_work():
+    counters = page_of("decode-2").counters
+    assert (counters.prefill_tokens, counters.received_tokens, counters.decode_tokens) == (300, 21600, 680)
+
+
+def test_a_flag_that_is_off_is_told_with_what_turns_it_on_and_is_not_zero():
+    page = page_of("decode-2")
+    assert page.counters.exported_flops is page.counters.exported_bytes is None
+    off = {each.series: each.remedy for each in page.findings if each.state == "off"}
+    assert off.keys() == {f"vllm:estimated_{each}_per_gpu_total" for each in ("flops", "read_bytes", "write_bytes")}
+    assert set(off.values()) == {"start the engine with --enable-mfu-metrics"}
+
+
+def test_a_series_that_is_not_exported_is_unknown():
+    lines = [line for line in text_of("decode-2").splitlines() if not line.startswith("vllm:kv_cache_usage_perc")]
+    page = read_page("\n".join(lines) + "\n", VLLM)
+    assert page.gauges.kv_usage is None
+    (missing,) = [each for each in page.findings if each.state == "absent"]
+    assert (missing.quantity, missing.series) == (
+        "kv_usage",
+        "vllm:kv_cache_usage_perc or vllm:gpu_cache_usage_perc",
+    )
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("vllm:", "ray_vllm_"),
+        ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
+        ("vllm:generation_tokens_total", "vllm:generation_tokens"),
+        ("vllm:prompt_tokens_by_source_total", "vllm:prompt_tokens_by_source_total_total"),
+    ],
+)
+def test_other_spellings_say_the_same(ours: str, theirs: str):
+    renamed = read_page(text_of("prefill-1").replace(ours, theirs), VLLM)
+    same = page_of("prefill-1")
+    assert (renamed.counters, renamed.gauges, renamed.latencies) == (same.counters, same.gauges, same.latencies)
+
+
+def test_the_ranks_of_one_engine_are_added_up():
+    text = text_of("prefill-1")
+    both = read_page(text + text.replace('engine="0"', 'engine="1"'), VLLM)
+    assert both.counters.prefill_tokens == 2 * 14600
+    assert both.gauges.kv_usage == page_of("prefill-1").gauges.kv_usage  # a share stays a share
+    assert both.lengths[-1][1] == 42
+
+
+def test_sglang_tells_its_phases_apart():
+    page = read_page(
+        'sglang:realtime_tokens_total{mode="prefill_compute",model_name="m"} 700\n'
+        'sglang:generation_tokens_total{model_name="m"} 40\n'
+        'sglang:forward_execution_seconds_total{category="EXTEND"} 1.5\n'
+        'sglang:forward_execution_seconds_total{category="DECODE"} 0\n'
+        'sglang:token_usage{model_name="m"} 0.25\n',
+        SGLANG,
+    )
+    assert (page.counters.prefill_tokens, page.counters.decode_tokens, page.counters.prefill_busy_s) == (700, 40, 1.5)
+    assert page.counters.decode_busy_s is None  # it has served, so the timer is off
+    assert page.gauges.kv_usage == 0.25
+    assert page.has_anything
+
+
+def test_a_page_of_another_system_has_nothing():
+    assert not read_page("node_cpu_seconds_total 3\n", VLLM).has_anything

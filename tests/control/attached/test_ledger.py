@@ -1,0 +1,125 @@
+"""Pages of one engine add up as a meter's counters do: through flips, restarts and looks that came to nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from control.accounting import Accountant
+from control.fleets.attached.engine_page import Counters, EnginePage
+from control.fleets.attached.ledger import EngineIdentity, Ledger
+from control.fleets.base import Observation
+from control.types import Phase, Role, WorkerState
+from engine.histogram import quantile
+from engine.readings import DeviceInfo, MeterReading
+from tests.control.attached.pages_of import TINY, page_of
+
+DEVICE = DeviceInfo(name="h100", kind="cuda", peak_flops=1e12, peak_bytes_per_s=1e12, peak_source="datasheet")
+
+
+def ledger(**changes: object) -> Ledger:
+    fields = {"worker_id": "p0", "address": "http://p0", "device": DEVICE, "work": TINY, **changes}
+    return Ledger(EngineIdentity(**fields))  # type: ignore[arg-type]
+
+
+def served(decoded: float, started: float | None = 1.0) -> EnginePage:
+    return EnginePage(started_unix_s=started, counters=Counters(decode_tokens=decoded, steps=decoded, num_prompts=1))
+
+
+def read(of: Ledger) -> MeterReading:
+    found = of.reading(1000.0, is_alive=True, state=WorkerState.READY, reason="")
+    assert found is not None
+    return found
+
+
+def test_what_was_done_before_the_first_look_is_not_counted():
+    one = ledger()
+    assert one.reading(1.0, is_alive=False, state=WorkerState.FAILED, reason="") is None
+    one.add(page_of("prefill-1"), Role.PREFILL, 100.0)
+    assert read(one).counters == {}
+    one.add(page_of("prefill-2"), Role.PREFILL, 105.0)
+    counters = read(one).counters
+    assert counters.keys() == {"prefill/prefill"}
+    assert (counters["prefill/prefill"].tokens, counters["prefill/prefill"].steps) == (7000, 10)
+    assert (read(one).started_unix_s, read(one).at_unix_s) == (100.0, 105.0)
+
+
+def test_a_flip_keeps_what_was_done_in_each_role():
+    one = ledger()
+    one.add(served(0), Role.MIXED, 10.0)
+    one.add(served(50), Role.DECODE, 12.0)
+    one.add(served(80), Role.DECODE, 14.0)
+    counters = read(one).counters
+    assert (counters["mixed/decode"].tokens, counters["decode/decode"].tokens) == (50, 30)
+    assert (read(one).role, read(one).role_since_unix_s) == (Role.DECODE, 12.0)
+
+
+def test_a_restart_begins_another_epoch_from_zero_and_counts_what_it_has_done():
+    one = ledger()
+    one.add(served(1000, started=1.0), Role.DECODE, 10.0)
+    one.add(served(1020, started=1.0), Role.DECODE, 12.0)
+    first = read(one)
+    one.add(served(7, started=13.0), Role.DECODE, 15.0)
+    second = read(one)
+    assert first.counters["decode/decode"].tokens == 20
+    assert second.epoch > first.epoch
+    assert second.counters["decode/decode"].tokens == 7
+    assert second.started_unix_s == 13.0
+
+
+def test_a_counter_that_fell_without_a_start_time_is_a_restart_too():
+    one = ledger()
+    one.add(served(1000, started=None), Role.DECODE, 10.0)
+    one.add(served(5, started=None), Role.DECODE, 12.0)
+    assert read(one).counters["decode/decode"].tokens == 5
+    assert all(each.tokens >= 0 for each in read(one).counters.values())
+
+
+def test_a_look_that_comes_late_changes_nothing():
+    one = ledger()
+    one.add(served(10), Role.DECODE, 10.0)
+    one.add(served(30), Role.DECODE, 12.0)
+    one.add(served(20), Role.DECODE, 11.0)
+    assert read(one).counters["decode/decode"].tokens == 20
+
+
+def test_where_the_work_is_unknown_there_is_no_peak_to_divide_it_by():
+    one = ledger(work=None)
+    one.add(page_of("decode-1"), Role.DECODE, 10.0)
+    one.add(page_of("decode-2"), Role.DECODE, 12.0)
+    assert read(one).counters["decode/decode"].tokens == 160
+    assert (read(one).device.peak_flops, read(one).device.peak_bytes_per_s) == (None, None)
+
+
+def test_without_a_shape_the_engines_own_estimate_is_taken_for_a_role_that_is_one_phase():
+    one, mixed = ledger(work=None), ledger(work=None)
+    for name, at in (("prefill-1", 10.0), ("prefill-2", 12.0)):
+        one.add(page_of(name), Role.PREFILL, at)
+        mixed.add(page_of(name), Role.MIXED, at)
+    assert read(one).counters["prefill/prefill"].flops == one.exported_flops == 37588508672 - 28316311552
+    assert read(one).device.peak_flops == 1e12
+    assert read(mixed).device.peak_flops is None  # both phases in one number
+
+
+def test_latencies_lie_between_the_bounds_that_the_engine_counts_in():
+    one = ledger()
+    empty = replace(page_of("prefill-1"), latencies={"ttft": ((0.1, 0.0), (0.5, 0.0), (float("inf"), 0.0))})
+    one.add(empty, Role.PREFILL, 10.0)
+    one.add(replace(empty, latencies={"ttft": ((0.1, 0.0), (0.5, 100.0), (float("inf"), 101.0))}), Role.PREFILL, 12.0)
+    counts = read(one).histograms["ttft"]
+    assert sum(counts.values()) == 101
+    assert 0.28 < (quantile(counts, 0.5) or 0) < 0.32  # the middle of 0.1..0.5, as Prometheus has it
+    assert 0.49 < (quantile(counts, 1.0) or 0) < 0.51  # above the last bound nothing is known: the bound
+
+
+def test_the_plane_counts_an_attached_engine_as_it_counts_its_own():
+    one, accountant = ledger(), Accountant("theirs")
+    one.add(page_of("prefill-1"), Role.PREFILL, 100.0)
+    accountant.ingest(Observation(at_unix_s=100.0, readings=(read(one),)))
+    one.add(page_of("prefill-2"), Role.PREFILL, 102.0)
+    ingested = accountant.ingest(Observation(at_unix_s=102.0, readings=(read(one),)))
+    rows = {second: row for (line, phase, second), row in ingested.phases.items() if line.scope == "fleet"}
+    assert sum(row["tokens"] for row in rows.values()) == 7000
+    assert rows.keys() == {100, 101}
+    prefill = accountant.utilization(103.0, 5).fleet[Phase.PREFILL]
+    assert prefill.wall_compute is not None
+    assert prefill.in_phase_compute is None  # the engine does not say for how long it ran

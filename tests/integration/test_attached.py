@@ -1,0 +1,90 @@
+"""A fleet that somebody else runs, attached to a plane that runs, by the command line: seen, kept, and let go."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from control.auth import read_token
+from control.client import PhaselineClient
+from control.processes import send_signal
+from tests.control.attached.fake_engines import FakeEngine, engines
+from tests.control.attached.pages_of import text_of
+from tests.integration.deployment import Deployment
+
+pytestmark = pytest.mark.integration
+
+
+@contextmanager
+def served(*fakes: FakeEngine) -> Iterator[None]:
+    """On an event loop of their own, until the end."""
+    ready, stop = threading.Event(), asyncio.Event()
+    loop = asyncio.new_event_loop()
+
+    async def live() -> None:
+        async with engines(*fakes):
+            ready.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(live(),))
+    thread.start()
+    try:
+        assert ready.wait(20)
+        yield
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.close()
+
+
+def test_a_fleet_is_attached_seen_kept_over_a_restart_and_let_go(sim: Deployment) -> None:
+    prefill, decode = FakeEngine(text_of("prefill-1")), FakeEngine(text_of("decode-1"))
+    sim.must("up", "--detach", "--workers", "4")
+    with served(prefill, decode):
+        targets = ("--targets", f"prefill:p0={prefill.url}", "--targets", f"decode:d0={decode.url}")
+        told = ("theirs", "--kind", "vllm", *targets, "--device", "h100-sxm-80gb", "--every", "0.5")
+        found = sim.json("attach", *told, "--dry-run")
+        assert [(each["version"], each["model"], each["problem"]) for each in found["engines"]] == [
+            ("0.32.0", "tiny", "")
+        ] * 2
+        assert sim.json("fleets")["attached"] == []
+
+        sim.must("attach", *told)
+        sim.must("attach", *told)  # again: nothing changes
+        sim.until(lambda: is_seen(sim), "the attached fleet")
+        assert {each["role"] for each in sim.json("--fleet", "theirs", "status")["workers"]} == {"prefill", "decode"}
+        prefill.page, decode.page = text_of("prefill-2"), text_of("decode-2")
+        sim.until(lambda: prefilled(sim) == 7000, "the work of the attached fleet")
+        assert sim.run("--fleet", "theirs", "flip", "p0", "decode").returncode == 4  # observed only
+        assert "theirs" not in str(sim.json("status"))
+
+        plane = sim.root("plane")
+        send_signal(plane, signal.SIGKILL)
+        sim.until(lambda: sim.root_or_none("plane") not in (None, plane), "another plane")
+        sim.until(lambda: is_seen(sim), "the attached fleet again")
+
+        sim.must("detach", "theirs")
+        assert sim.json("fleets")["attached"] == []
+        assert sim.run("--fleet", "theirs", "status").returncode == 2
+        looks = prefill.num_looks
+        sim.must("status")
+        assert prefill.num_looks <= looks + 1
+
+
+def is_seen(sim: Deployment) -> bool:
+    done = sim.run("--fleet", "theirs", "status", "--json")
+    return done.returncode == 0 and done.stdout.count('"state": "ready"') == 2
+
+
+def prefilled(sim: Deployment) -> float:
+    """Prompt tokens that the history has for the attached fleet."""
+    url = f"http://127.0.0.1:{sim.ports['API']}"
+    with PhaselineClient(url, read_token(sim.run_dir, "operator"), fleet_id="theirs") as client:
+        found = client.series("prefill_tokens_per_s", time.time() - 600, step_s=1)
+    return float(sum(point.value or 0.0 for line in found.series for point in line.points))
