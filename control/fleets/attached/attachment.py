@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from control.errors import CommandRefused
 from control.fleets.attached.dialects import DIALECTS
 from control.fleets.attached.ledger import EngineIdentity
@@ -25,6 +27,7 @@ NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 DTYPE_BYTES: Final = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "float8": 1.0}
 LEAST_EVERY_S: Final = 0.5
 LONGEST_EVERY_S: Final = 60.0
+LARGEST_PEAK: Final = 1e18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,21 +97,28 @@ def _work_of(attachment: Attachment) -> tuple[str, ModelWork | None]:
 
 
 def _device_of(attachment: Attachment, dtype: str) -> DeviceInfo:
-    if not attachment.device:
-        return DeviceInfo(name="unknown", kind="cuda", dtype=dtype)
-    try:
-        spec = device_spec(attachment.device)
-    except EngineError as error:
-        raise CommandRefused(str(error), field="device", value=attachment.device) from error
-    return DeviceInfo(
-        name=spec.name,
-        kind="cuda",
-        memory_bytes=spec.memory_bytes,
-        peak_flops=spec.flops.get(dtype),
-        peak_bytes_per_s=spec.bytes_per_s,
-        dtype=dtype,
-        peak_source="datasheet",
-    )
+    """A device of the catalogue, or one that only the operator knows; what they say of its peaks counts."""
+    told = {"peak_flops": attachment.peak_flops, "peak_bytes_per_s": attachment.peak_bytes_per_s}
+    for name, value in told.items():
+        if value is not None and not 0 < value < LARGEST_PEAK:
+            raise _refused(name, value, f"above 0, below {LARGEST_PEAK:g}")
+    known = {name: value for name, value in told.items() if value is not None}
+    device = DeviceInfo(name="unknown", kind="cuda", dtype=dtype)
+    if attachment.device:
+        try:
+            spec = device_spec(attachment.device)
+        except EngineError as error:
+            raise CommandRefused(str(error), field="device", value=attachment.device) from error
+        device = DeviceInfo(
+            name=spec.name,
+            kind="cuda",
+            memory_bytes=spec.memory_bytes,
+            peak_flops=spec.flops.get(dtype),
+            peak_bytes_per_s=spec.bytes_per_s,
+            dtype=dtype,
+            peak_source="datasheet",
+        )
+    return msgspec.structs.replace(device, **known, peak_source="assumed") if known else device
 
 
 def _refused(field: str, value: object, bound: str) -> CommandRefused:

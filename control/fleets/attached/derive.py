@@ -5,8 +5,8 @@ number for both phases and, in vLLM 0.32, counts a causal prompt as if every tok
 `engine.work`. All of it is *derived*:
 
 - a prompt's first token is prefill's; all others are decode's.
-- query-key pairs of prompts: exact when one prompt ended, else from the counts per length bucket, scaled so that the
-  lengths add up to what was computed.
+- query-key pairs of prompts: exact when one prompt ended, else from the counts per length bucket, such that the lengths
+  add up to what was computed.
 - a decode token has the mean prompt and half the mean answer to attend to.
 - a step that decodes is decode's, and so are the weights that it reads; on a prefill worker every step is prefill's.
 
@@ -111,20 +111,22 @@ def per_bucket(before: Buckets, now: Buckets) -> list[tuple[float, float, float]
 
 
 def pairs_of(before: Buckets, now: Buckets, prefill_tokens: float) -> float:
-    """Query-key pairs of the prompts that were computed: sum of (c*c + c)/2, scaled to `prefill_tokens` in all."""
+    """Query-key pairs of the prompts that were computed: sum of (c*c + c)/2 over lengths that add up to the tokens.
+
+    Each prompt lies equally far into its length bucket, as far as makes the sum right: exact for one prompt.
+    """
     if prefill_tokens <= 0:
         return 0.0
-    total = squares = num = 0.0
-    for low, high, count in per_bucket(before, now):
-        top = 2 * low if math.isinf(high) else high
-        num += count
-        total += count * (low + top) / 2
-        squares += count * (low * low + low * top + top * top) / 3
-    if not total:  # nothing ended yet: as one prompt
+    found = [(low, 2 * low if math.isinf(high) else high, count) for low, high, count in per_bucket(before, now)]
+    lowest = sum(low * count for low, _, count in found)
+    width = sum((high - low) * count for low, high, count in found)
+    if not found or not width:  # nothing ended yet: as one prompt
         return (prefill_tokens * prefill_tokens + prefill_tokens) / 2
-    scale = prefill_tokens / total
-    least = prefill_tokens * prefill_tokens / num  # all of one length
-    squares = least if num <= 1 else max(least, squares * scale * scale)
+    depth = (prefill_tokens - lowest) / width
+    if not 0 <= depth <= 1:  # cached, received or unfinished parts: no lengths that add up, so each as a share
+        scale = prefill_tokens / (lowest + width / 2)
+        found, depth = [(low * scale, high * scale, count) for low, high, count in found], 0.5
+    squares = sum(count * (low + depth * (high - low)) ** 2 for low, high, count in found)
     return (squares + prefill_tokens) / 2
 
 

@@ -45,7 +45,7 @@ def notes_of(plan: Plan, engines: Sequence[EngineSurvey]) -> tuple[str, ...]:
             "name one with --model"
         )
     if plan.device.peak_flops is None:
-        notes.append("no device: utilization has no peak to be divided by; name one with --device")
+        notes.append("no device: utilization has no peak to be divided by; name one with --device or --peak-tflops")
     models = sorted({each.model for each in engines if each.model})
     if len(models) > 1:
         notes.append(f"the engines serve different models: {', '.join(models)}")

@@ -18,7 +18,9 @@ class Attachment:
     targets_file: str = ""
     model: str = ""  # of data/models.toml, or a folder with config.json; "": its work is not derived
     dtype: str = ""  # of weights and KV; "": as data/models.toml says, or bfloat16
-    device: str = ""  # of data/devices.toml; "": no peak is known
+    device: str = ""  # of data/devices.toml; "": no peak is known but those that follow
+    peak_flops: float | None = None  # of one device, as the operator says it
+    peak_bytes_per_s: float | None = None
     devices_per_worker: int = 1
     every_s: float = 2.0
     simulated: bool = False

@@ -151,6 +151,8 @@ async def test_a_survey_says_what_is_there_and_what_turns_on_the_rest() -> None:
         ({"device": "abacus"}, "device"),
         ({"dtype": "int3", "model": "llama-3.1-8b"}, "dtype"),
         ({"targets": ()}, "targets"),
+        ({"peak_flops": 0.0}, "peak_flops"),
+        ({"peak_bytes_per_s": float("nan")}, "peak_bytes_per_s"),
         ({"token_file": "/nowhere"}, "token_file"),
     ],
 )
@@ -158,3 +160,10 @@ def test_what_cannot_be_attached_is_named(changes: dict[str, object], field: str
     with pytest.raises(CommandRefused) as caught:
         plan_of(attachment("decode=10.0.0.1:8000", **changes))
     assert caught.value.field == field
+
+
+def test_a_peak_that_the_operator_gives_counts_and_says_so() -> None:
+    told = attachment("decode=10.0.0.1:8000", device="h100-sxm-80gb", model="llama-3.1-8b", peak_flops=1e12)
+    device = plan_of(told).device
+    assert (device.peak_flops, device.peak_source, device.name) == (1e12, "assumed", "h100-sxm-80gb")
+    assert device.peak_bytes_per_s == 3.35e12
