@@ -1,43 +1,55 @@
-"""One open session of the console without a browser: Streamlit's own WebSocket protocol, refreshing as a tab would.
+"""One open session of the console without a browser: Streamlit's WebSocket protocol, and the event stream beside it.
 
-It answers each auto-refresh order with a rerun of that fragment at its interval, as the front end does, and notes
-when a new health line arrives. It draws nothing, so ten of them measure the console and not ten browsers.
+It does what the front end does: answers each auto-refresh order with a rerun of that fragment at its interval, listens
+to the parts that the mounted components listen to, and asks for a rerun where one of them would. It reads all that it
+gets and draws nothing, so fifty of them measure the console and not fifty browsers.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import re
 import time
+from typing import Any
 
 import httpx
+import pyarrow as pa
 import websockets
 from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 
-AT = re.compile(r'data-at="([0-9.]+)"')
+AT = re.compile(r'data-at=\\?"([0-9.]+)')
+SETTLE_S = 0.03  # parts that come together are asked for together, as in app/front/stream.js
+PARTS: dict[str, tuple[str, ...]] = {"phaseline.wall": ("wall", "wall_lines")}
 
 
 class Session:
-    """Counts refreshes and the delay from the plane's tick to this socket, from `watch()` on."""
+    """Counts refreshes and the delay from the plane's tick to this client, from `watch()` on."""
 
-    def __init__(self, console_url: str, code: str) -> None:
-        self.url = console_url.replace("http", "ws", 1) + "/_stcore/stream"
-        answer = httpx.get(f"{console_url}/", params={"code": code}, trust_env=False)  # a redirect that sets the cookie
-        self.cookie = "; ".join(f"{name}={value}" for name, value in answer.cookies.items())
-        self.delays_s: list[float] = []
-        self.num_messages = 0
-        self.num_bytes = 0
-        self._last_at = ""
+    def __init__(self, console_url: str, cookie: str = "", query: str = "") -> None:
+        self.console_url, self.query = console_url, query
+        self.cookie = cookie
+        self.watch()
+        self._at = self._chart_at = 0.0
         self._page = ""
+        self._parts: set[str] = set()
+        self._listening: asyncio.Task[None] | None = None
         self._fragments: dict[str, asyncio.Task[None]] = {}
+
+    def watch(self) -> None:
+        """Begin to count."""
+        self.delays_s: list[float] = []
+        self.chart_delays_s: list[float] = []
+        self.num_messages = self.num_bytes = self.num_reruns = 0
 
     async def run(self) -> None:
         """Until cancelled."""
         async with websockets.connect(
-            self.url,
+            self.console_url.replace("http", "ws", 1) + "/_stcore/stream",
             subprotocols=["streamlit"],  # type: ignore[list-item]
-            additional_headers={"Cookie": self.cookie},
+            additional_headers={"Cookie": self.cookie} if self.cookie else None,
             max_size=None,
         ) as socket:
             await self._rerun(socket)
@@ -46,18 +58,20 @@ class Session:
                     if isinstance(data, bytes):
                         self._heard(socket, data)
             finally:
-                for task in self._fragments.values():
+                tasks = [*self._fragments.values(), *([self._listening] if self._listening else [])]
+                for task in tasks:
                     task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
-    def watch(self) -> None:
-        self.delays_s, self.num_messages, self.num_bytes = [], 0, 0
+    # --- the protocol ------------------------------------------------------------
 
-    async def _rerun(self, socket: websockets.ClientConnection, query: str = "", fragment_id: str = "") -> None:
+    async def _rerun(self, socket: websockets.ClientConnection, fragment_id: str = "") -> None:
         message = BackMsg()
-        message.rerun_script.query_string = query
+        message.rerun_script.query_string = self.query
         message.rerun_script.page_script_hash = self._page
         message.rerun_script.fragment_id = fragment_id
         message.rerun_script.is_auto_rerun = bool(fragment_id)
+        self.num_reruns += 1
         await socket.send(message.SerializeToString())
 
     def _heard(self, socket: websockets.ClientConnection, data: bytes) -> None:
@@ -70,13 +84,16 @@ class Session:
         elif kind == "auto_rerun":
             self._keep(socket, message.auto_rerun.fragment_id, message.auto_rerun.interval)
         elif kind == "delta" and message.delta.WhichOneof("type") == "new_element":
-            self._look(message.delta.new_element.html.body)
+            self._element(message.delta.new_element)
 
-    def _look(self, body: str) -> None:
-        found = AT.search(body)
-        if found and found.group(1) != self._last_at:
-            self._last_at = found.group(1)
-            self.delays_s.append(time.time() - float(self._last_at))
+    def _element(self, element: Any) -> None:
+        kind = element.WhichOneof("type")
+        if kind == "html":
+            self._look(element.html.body)
+        elif kind == "vega_lite_chart":
+            self._chart(element.vega_lite_chart)
+        elif kind == "bidi_component":
+            self._mounted(element.bidi_component)
 
     def _keep(self, socket: websockets.ClientConnection, fragment_id: str, interval_s: float) -> None:
         if fragment_id not in self._fragments:
@@ -85,4 +102,72 @@ class Session:
     async def _refresh(self, socket: websockets.ClientConnection, fragment_id: str, interval_s: float) -> None:
         while True:
             await asyncio.sleep(interval_s)
-            await self._rerun(socket, fragment_id=fragment_id)
+            await self._rerun(socket, fragment_id)
+
+    # --- the event stream ------------------------------------------------------------
+
+    def _mounted(self, component: Any) -> None:
+        data = json.loads(component.json or component.mixed.json or "{}")
+        wanted = {*PARTS.get(component.component_name, ()), *filter(None, [data.get("part")])}
+        if not wanted <= self._parts:
+            self._parts |= wanted
+            if self._listening is not None:
+                self._listening.cancel()
+            self._listening = asyncio.create_task(self._listen())
+
+    async def _listen(self) -> None:
+        await asyncio.sleep(SETTLE_S)
+        params = {"parts": ",".join(sorted(self._parts)), "tz": "Europe/Berlin"}
+        headers = {"Cookie": self.cookie}
+        async with (
+            httpx.AsyncClient(timeout=30.0, trust_env=False) as client,
+            client.stream("GET", f"{self.console_url}/live", params=params, headers=headers) as answer,
+        ):
+            answer.raise_for_status()
+            async for line in answer.aiter_lines():
+                self.num_bytes += len(line)
+                if line.startswith("data: "):
+                    self.num_messages += 1
+                    self._said(json.loads(line[6:])["parts"])
+
+    def _said(self, parts: dict[str, Any]) -> None:
+        for name, value in parts.items():
+            if name == "wall":
+                self._saw(float(value["at"]))
+            elif isinstance(value, str):
+                self._look(value)
+        lines = parts.get("wall_lines")
+        if lines:
+            self._saw_chart(float(lines["until"]))
+
+    # --- what it sees ------------------------------------------------------------
+
+    def _look(self, body: str) -> None:
+        found = AT.search(body)
+        if found:
+            self._saw(float(found.group(1)))
+
+    def _saw(self, at: float) -> None:
+        if at > self._at:
+            self._at = at
+            self.delays_s.append(time.time() - at)
+
+    def _chart(self, chart: Any) -> None:
+        """Its time axis ends at the tick that it shows; the naive chart says none, and came after its tick."""
+        named = {each.name: each.data.data for each in chart.datasets}
+        with contextlib.suppress(pa.ArrowInvalid):
+            pinned = (
+                pa.ipc.open_stream(named["span"]).read_all()["t"][-1].as_py() / 1000 if "span" in named else self._at
+            )
+            self._saw_chart(pinned)
+
+    def _saw_chart(self, at: float) -> None:
+        if at > self._chart_at:
+            self._chart_at = at
+            self.chart_delays_s.append(time.time() - at)
+
+
+def cookie_of(console_url: str, code: str) -> str:
+    """Follow a login link: its redirect sets the cookie."""
+    answer = httpx.get(f"{console_url}/", params={"code": code}, trust_env=False)
+    return "; ".join(f"{name}={value}" for name, value in answer.cookies.items())

@@ -1,10 +1,13 @@
-"""What the console costs: CPU of its process, and time from the plane's tick to the tab, with 1 and 10 open sessions.
+"""Fifty people who watch the console: its CPU, the time from the plane's tick to each, first paint, change of page.
 
-`python -m bench.console [--sessions 1 10] [--seconds 30] [--json]`: a real plane with SimFleet (48 simulated
-workers), a real console, and sessions on the Overview that refresh once a second over Streamlit's own protocol,
-without browsers (ten browsers would measure themselves). CPU is user + system time of the console process. Tick to
-tab: when a new health line arrives, less the plane's time in it; the wait for the console's next reading and for
-the tab's next refresh, each up to one second, are in it. `--browser` adds one Chromium tab and its tick to screen.
+`phaseline bench console -- [--sessions 50] [--seconds 60] [--modes overview wall naive] [--plane fake|sim] [--json]`
+
+Each mode is a console process of its own on the same plane: the Overview, the wall display, and the Overview as one
+would write it first (`_naive_console.py`: a plain rerun that asks the plane and builds its charts from DataFrames), for
+one Chromium tab and clients that speak Streamlit's protocol and read all that they get (fifty browsers would measure
+themselves). Tick to browser: from the tick's own time to the health line's arrival, at the tab in its DOM; charts
+likewise. CPU is user + system time of the console process alone. The plane is a fake that answers at once and ticks at
+each whole second (48 simulated workers), or with `--plane sim` the real one with SimFleet.
 """
 
 from __future__ import annotations
@@ -13,105 +16,129 @@ import argparse
 import asyncio
 import json
 import platform
-import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import psutil
-from playwright.sync_api import sync_playwright
 
-from _console_session import Session
-from tests.browser.conftest import CHROMIUM, FLAGS
+from _console_screen import changed_s, chromium, delays_s, opened, watch
+from _console_session import Session, cookie_of
+from _console_stack import NUM_PREFILL, NUM_WORKERS, FakeStack, start_console
 from tests.browser.processes import Stack
 
-SETTLE_S = 6.0
-WATCH = """() => {
-  window.delays = [];
-  let last = document.querySelector('[data-at]').dataset.at;
-  new MutationObserver(() => {
-    const shown = document.querySelector('[data-at]');
-    if (!shown || shown.dataset.at === last) return;
-    last = shown.dataset.at;
-    window.delays.push(Date.now() / 1000 - Number(last));
-  }).observe(document.body, {subtree: true, childList: true, attributes: true});
-}"""
+MODES: dict[str, tuple[str, str]] = {"overview": ("ours", ""), "wall": ("ours", "view=wall"), "naive": ("naive", "")}
+SETTLE_S = 8.0
+APART_S = 0.1  # sessions do not open at one instant, and so do not refresh at one
+AIM_P99_MS, AIM_CORE = 500, 0.5
 
 
-async def measure(stack: Stack, num_sessions: int, seconds: float) -> dict[str, Any]:
-    """Open `num_sessions`, let them settle, then watch for `seconds`."""
-    sessions = [Session(stack.console_url, stack.login_code()) for _ in range(num_sessions)]
-    running = [asyncio.create_task(each.run()) for each in sessions]
-    await asyncio.sleep(SETTLE_S)
-    console = psutil.Process(stack.processes["console"].pid)
+async def measure(stack: Stack, mode: str, num_sessions: int, seconds: float) -> dict[str, Any]:
+    """One mode: `num_sessions` - 1 clients and one tab, watched for `seconds`."""
+    kind, query = MODES[mode]
+    console = start_console(stack, kind)
+    code = stack.login_code() if kind == "ours" else ""
+    cookie = cookie_of(stack.console_url, code) if code else ""
+    sessions = [Session(stack.console_url, cookie, query) for _ in range(num_sessions - 1)]
+    running: list[asyncio.Task[None]] = []
+    async with chromium() as browser:
+        for each in sessions:
+            running.append(asyncio.create_task(each.run()))
+            await asyncio.sleep(APART_S)
+        url = f"{stack.console_url}/?" + "&".join(filter(None, (code and f"code={stack.login_code()}", query)))
+        page, _ = await opened(browser, url)
+        await asyncio.sleep(SETTLE_S)
+        found = await watched(console, sessions, page, seconds)
+        found |= await paints(browser, page, url if kind == "naive" else stack.login_url("", query), mode)
+    died = [task for task in running if task.done()]
+    for task in running:
+        task.cancel()
+    ended = await asyncio.gather(*running, return_exceptions=True)
+    if died:
+        raise RuntimeError(f"{len(died)} sessions ended early: {ended[0]!r}")
+    return {"mode": mode, "sessions": num_sessions, **found}
+
+
+async def watched(console: psutil.Process, sessions: list[Session], page: Any, seconds: float) -> dict[str, Any]:
+    await watch(page)
     before, started = console.cpu_times(), time.monotonic()
     for each in sessions:
         each.watch()
     await asyncio.sleep(seconds)
     after, wall_s = console.cpu_times(), time.monotonic() - started
-    for task in running:
-        task.cancel()
-    await asyncio.gather(*running, return_exceptions=True)
+    at_clients = [delay for each in sessions for delay in each.delays_s]
+    charts = [delay for each in sessions for delay in each.chart_delays_s]
+    at_tab = await delays_s(page)
     used_s = after.user + after.system - before.user - before.system
     return {
-        "sessions": num_sessions,
-        "console_cpu_percent_of_a_core": round(100 * used_s / wall_s, 1),
-        "kib_per_s_and_session": round(sum(each.num_bytes for each in sessions) / wall_s / num_sessions / 1024, 1),
-        "console_rss_mib": round(console.memory_info().rss / 2**20),
-        **summary("tick_to_tab", [delay for each in sessions for delay in each.delays_s]),
+        "cpu_cores": round(used_s / wall_s, 3),
+        "rss_mib": round(console.memory_info().rss / 2**20),
+        "tick_to_browser": spread(at_clients + at_tab),
+        "tick_to_chart": spread(charts),
+        "tick_to_screen_of_the_tab": spread(at_tab),
+        "ticks_shown": round((len(at_clients) + len(at_tab)) / (wall_s * (len(sessions) + 1)), 3),
+        "reruns_per_s": round(sum(each.num_reruns for each in sessions) / wall_s, 1),
+        "kib_per_s_and_session": round(sum(each.num_bytes for each in sessions) / wall_s / len(sessions) / 1024, 1),
     }
 
 
-def measure_screen(stack: Stack, seconds: float) -> dict[str, Any]:
-    """One Chromium tab: from the plane's tick to the page's own DOM."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        tab = browser.new_page(viewport={"width": 1440, "height": 900})
-        tab.goto(stack.login_url())
-        tab.wait_for_selector("[data-at]", timeout=60_000)
-        tab.wait_for_timeout(SETTLE_S * 1000)
-        tab.evaluate(WATCH)
-        tab.wait_for_timeout(seconds * 1000)
-        delays = tab.evaluate("window.delays")
-        browser.close()
-    return {"sessions": "1 Chromium tab", **summary("tick_to_screen", delays)}
+async def paints(browser: Any, page: Any, url: str, mode: str) -> dict[str, Any]:
+    """In Chromium, while the others go on watching."""
+    found: dict[str, Any] = {}
+    fresh, found["first_paint_s"] = await opened(browser, url)
+    await fresh.context.close()
+    if mode == "overview":
+        found["to_workers_s"] = await changed_s(page, "Workers", '[data-testid="stDataFrame"]')
+        found["back_to_overview_s"] = await changed_s(page, "Overview", '[role="graphics-document"]')
+    return {name: round(value, 2) for name, value in found.items()}
 
 
-def summary(name: str, delays_s: list[float]) -> dict[str, Any]:
-    if len(delays_s) < 2:
-        return {f"{name}_refreshes": len(delays_s)}
-    return {
-        f"{name}_refreshes": len(delays_s),
-        f"{name}_p50_s": round(statistics.median(delays_s), 3),
-        f"{name}_p95_s": round(statistics.quantiles(delays_s, n=20)[-1], 3),
-    }
+def spread(delays_s: list[float]) -> dict[str, float] | None:
+    """p50, p99 and the worst, in ms; None where nothing came."""
+    if not delays_s:
+        return None
+    ranked = sorted(delays_s)
+    at = {name: ranked[min(len(ranked) - 1, int(share * len(ranked)))] for name, share in (("p50", 0.5), ("p99", 0.99))}
+    return {f"{name}_ms": round(1000 * value) for name, value in {**at, "max": ranked[-1]}.items()}
+
+
+def report(machine: str, runs: list[dict[str, Any]]) -> None:
+    print(f"{runs[0]['sessions']} sessions at 1 Hz, {NUM_WORKERS} simulated workers; {machine}")
+    print(f"aims: p99 {AIM_P99_MS} ms to the browser, {AIM_CORE} core")
+    names = [name for name in dict.fromkeys(name for run in runs for name in run) if name not in ("mode", "sessions")]
+    print("".ljust(28) + "".join(run["mode"].rjust(24) for run in runs))
+    for name in names:
+        print(name.ljust(28) + "".join(words(run.get(name)).rjust(24) for run in runs))
+
+
+def words(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"p50 {value['p50_ms']} p99 {value['p99_ms']} ms"
+    return "–" if value is None else str(value)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What the console costs with open sessions.")
-    parser.add_argument("--sessions", type=int, nargs="+", default=[1, 10])
-    parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--browser", action="store_true")
+    parser = argparse.ArgumentParser(description="Fifty people who watch the console.")
+    parser.add_argument("--sessions", type=int, default=50)
+    parser.add_argument("--seconds", type=float, default=60.0, help="watched per mode")
+    parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
+    parser.add_argument("--plane", choices=("fake", "sim"), default="fake")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        stack = Stack(run_dir=Path(folder), num_workers=48, num_prefill=8)
+        made = FakeStack if given.plane == "fake" else Stack
+        stack = made(run_dir=Path(folder), num_workers=NUM_WORKERS, num_prefill=NUM_PREFILL)
         try:
             stack.start_plane()
-            stack.start_console()
-            found = [asyncio.run(measure(stack, num_sessions, given.seconds)) for num_sessions in given.sessions]
-            if given.browser:
-                found.append(measure_screen(stack, given.seconds))
+            runs = [asyncio.run(measure(stack, mode, given.sessions, given.seconds)) for mode in given.modes]
         finally:
             stack.end_all()
     machine = f"{platform.machine()}, {psutil.cpu_count()} CPUs, load {psutil.getloadavg()[0]:.1f}"
     if given.json:
-        print(json.dumps({"machine": machine, "runs": found}))
-        return
-    print(f"console on SimFleet, 48 workers; {machine}")
-    for run in found:
-        print("  " + ", ".join(f"{name} {value}" for name, value in run.items()))
+        print(json.dumps({"machine": machine, "plane": given.plane, "runs": runs}))
+    else:
+        report(machine, runs)
 
 
 if __name__ == "__main__":
