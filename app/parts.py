@@ -1,17 +1,123 @@
-"""The parts that screens listen to, by name: the one table behind `app.stream` and the components of `app.push`."""
+"""The parts that screens listen to, by name: the one table behind `app.stream` and the components of `app.push`.
+
+Each is a composition of what the shared reader knows, for everybody in one time zone. Markup is made by `app.cards`,
+which escapes all that comes from outside.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from datetime import tzinfo
+from zlib import crc32
 
-from app import wall
+from app import cards, figures, format, tables, theme, wall, words
 from app.source import Hub
 from app.stream import Build, Part
 from control.errors import ControlError
-from control.types import FleetEvent
+from control.types import FleetEvent, FleetSnapshot
 
 LATEST_S = 3600.0
+NUM_LATEST = 8
+COURSE_S, COURSE_STEP_S = 900, 10
+NOTHING_YET = (
+    '<div class="pl pl-muted">Nothing yet. What somebody changes, and what happens to workers and their '
+    "requests, appears here and on the lines.</div>"
+)
+
+
+# --- what a page is drawn from ------------------------------------------------------------
+
+
+def tick(hub: Hub, _: tzinfo) -> Part:
+    """The reading: a new one is a reason to draw a chart again."""
+    return Part(json.dumps(hub.look().reading))
+
+
+def drawn(hub: Hub, _: tzinfo) -> Part:
+    """What a page's fixed part depends on: is the plane silent, and which workers are there."""
+    look = hub.look()
+    workers = sorted(each.worker_id for each in look.snapshot.workers) if look.snapshot is not None else []
+    return Part(json.dumps(f"{look.is_stale(hub.now())}, {len(workers)}: {crc32(' '.join(workers).encode()):08x}"))
+
+
+# --- markup ------------------------------------------------------------
+
+
+def banners(hub: Hub, tz: tzinfo) -> str:
+    """Stale state, then the fleet's own notices."""
+    look, now, shown = hub.look(), hub.now(), []
+    if look.is_stale(now):
+        answered = format.clock(look.answered_unix_s, tz)
+        text = f"{words.stale_age(look.age_s(now), answered)} Actions are disabled until it answers."
+        shown.append(cards.banner(text, "broken", alert=True))
+    if look.snapshot is not None and (found := notices(look.snapshot)):
+        shown.append(cards.notices(found))
+    return "".join(f'<div style="margin-bottom:6px">{banner}</div>' for banner in shown)
+
+
+def notices(snapshot: FleetSnapshot) -> list[str]:
+    """The plane's notices; a simulated fleet is always marked, whoever forgot to."""
+    found = list(snapshot.notices)
+    if snapshot.simulated and not any("simulat" in notice.lower() for notice in found):
+        found.insert(0, "Simulated workers: steps take the time that a cost model says; no model is computed.")
+    return found
+
+
+def health(hub: Hub, tz: tzinfo) -> str:
+    """ "Are we fine?" in words."""
+    look = hub.look()
+    snapshot = look.snapshot
+    if snapshot is None:
+        return ""
+    stale = look.is_stale(hub.now())
+    state = "broken" if stale else snapshot.health if snapshot.health in theme.STATE_COLORS else "attention"
+    num_gateways = snapshot.traffic.num_gateways
+    facts = (
+        f"{len(snapshot.workers)} workers",
+        f"{num_gateways} gateway{'' if num_gateways == 1 else 's'}",
+        f"as of {format.clock(snapshot.at_unix_s, tz)}",
+    )
+    word = "Unknown" if stale else words.HEALTH_WORDS[snapshot.health]
+    return cards.health(word, snapshot.health_text, state, facts, snapshot.at_unix_s)
+
+
+def figure_cards(hub: Hub, _: tzinfo) -> str:
+    snapshot = hub.look().snapshot
+    if snapshot is None:
+        return ""
+    read = {metric: hub.live(metric, "fleet", COURSE_S, COURSE_STEP_S).result for metric in figures.COURSES}
+    return cards.figures(figures.figures(snapshot, read))
+
+
+def load_cards(hub: Hub, _: tzinfo) -> str:
+    snapshot = hub.look().snapshot
+    if snapshot is None:
+        return ""
+    return cards.legend([], "Load and headroom") + cards.loads(figures.loads(snapshot))
+
+
+def latest(hub: Hub, tz: tzinfo) -> str:
+    """Commands and events of the last hour in one list, the newest first."""
+    rows = tables.latest_rows(hub.commands(), latest_events(hub), NUM_LATEST, tz)
+    head = cards.legend([], "Latest commands and events")
+    if not rows:
+        return head + NOTHING_YET
+    return head + cards.table(("At", "What", "State", "Who", "Why", "Result"), rows, "Latest commands and events")
+
+
+def latest_events(hub: Hub) -> list[FleetEvent]:
+    """Of the last hour, newest first; none while they cannot be read: the rest is shown all the same."""
+    snapshot = hub.look().snapshot
+    if snapshot is None:
+        return []
+    try:
+        return hub.events(snapshot.at_unix_s - LATEST_S, snapshot.at_unix_s)
+    except ControlError:
+        return []
+
+
+# --- the wall ------------------------------------------------------------
 
 
 def wall_view(hub: Hub, tz: tzinfo) -> Part:
@@ -29,15 +135,18 @@ def wall_lines(hub: Hub, _: tzinfo) -> Part:
     return Part(wall.text(whole), wall.text(news))
 
 
-def latest_events(hub: Hub) -> list[FleetEvent]:
-    """Of the last hour, newest first; none while they cannot be read: the rest is shown all the same."""
-    snapshot = hub.look().snapshot
-    if snapshot is None:
-        return []
-    try:
-        return hub.events(snapshot.at_unix_s - LATEST_S, snapshot.at_unix_s)
-    except ControlError:
-        return []
+def _markup(build: Callable[[Hub, tzinfo], str]) -> Build:
+    return lambda hub, tz: Part(json.dumps(build(hub, tz), ensure_ascii=False))
 
 
-PARTS: Mapping[str, Build] = {"wall": wall_view, "wall_lines": wall_lines}
+PARTS: Mapping[str, Build] = {
+    "tick": tick,
+    "drawn": drawn,
+    "banners": _markup(banners),
+    "health": _markup(health),
+    "figures": _markup(figure_cards),
+    "loads": _markup(load_cards),
+    "latest": _markup(latest),
+    "wall": wall_view,
+    "wall_lines": wall_lines,
+}

@@ -164,6 +164,8 @@ class Hub:
     _events: dict[str | None, list[FleetEvent]] = field(default_factory=dict)  # as read last, of all or of one worker
     _memo: dict[Hashable, tuple[Hashable, Any]] = field(default_factory=dict)
     _ranges: dict[Hashable, tuple[float, Any]] = field(default_factory=dict)
+    _asking: dict[Hashable, threading.Lock] = field(default_factory=dict)  # ranges that somebody reads just now
+    _building: threading.RLock = field(default_factory=threading.RLock)  # one memo at a time: they are arithmetic
     _lock: threading.RLock = field(default_factory=threading.RLock)  # the fields above; never held over a network call
     _reading: threading.RLock = field(default_factory=threading.RLock)  # one reading at a time
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -378,6 +380,19 @@ class Hub:
         kept = self._ranges.get(key)
         if kept is not None and self.now() - kept[0] < ttl_s:
             return kept[1]  # type: ignore[no-any-return]
+        with self._lock:
+            asking = self._asking.setdefault(key, threading.Lock())
+        with asking:  # whoever comes meanwhile waits for the same answer
+            kept = self._ranges.get(key)
+            if kept is not None and self.now() - kept[0] < ttl_s:
+                return kept[1]  # type: ignore[no-any-return]
+            try:
+                return self._ask(key, read)
+            finally:
+                with self._lock:
+                    self._asking.pop(key, None)
+
+    def _ask(self, key: Hashable, read: Callable[[Plane], T]) -> T:
         client = self._reader()
         if client is None:
             raise PlaneUnreachable("nobody is logged in to this console")
@@ -413,11 +428,15 @@ class Hub:
         kept = self._memo.get(key)
         if kept is not None and kept[0] == version:
             return kept[1]  # type: ignore[no-any-return]
-        value = build()
-        with self._lock:
-            while len(self._memo) >= 4 * RANGES_KEPT:
-                self._memo.pop(next(iter(self._memo)))
-            self._memo[key] = (version, value)
+        with self._building:
+            kept = self._memo.get(key)
+            if kept is not None and kept[0] == version:
+                return kept[1]  # type: ignore[no-any-return]
+            value = build()
+            with self._lock:
+                while len(self._memo) >= 4 * RANGES_KEPT:
+                    self._memo.pop(next(iter(self._memo)))
+                self._memo[key] = (version, value)
         return value
 
 

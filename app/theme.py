@@ -124,6 +124,7 @@ STYLE = """
 .pl-empty { padding: 32px 16px; text-align: center; border-radius: 6px;
   border: 1px dashed color-mix(in srgb, currentColor 24%, transparent); }
 .pl-empty b { display: block; font-size: 15px; margin-bottom: 4px; }
+[class*="st-key-again-"] { position: absolute; width: 0; height: 0; }
 .pl-brand { display: flex; align-items: center; gap: 8px; font-weight: 600; font-size: 15px; letter-spacing: -.01em; }
 @media (prefers-reduced-motion: no-preference) { .pl-pulse { animation: pl-pulse 1.6s ease-in-out infinite; } }
 @keyframes pl-pulse { 50% { opacity: .35; } }

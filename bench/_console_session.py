@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import random
 import re
 import time
 from typing import Any
@@ -17,11 +18,13 @@ from typing import Any
 import httpx
 import pyarrow as pa
 import websockets
+from streamlit.components.v2.bidi_component.main import _make_trigger_id
 from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 
 AT = re.compile(r'data-at=\\?"([0-9.]+)')
-SETTLE_S = 0.03  # parts that come together are asked for together, as in app/front/stream.js
+SPREAD_S = 0.2  # viewers do not ask at one instant, as in app/front/again.js
+SETTLE_S = 0.1  # parts that come together are asked for together, as in app/front/stream.js
 PARTS: dict[str, tuple[str, ...]] = {"phaseline.wall": ("wall", "wall_lines")}
 
 
@@ -37,6 +40,10 @@ class Session:
         self._parts: set[str] = set()
         self._listening: asyncio.Task[None] | None = None
         self._fragments: dict[str, asyncio.Task[None]] = {}
+        self._values: dict[str, Any] = {}  # the newest of each part
+        self._agains: dict[str, Again] = {}
+        self.asking: set[asyncio.Task[None]] = set()
+        self.spread_s = random.uniform(0.0, SPREAD_S)
 
     def watch(self) -> None:
         """Begin to count."""
@@ -52,25 +59,28 @@ class Session:
             additional_headers={"Cookie": self.cookie} if self.cookie else None,
             max_size=None,
         ) as socket:
-            await self._rerun(socket)
+            await self.rerun(socket)
             try:
                 async for data in socket:
                     if isinstance(data, bytes):
                         self._heard(socket, data)
             finally:
-                tasks = [*self._fragments.values(), *([self._listening] if self._listening else [])]
+                tasks = [*self._fragments.values(), *self.asking, *([self._listening] if self._listening else [])]
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
     # --- the protocol ------------------------------------------------------------
 
-    async def _rerun(self, socket: websockets.ClientConnection, fragment_id: str = "") -> None:
+    async def rerun(self, socket: websockets.ClientConnection, fragment_id: str = "", trigger: str = "") -> None:
         message = BackMsg()
+        if trigger:
+            said = json.dumps([{"event": "again", "value": True}])
+            message.rerun_script.widget_states.widgets.add(id=trigger, json_trigger_value=said)
         message.rerun_script.query_string = self.query
         message.rerun_script.page_script_hash = self._page
         message.rerun_script.fragment_id = fragment_id
-        message.rerun_script.is_auto_rerun = bool(fragment_id)
+        message.rerun_script.is_auto_rerun = bool(fragment_id) and not trigger
         self.num_reruns += 1
         await socket.send(message.SerializeToString())
 
@@ -84,16 +94,20 @@ class Session:
         elif kind == "auto_rerun":
             self._keep(socket, message.auto_rerun.fragment_id, message.auto_rerun.interval)
         elif kind == "delta" and message.delta.WhichOneof("type") == "new_element":
-            self._element(message.delta.new_element)
+            self._element(socket, message.delta.new_element, message.delta.fragment_id)
 
-    def _element(self, element: Any) -> None:
+    def _element(self, socket: websockets.ClientConnection, element: Any, fragment_id: str) -> None:
         kind = element.WhichOneof("type")
         if kind == "html":
             self._look(element.html.body)
         elif kind == "vega_lite_chart":
             self._chart(element.vega_lite_chart)
         elif kind == "bidi_component":
-            self._mounted(element.bidi_component)
+            component = element.bidi_component
+            data = json.loads(component.json or component.mixed.json or "{}")
+            if component.component_name == "phaseline.again":
+                self._drawn(socket, component.id, data, fragment_id)
+            self._listen_to({*PARTS.get(component.component_name, ()), *filter(None, [data.get("part")])})
 
     def _keep(self, socket: websockets.ClientConnection, fragment_id: str, interval_s: float) -> None:
         if fragment_id not in self._fragments:
@@ -102,13 +116,21 @@ class Session:
     async def _refresh(self, socket: websockets.ClientConnection, fragment_id: str, interval_s: float) -> None:
         while True:
             await asyncio.sleep(interval_s)
-            await self._rerun(socket, fragment_id)
+            await self.rerun(socket, fragment_id)
 
     # --- the event stream ------------------------------------------------------------
 
-    def _mounted(self, component: Any) -> None:
-        data = json.loads(component.json or component.mixed.json or "{}")
-        wanted = {*PARTS.get(component.component_name, ()), *filter(None, [data.get("part")])}
+    def _drawn(
+        self, socket: websockets.ClientConnection, component_id: str, data: dict[str, Any], fragment_id: str
+    ) -> None:
+        """A fragment that wants to run again when its part changes, as app/front/again.js does it."""
+        if component_id not in self._agains:
+            self._agains[component_id] = Again(self, socket, component_id, fragment_id)
+        again = self._agains[component_id]
+        again.drawn, again.part, again.is_asked = data["drawn"], data["part"], False
+        again.look(self._values.get(again.part))
+
+    def _listen_to(self, wanted: set[str]) -> None:
         if not wanted <= self._parts:
             self._parts |= wanted
             if self._listening is not None:
@@ -131,6 +153,9 @@ class Session:
                     self._said(json.loads(line[6:])["parts"])
 
     def _said(self, parts: dict[str, Any]) -> None:
+        self._values.update(parts)
+        for again in self._agains.values():
+            again.look(self._values.get(again.part))
         for name, value in parts.items():
             if name == "wall":
                 self._saw(float(value["at"]))
@@ -165,6 +190,28 @@ class Session:
         if at > self._chart_at:
             self._chart_at = at
             self.chart_delays_s.append(time.time() - at)
+
+
+class Again:
+    """One `app/front/again.js`: at most one rerun under way, this viewer's own time after the change."""
+
+    def __init__(self, session: Session, socket: websockets.ClientConnection, component_id: str, fragment: str) -> None:
+        self.session, self.socket, self.fragment = session, socket, fragment
+        self.trigger = _make_trigger_id(component_id, "events")
+        self.drawn: Any = None
+        self.part = ""
+        self.is_asked = False
+
+    def look(self, newest: Any) -> None:
+        if newest is not None and newest != self.drawn and not self.is_asked:
+            self.is_asked = True
+            task = asyncio.get_running_loop().create_task(self._ask())
+            self.session.asking.add(task)
+            task.add_done_callback(self.session.asking.discard)
+
+    async def _ask(self) -> None:
+        await asyncio.sleep(self.session.spread_s)
+        await self.session.rerun(self.socket, self.fragment, self.trigger)
 
 
 def cookie_of(console_url: str, code: str) -> str:

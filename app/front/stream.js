@@ -1,6 +1,6 @@
 // One event stream for all parts of this tab, closed while nobody looks. Every component's script begins with this.
 const stream = (window.phaselineStream ??= (() => {
-  const SETTLE_MS = 30, AGAIN_MS = 2000; // parts that come together are asked for together
+  const SETTLE_MS = 100, AGAIN_MS = 2000; // parts that come together are asked for together
   const listeners = new Map(); // part -> Set of functions
   const newest = new Map(); // part -> the last whole value
   let source = null, open = "", timer = 0;

@@ -1,18 +1,17 @@
 """Overview: "are we fine?" Health in words, five figures, the two lines over workers per role, load beside them.
 
-A composition: each part is in its own module. What refreshes is in small fragments; the toolbar is outside them: a
-refresh moves nothing that a person reaches for.
+A composition: each part is in its own module. Words and figures are pushed (`app.push`), charts are small fragments
+that run again at each reading; the toolbar is outside them: a refresh moves nothing that a person reaches for.
 """
 
 from __future__ import annotations
 
 import streamlit as st
 
-from app import cards, figures, url
+from app import cards, push, url
 from app.lines import Basis
 from app.source import Hub
-from app.views import day, detail, happened
-from app.views.shell import health_line
+from app.views import day, detail
 from control.types import FleetSnapshot
 
 WINDOW_WORDS: dict[str, str] = {"5m": "5 min", "15m": "15 min", "60m": "60 min"}
@@ -22,18 +21,20 @@ BASES: dict[str, Basis] = {"wall": "wall", "in-phase": "in_phase"}
 def page(hub: Hub, snapshot: FleetSnapshot) -> None:
     """The page from top to bottom."""
     if not snapshot.workers:
-        st.fragment(health_line, run_every=1.0)(hub)
+        push.slot(hub, "health")
         st.html(cards.empty("No workers yet", snapshot.health_text or "The fleet has not started a worker."))
         return
-    st.fragment(_figures, run_every=1.0)(hub)
+    push.slot(hub, "health")
+    push.slot(hub, "figures")
     chosen, past = _toolbar(), day.past()
     left, right = st.columns([4, 1], gap="small")
     with left:
-        st.fragment(detail.utilization, run_every=None if past else 1.0)(hub, chosen, past)
+        draw = st.fragment(detail.utilization) if past else push.live(detail.utilization, "lines")
+        draw(hub, chosen, past)
         st.fragment(day.strip, run_every=60.0)(hub, chosen[0])
     with right:
-        st.fragment(_loads, run_every=1.0)(hub)
-    st.fragment(happened.latest, run_every=1.0)(hub)
+        push.slot(hub, "loads")
+    push.slot(hub, "latest")
 
 
 def _toolbar() -> detail.Chosen:
@@ -62,23 +63,3 @@ def _toolbar() -> detail.Chosen:
         if day.past():
             st.button("Back to live", type="primary", on_click=day.back_to_live)
     return BASES[basis], by, window, blended
-
-
-def _figures(hub: Hub) -> None:
-    look = hub.look()
-    if look.snapshot is None:
-        return
-    health_line(hub)
-    snapshot = look.snapshot
-    read = {metric: hub.live(metric, "fleet", 900, 10).result for metric in figures.COURSES}
-    st.html(hub.memo("figures", look.reading, lambda: cards.figures(figures.figures(snapshot, read))))
-
-
-def _loads(hub: Hub) -> None:
-    look = hub.look()
-    snapshot = look.snapshot
-    if snapshot is not None:
-        st.html(
-            cards.legend([], "Load and headroom")
-            + hub.memo("loads", look.reading, lambda: cards.loads(figures.loads(snapshot)))
-        )

@@ -9,11 +9,10 @@ from dataclasses import Field, fields
 
 import streamlit as st
 
-from app import actions, cards, format, lines, session, tables, words
+from app import actions, cards, format, lines, push, session, tables, words
 from app.session import Form
 from app.source import Hub
 from app.views.detail import utilization
-from app.views.shell import health_line
 from control.errors import ControlError
 from control.types import Action, Capability, FleetSnapshot, Role, RoutingPolicy, Verb, WhatIfRouting, WorkerStatus
 
@@ -23,7 +22,8 @@ ROLE_CHOICES: tuple[Role, ...] = (Role.PREFILL, Role.DECODE, Role.MIXED)
 
 def page(hub: Hub, snapshot: FleetSnapshot) -> None:
     """Pools as they are, then the controls, with running commands beside them."""
-    st.fragment(_pools, run_every=1.0)(hub)
+    push.slot(hub, "health")
+    push.live(_pools, "pools")(hub)
     if not snapshot.workers:
         st.html(cards.empty("No workers yet", "There is nothing to resize until the fleet has started a worker."))
         return
@@ -31,7 +31,7 @@ def page(hub: Hub, snapshot: FleetSnapshot) -> None:
     why_not = session.can_act(hub, snapshot)
     left, right = st.columns([3, 2], gap="medium")
     with left:
-        st.fragment(_moved, run_every=1.0)(hub)
+        push.live(_moved, "moved")(hub)
         st.html(cards.banner(why_not) if why_not else "<span></span>")  # always one element: no control changes place
         _controls(hub, snapshot, form, why_not)
     with right:
@@ -39,7 +39,7 @@ def page(hub: Hub, snapshot: FleetSnapshot) -> None:
         with st.container():  # however many buttons: what follows keeps its place
             actions.undo_buttons(hub, why_not)
         st.fragment(actions.progress, run_every=1.0)(hub)
-    st.fragment(utilization, run_every=1.0)(hub, ("wall", "phase", "15m", False), None)
+    push.live(utilization, "lines")(hub, ("wall", "phase", "15m", False), None)
     actions.show_pending(hub)
 
 
@@ -72,7 +72,6 @@ def _pools(hub: Hub) -> None:
     snapshot = look.snapshot
     if snapshot is None:
         return
-    health_line(hub)
     if snapshot.pools:
         st.html(hub.memo("pools", look.reading, lambda: pool_table(snapshot)))
 

@@ -11,7 +11,7 @@ from html import escape
 
 import streamlit as st
 
-from app import cards, format, session, theme, words
+from app import cards, push, session
 from app.source import Hub
 from control.types import FleetSnapshot
 
@@ -64,8 +64,8 @@ def _body(hub: Hub, page: Page) -> Callable[[], None]:
             _waiting(hub)
             return
         st.html(cards.heading(page.title, f"{snapshot.fleet_id} · {snapshot.model_id}"))
-        st.session_state["drawn"] = drawn_from(hub)
-        st.fragment(_banners, run_every=1.0)(hub)
+        push.slot(hub, "banners")
+        push.rerun_when_changed(hub, "drawn", "page")  # actions disabled and enabled, workers come and go
         page.draw(hub, snapshot)
 
     return body
@@ -86,59 +86,3 @@ def _waiting(hub: Hub) -> None:
             st.html(cards.empty("Waiting for the first reading", f"The plane at {hub.base_url} is being asked."))
 
     wait()
-
-
-def _banners(hub: Hub) -> None:
-    """Stale state, then the fleet's own notices. Always one element, so that nothing below moves when it is empty."""
-    look = hub.look()
-    snapshot, now = look.snapshot, hub.now()
-    shown = []
-    stale = look.is_stale(now)
-    if session.find_visit(hub) is None:  # logged out in another tab
-        session.go_to_login()
-        return
-    if st.session_state.get("drawn") != drawn_from(hub):
-        st.rerun()  # actions disabled and enabled, workers come and go: the page draws that once
-    if stale:
-        answered = format.clock(look.answered_unix_s, session.tz())
-        text = f"{words.stale_age(look.age_s(now), answered)} Actions are disabled until it answers."
-        shown.append(cards.banner(text, "broken", alert=True))
-    if snapshot is not None:
-        shown += [cards.notices(found)] if (found := notices(snapshot)) else []
-    st.html("".join(f'<div style="margin-bottom:6px">{banner}</div>' for banner in shown) or "<span></span>")
-
-
-def drawn_from(hub: Hub) -> tuple[bool, frozenset[str]]:
-    """What a page's fixed part depends on: is the plane silent, and which workers are there."""
-    look = hub.look()
-    workers = look.snapshot.workers if look.snapshot is not None else ()
-    return look.is_stale(hub.now()), frozenset(each.worker_id for each in workers)
-
-
-def notices(snapshot: FleetSnapshot) -> list[str]:
-    """The plane's notices; a simulated fleet is always marked, whoever forgot to."""
-    found = list(snapshot.notices)
-    if snapshot.simulated and not any("simulat" in notice.lower() for notice in found):
-        found.insert(0, "Simulated workers: steps take the time that a cost model says; no model is computed.")
-    return found
-
-
-def health_line(hub: Hub) -> None:
-    """ "Are we fine?" in words; draw it from a fragment."""
-    look = hub.look()
-    snapshot = look.snapshot
-    if snapshot is None:
-        return
-    word, state = words.HEALTH_WORDS[snapshot.health], snapshot.health
-    if look.is_stale(hub.now()):
-        word, state = "Unknown", "broken"
-    facts = (
-        f"{len(snapshot.workers)} workers",
-        f"{snapshot.traffic.num_gateways} gateway{'' if snapshot.traffic.num_gateways == 1 else 's'}",
-        f"as of {format.clock(snapshot.at_unix_s, session.tz())}",
-    )
-    st.html(cards.health(word, snapshot.health_text, theme_state(state), facts, snapshot.at_unix_s))
-
-
-def theme_state(state: str) -> str:
-    return state if state in theme.STATE_COLORS else "attention"

@@ -10,9 +10,8 @@ from typing import Any
 
 import streamlit as st
 
-from app import cards, charts, draw, format, frames, marks, session, tables, theme, url, words
+from app import cards, charts, draw, format, frames, marks, push, session, tables, theme, url, words
 from app.source import Hub
-from app.views.shell import health_line
 from control.errors import ControlError
 from control.types import Command, FleetEvent, FleetSnapshot, RoleInterval, WorkerStatus
 
@@ -24,7 +23,8 @@ RANGE_WORDS: dict[str, str] = {"1h": "1 hour", "6h": "6 hours", "24h": "24 hours
 
 def page(hub: Hub, snapshot: FleetSnapshot) -> None:
     """The table, then one worker."""
-    st.fragment(_table, run_every=1.0)(hub)
+    push.slot(hub, "health")
+    push.live(_table, "workers")(hub)
     if not snapshot.workers:
         st.html(cards.empty("No workers yet", snapshot.health_text or "The fleet has not started a worker."))
         return
@@ -40,7 +40,6 @@ def _table(hub: Hub) -> None:
     snapshot = look.snapshot
     if snapshot is None:
         return
-    health_line(hub)
     if not snapshot.workers:
         return
     tz = session.tz()

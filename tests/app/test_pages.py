@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -37,7 +38,12 @@ def log_in(app: AppTest, hub: Hub, role: str) -> None:
 def text(app: AppTest) -> str:
     """Everything the page says, markup included."""
     kinds = ("html", "markdown", "caption", "error")
-    return "\n".join(str(getattr(each, "body", getattr(each, "value", ""))) for kind in kinds for each in app.get(kind))
+    slots = [json.loads(each.proto.json).get("first", "") for each in app.get("bidi_component")]
+    return (
+        "\n".join(slots)
+        + "\n"
+        + "\n".join(str(getattr(each, "body", getattr(each, "value", ""))) for kind in kinds for each in app.get(kind))
+    )
 
 
 def button(app: AppTest, label: str) -> Any:
