@@ -99,7 +99,7 @@ def endpoints(settings: Settings) -> tuple[Endpoint, ...]:
     return tuple(
         Endpoint(name=name, setting=setting, port=port, url=f"http://{host}:{port}{path}")
         for name, setting, port, path in listed
-        if name != GATEWAY or settings.fleet_kind != "sim"
+        if name != GATEWAY or settings.fleet_kind == "ray"
     )
 
 
@@ -111,7 +111,7 @@ def num_hosts(settings: Settings) -> int:
 
 
 def owns_head(settings: Settings) -> bool:
-    """Whether we start a Ray head of our own; SimFleet needs none, and a joined cluster has one."""
+    """Whether we start a Ray head of our own; other fleets need none, and a joined cluster has one."""
     return settings.fleet_kind == "ray" and not join_address(settings)
 
 
@@ -135,14 +135,18 @@ def shared_environment(settings: Settings) -> dict[str, str]:
 def components(settings: Settings, traffic: str = "") -> tuple[Component, ...]:
     """The deployment for these settings, in start order. `traffic` names a profile of sample traffic; "" is none.
 
-    SimFleet has arrivals of its own and nothing that a gateway could reach. Raises SettingsError for traffic to it.
+    Only a Ray fleet has workers that a gateway could reach; SimFleet has arrivals of its own. Raises SettingsError for
+    traffic to others.
     """
-    is_sim = settings.fleet_kind == "sim"
-    if traffic and is_sim:
-        raise SettingsError("sample traffic needs a gateway; a sim fleet has its own arrivals", field="traffic")
+    has_gateway = settings.fleet_kind == "ray"
+    if traffic and not has_gateway:
+        raise SettingsError(
+            "sample traffic needs a gateway, which only a ray fleet has (a sim fleet has its own arrivals)",
+            field="traffic",
+        )
     found = _ray(settings) if owns_head(settings) else []
     found += [_plane(settings, index) for index in range(settings.num_planes)]
-    if not is_sim:
+    if has_gateway:
         found += [_gateway(settings, index) for index in range(settings.num_gateways)]
     found.append(_console(settings))
     if traffic:

@@ -29,8 +29,9 @@ def _values(members: list[MeterReading], measured: dict[str, DeviceReading]) -> 
     blocks = sum(load.kv_blocks_total for load in loads)
     uuids = sorted({reading.device.uuid for reading in members} & measured.keys())
     found = [measured[uuid] for uuid in uuids]
+    unknown = {name for reading in members for name in reading.unknown}
     powers = [device.power_w for device in found if device.power_w is not None]
-    return {
+    values: dict[str, float | None] = {
         "num_workers": float(len(members)),
         "queued_prefill_tokens": float(sum(load.queued_prefill_tokens for load in loads)),
         "num_running": float(sum(load.num_running for load in loads)),
@@ -41,6 +42,7 @@ def _values(members: list[MeterReading], measured: dict[str, DeviceReading]) -> 
         "dram_active": _mean([device.dram_active for device in found]),
         "power_w": sum(powers) if powers else None,
     }
+    return {name: None if name in unknown else value for name, value in values.items()}
 
 
 def _mean(values: list[float | None]) -> float | None:

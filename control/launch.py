@@ -181,6 +181,8 @@ def _new_state(settings: Settings) -> DeploymentState:
 
 def _await_workers(supervisor: Supervisor, settings: Settings) -> None:
     """Say each worker once it is ready. Gives up waiting, not running, after WORKERS_LIMIT_S."""
+    if settings.fleet_kind == "none":
+        return
     told: dict[str, str] = {}
     deadline_s = time.monotonic() + WORKERS_LIMIT_S
     token = read_token(settings.run_dir, "operator")

@@ -86,6 +86,13 @@ def _per_capacity(part: str, whole: str, unknown: str = "") -> Callable[[Bucket]
     return formula
 
 
+def _busy(bucket: Bucket) -> Value:
+    """Share of the workers' time in which steps ran; a gap where engines did steps and do not say for how long."""
+    if _number(bucket.work, "steps") > 0 and _number(bucket.work, "busy_s") <= 0:
+        return GAP
+    return _per_capacity("busy_s", "worker_s")(bucket)
+
+
 def _in_phase(part: str, band: str) -> Callable[[Bucket], Value]:
     """Work over what the device could have done while the phase ran; a gap when it did not run."""
 
@@ -115,7 +122,7 @@ def _gauge(name: str) -> Callable[[Bucket], Value]:
 
     def formula(bucket: Bucket) -> Value:
         samples = _number(bucket.cover, GAUGES[name])
-        if not samples:
+        if not samples or bucket.cover.get(f"max_{name}") is None:  # gauges share a count: this one was not measured
             return GAP
         mean = _number(bucket.cover, f"sum_{name}") / samples
         return Value(mean, bucket.cover.get(f"min_{name}"), bucket.cover.get(f"max_{name}"))
@@ -211,7 +218,7 @@ def _utilizations(phase: Phase) -> list[Metric]:
             "busy",
             "fraction",
             f"share of the workers' time in which a {phase} step ran: how long, not how hard",
-            _per_capacity("busy_s", "worker_s"),
+            _busy,
             "measured",
         ),
         ("tokens_per_s", "tokens/s", f"tokens of {phase} steps", _per_second("tokens"), "measured"),
@@ -298,7 +305,7 @@ _BLENDED: Final = Metric(
     ),
     source="phase",
     phases=(Phase.PREFILL, Phase.DECODE),
-    formula=lambda bucket: Value(_per_capacity("busy_s", "worker_s")(bucket).value),
+    formula=lambda bucket: Value(_busy(bucket).value),
 )
 _WORKERS: Final = Metric(
     info=_info("num_workers", "workers", "living workers, by the role they have", _POOLS),

@@ -51,7 +51,13 @@ def sim_fleet(settings: Settings) -> Fleet:
     return module.create(settings)
 
 
-FLEETS: Mapping[str, Callable[[Settings], Fleet]] = {"ray": ray_fleet, "sim": sim_fleet}
+def no_fleet(settings: Settings) -> Fleet:
+    from control.fleets import none as module
+
+    return module.create(settings)
+
+
+FLEETS: Mapping[str, Callable[[Settings], Fleet]] = {"ray": ray_fleet, "sim": sim_fleet, "none": no_fleet}
 
 
 def main() -> int:

@@ -152,12 +152,13 @@ def ratio(part: float, whole: float, unknown: float = 0.0) -> float | None:
 def phase_utilization(work: Row, cover: Row, num_seconds: int, basis: str, simulated: bool) -> PhaseUtilization:
     """The five numbers of one phase. No in-phase number when the phase did not run."""
     flops, num_bytes = work.get("flops", 0.0), work.get("bytes", 0.0)
+    is_untimed = work.get("steps", 0.0) > 0 and work.get("busy_s", 0.0) <= 0  # an engine that does not say how long
     return PhaseUtilization(
         wall_compute=ratio(flops, cover.get("flops_peak", 0.0), cover.get("no_flops_peak_s", 0.0)),
         wall_bandwidth=ratio(num_bytes, cover.get("bytes_peak", 0.0), cover.get("no_bytes_peak_s", 0.0)),
         in_phase_compute=ratio(flops, work.get("flops_room", 0.0), work.get("flops_unknown_s", 0.0)),
         in_phase_bandwidth=ratio(num_bytes, work.get("bytes_room", 0.0), work.get("bytes_unknown_s", 0.0)),
-        busy=ratio(work.get("busy_s", 0.0), cover.get("worker_s", 0.0)),
+        busy=None if is_untimed else ratio(work.get("busy_s", 0.0), cover.get("worker_s", 0.0)),
         tokens_per_s=work.get("tokens", 0.0) / num_seconds,
         basis=basis,
         provenance="simulated" if simulated else "derived",

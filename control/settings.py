@@ -45,8 +45,9 @@ class Settings(BaseSettings):
     fleet_id: str = Field(
         "local", pattern=r"^[a-z0-9][a-z0-9-]{0,31}$", description="Name of the fleet in every row and record."
     )
-    fleet_kind: Literal["ray", "sim"] = Field(
-        "ray", description="`ray`: Ray-managed workers. `sim`: SimFleet, always marked simulated."
+    fleet_kind: Literal["ray", "sim", "none"] = Field(
+        "ray",
+        description="`ray`: Ray-managed workers; `sim`: SimFleet, marked simulated; `none`: only attached fleets.",
     )
     num_workers: int = Field(4, ge=1, le=4096, description="Workers in the fleet.")
     num_prefill: int = Field(

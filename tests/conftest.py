@@ -6,6 +6,11 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# No timed assertion anywhere: on a busy machine one example may take any time.
+settings.register_profile("phaseline", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("phaseline")
 
 
 @pytest.fixture(autouse=True)

@@ -33,7 +33,7 @@ def up(
     prefill: Annotated[int | None, typer.Option(help="First prefill pool (num_prefill).")] = None,
     mixed: Annotated[int | None, typer.Option(help="First mixed pool (num_mixed).")] = None,
     kind: Annotated[str | None, typer.Option(help="auto, cpu, cuda or paced (worker_kind).")] = None,
-    fleet: Annotated[str | None, typer.Option(help="ray or sim (fleet_kind).")] = None,
+    fleet: Annotated[str | None, typer.Option(help="ray, sim, or none: only attached fleets (fleet_kind).")] = None,
     model: Annotated[str | None, typer.Option(help="Hugging Face folder or known name (model).")] = None,
     traffic: Annotated[str, typer.Option(help="Sample traffic: a profile of data/traffic/profiles.toml.")] = "",
     as_json: JsonFlag = False,

@@ -209,8 +209,10 @@ def test_an_upgrade_takes_over_what_runs_with_whatever_command(rig: Rig) -> None
 
 
 def test_a_start_that_keeps_failing_names_the_component_and_quotes_its_log(rig: Rig) -> None:
+    code = "import sys; print('no such database'); sys.exit(3)"
+    silent = rig.component("plane", code, ready_url="http://127.0.0.1:9/")  # nobody answers on port 9
     with pytest.raises(StartFailed, match=r"plane does not start \(exit code 3\): no such database"):
-        rig.start(rig.component("plane", "import sys; print('no such database'); sys.exit(3)"))
+        rig.start(silent)
 
 
 def test_a_paused_component_is_ended_and_comes_back(rig: Rig) -> None:

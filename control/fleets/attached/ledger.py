@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Final
 
 from control.fleets.attached.derive import PhaseWork, derive, grown_by, has_restarted, per_bucket
-from control.fleets.attached.engine_page import Buckets, Counters, EnginePage
+from control.fleets.attached.engine_page import Buckets, Counters, EnginePage, Gauges
 from control.types import Phase, Role, WorkerState
 from engine.histogram import bucket_of
 from engine.readings import DeviceInfo, MeterReading, PhaseCounters
@@ -110,6 +110,7 @@ class Ledger:
             next_cursor=0,
             num_steps_lost=0,
             histograms=self._histograms,
+            unknown=("queued_prefill_tokens", "oldest_wait_s", *_absent(gauges)),
         )
 
     def _begin(self, role: Role, since_unix_s: float, at_unix_s: float) -> None:
@@ -188,6 +189,11 @@ def _as_exported(
         for each, one in done.items()
     }
     return {**other, phase: work}
+
+
+def _absent(gauges: Gauges) -> tuple[str, ...]:
+    """Counts that this page does not have; KV without a total is unknown already."""
+    return tuple(name for name in ("num_running", "num_waiting") if getattr(gauges, name) is None)
 
 
 def _from_zero(page: EnginePage) -> EnginePage:

@@ -122,4 +122,7 @@ def test_the_plane_counts_an_attached_engine_as_it_counts_its_own():
     assert rows.keys() == {100, 101}
     prefill = accountant.utilization(103.0, 5).fleet[Phase.PREFILL]
     assert prefill.wall_compute is not None
-    assert prefill.in_phase_compute is None  # the engine does not say for how long it ran
+    assert prefill.in_phase_compute is prefill.busy is None  # the engine does not say for how long it ran
+    gauges = next(row for (line, _), row in ingested.states.items() if line.scope == "fleet" and "num_load" in row)
+    assert "sum_num_running" in gauges
+    assert "sum_queued_prefill_tokens" not in gauges  # nor how many tokens wait
