@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import streamlit as st
 
 from app import session, theme
-from app.place import shared_hub
-from app.source import Hub
+from app.fleets import PARAM, Fleets
+from app.place import shared_fleets
 from app.views import audit, explore, overview, pools, requests, wall, workers
 from app.views.shell import Page, draw_shell
 
@@ -25,17 +25,20 @@ PAGES: tuple[Page, ...] = (
 )
 
 
-def run(hub: Hub, pages: Sequence[Page] = PAGES) -> None:
-    """Draw one run of this tab from `hub`; the first page is the one to start with."""
+def run(fleets: Fleets, pages: Sequence[Page] = PAGES) -> None:
+    """Draw one run of this tab, of the fleet that its address names; the first page is the one to start with."""
     st.set_page_config(page_title="Phaseline", layout="wide", initial_sidebar_state=216)
     st.html(theme.STYLE)
-    if not session.is_logged_in(hub):
+    if not session.is_logged_in(fleets.own):
+        return
+    hub = fleets.hub(st.query_params.get(PARAM, ""))
+    if hub is not fleets.own and not session.is_logged_in(hub):
         return
     if wall.is_asked_for():
         wall.page(hub)
     else:
-        draw_shell(hub, pages)
+        draw_shell(fleets, hub, pages)
 
 
 if __name__ == "__main__":
-    run(shared_hub())
+    run(shared_fleets())

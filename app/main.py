@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
+from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -24,13 +25,12 @@ ROOT = str(Path(__file__).resolve().parent.parent)
 if ROOT not in sys.path:  # `streamlit run` puts only this file's own folder on the path
     sys.path.insert(0, ROOT)
 
-from app import login, stream  # noqa: E402
+from app import fleets, login, stream  # noqa: E402
 from app.console import PAGES  # noqa: E402  # loads every page before anybody waits for it
-from app.parts import PARTS  # noqa: E402
-from app.place import shared_hub  # noqa: E402
+from app.place import shared_fleets  # noqa: E402
 
-HUB = shared_hub()
-STREAMS = stream.Streams(hub=HUB, parts=PARTS)
+FLEETS = shared_fleets()
+HUB = FLEETS.own  # knows who is logged in
 PATHS = frozenset({"/", login.PATH, *(f"/{page.path}" for page in PAGES)})
 
 
@@ -38,11 +38,11 @@ PATHS = frozenset({"/", login.PATH, *(f"/{page.path}" for page in PAGES)})
 async def warm(_: Any) -> AsyncIterator[dict[str, Any]]:
     """Load every page once and keep what is loaded out of the garbage collector's way: a refresh costs a tenth."""
     HUB.start()
-    STREAMS.start()
+    FLEETS.own_streams.start()
     gc.collect()
     gc.freeze()
     yield {}
-    HUB.stop()
+    FLEETS.stop()
 
 
 async def healthz(_: Request) -> JSONResponse:
@@ -51,7 +51,9 @@ async def healthz(_: Request) -> JSONResponse:
 
 
 async def live(request: Request) -> Response:
-    return await STREAMS.answer(request)
+    asked = request.query_params.get(fleets.PARAM, "")
+    streams = await run_in_threadpool(FLEETS.streams, asked) if asked else FLEETS.own_streams
+    return await streams.answer(request)
 
 
 async def door(request: Request) -> Response:

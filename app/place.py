@@ -1,4 +1,4 @@
-"""Where the plane is, and the one hub of this process that every tab and route shares.
+"""Where the plane is, and the hubs of this process that every tab and route shares.
 
 The addresses come from PHASELINE_API_PORT and PHASELINE_HOST, and PHASELINE_PLANE_URLS for planes on other hosts, as
 `phaseline up` sets them for what it starts.
@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 from functools import cache
 
-from app.source import Hub, plane_hub
+from app.fleets import Fleets
+from app.source import Hub
+from control.client import PhaselineClient
 
 
 def plane_urls() -> tuple[str, ...]:
@@ -22,6 +24,8 @@ def plane_urls() -> tuple[str, ...]:
 
 
 @cache
-def shared_hub() -> Hub:
+def shared_fleets() -> Fleets:
     """Made once, when the process starts (`app.main`), before there are threads."""
-    return plane_hub(plane_urls())
+    urls = plane_urls()
+    own = Hub(base_url=urls[0], connect=lambda token: PhaselineClient(urls, token))
+    return Fleets(own=own, connect=lambda token, fleet: PhaselineClient(urls, token, fleet_id=fleet))

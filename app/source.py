@@ -16,7 +16,6 @@ from typing import Any, Protocol, TypeVar
 
 from app.marks import MOVE_KINDS, RARE_KINDS
 from app.visits import MAX_VISITS, Visits
-from control.client import PhaselineClient
 from control.errors import ControlError, NotAllowed, PlaneUnreachable
 from control.types import (
     Command,
@@ -90,6 +89,7 @@ class Plane(Protocol):
         moved: bool | None = None,
     ) -> list[RequestRecord]: ...
     def request(self, request_id: str) -> RequestRecord: ...
+    def fleets(self) -> list[str]: ...
     def events(self) -> Iterator[dict[str, Any]]: ...
     def fleet_events(
         self,
@@ -196,6 +196,11 @@ class Hub:
         with self._lock:
             if token not in self._tokens:
                 self._tokens = [*self._tokens, token][-MAX_READERS:]
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """Tokens that reading may use."""
+        return tuple(self._tokens)
 
     def honours(self, reference: str) -> bool:
         """Whether that visit is open and the plane knows its token still; asked now and then, once for all tabs.
@@ -471,8 +476,3 @@ def merged(old: SeriesResult, fresh: SeriesResult, since_unix_s: float) -> Serie
         series=tuple(series),
         note=fresh.note,
     )
-
-
-def plane_hub(urls: tuple[str, ...]) -> Hub:
-    """The hub of a console process: PhaselineClient to the plane that is active."""
-    return Hub(base_url=urls[0], connect=lambda token: PhaselineClient(urls, token))

@@ -60,6 +60,11 @@ class Streams:
         self._loop = asyncio.get_running_loop()
         self.hub.listeners.append(self.told)
 
+    def share_loop(self, other: Streams) -> None:
+        """The streams of another hub live on the same event loop. Any thread may call it."""
+        other._loop = self._loop
+        other.hub.listeners.append(other.told)
+
     def told(self) -> None:
         """There is a new reading, or the plane was silent once more. Any thread may call it."""
         if self._loop is not None and not self._loop.is_closed():

@@ -300,7 +300,8 @@ class PhaselineClient:
     def events(self, timeout_s: float = 30.0) -> Iterator[dict[str, Any]]:
         """Server-sent events: {"event": "tick" | "command", ...}. Ends when the plane closes the stream."""
         try:
-            with self._http.stream("GET", f"{self._url}{API}/events", timeout=timeout_s) as response:
+            mine = {} if self.fleet_id is None else {"fleet_id": self.fleet_id}
+            with self._http.stream("GET", f"{self._url}{API}/events", params=mine, timeout=timeout_s) as response:
                 if response.is_error:
                     response.read()
                     raise problem_error(response)

@@ -18,7 +18,8 @@ const stream = (window.phaselineStream ??= (() => {
     close();
     open = parts;
     const zone = Intl.DateTimeFormat().resolvedOptions().timeZone ?? "";
-    const url = `/live?parts=${encodeURIComponent(parts)}&tz=${encodeURIComponent(zone)}`;
+    const fleet = new URLSearchParams(location.search).get("fleet") ?? "";
+    const url = `/live?parts=${encodeURIComponent(parts)}&tz=${encodeURIComponent(zone)}&fleet=${encodeURIComponent(fleet)}`;
     source = new EventSource(url);
     source.onmessage = (event) => heard(JSON.parse(event.data));
     source.addEventListener("ended", leave);

@@ -12,6 +12,7 @@ from html import escape
 import streamlit as st
 
 from app import cards, push, session
+from app.fleets import PARAM, Fleets
 from app.source import Hub
 from control.types import FleetSnapshot
 
@@ -24,28 +25,29 @@ class Page:
     draw: Callable[[Hub, FleetSnapshot], None]
 
 
-def draw_shell(hub: Hub, pages: Sequence[Page]) -> None:
+def draw_shell(fleets: Fleets, hub: Hub, pages: Sequence[Page]) -> None:
     """Sidebar, banners, then the chosen page."""
     listed = [
         st.Page(_body(hub, page), title=page.title, url_path=page.path, default=page is pages[0]) for page in pages
     ]
     chosen = st.navigation(listed, position="hidden")
-    _sidebar(hub, pages, listed)
+    _sidebar(fleets, hub, pages, listed)
     if st.session_state.get("page") != chosen.url_path:
         st.session_state["page"] = chosen.url_path
         session.look_again()
     chosen.run()
 
 
-def _sidebar(hub: Hub, pages: Sequence[Page], listed: Sequence[st.Page]) -> None:
+def _sidebar(fleets: Fleets, hub: Hub, pages: Sequence[Page], listed: Sequence[st.Page]) -> None:
     with st.sidebar:
         st.html(cards.brand("Phaseline"))
+        asked = _fleet_switch(fleets)
         section = ""
         for page, link in zip(pages, listed, strict=True):
             if page.section != section:
                 section = page.section
                 st.caption(section)
-            st.page_link(link, label=page.title)
+            st.page_link(link, label=page.title, query_params={PARAM: asked} if asked else None)
         who = session.principal()
         role = "" if who.role == who.name else f' <span class="pl-muted">({escape(who.role)})</span>'
         st.space("small")
@@ -54,6 +56,20 @@ def _sidebar(hub: Hub, pages: Sequence[Page], listed: Sequence[st.Page]) -> None
             f'<div class="pl-muted">Times in {escape(session.tz_name())}</div></div>'
         )
         st.button("Log out", on_click=session.log_out, args=(hub,), width="stretch")
+
+
+def _fleet_switch(fleets: Fleets) -> str:
+    """Which fleet, where there are several; what a link to a page has to say of it."""
+    names, given = fleets.names(), st.query_params.get(PARAM, "")
+    if len(names) < 2:
+        return ""
+    shown = fleets.shown(given)
+    chosen = st.selectbox("Fleet", names, index=names.index(shown))
+    if chosen != shown:
+        st.query_params[PARAM] = chosen
+        session.look_again()
+        st.rerun()
+    return given if given in names else ""
 
 
 def _body(hub: Hub, page: Page) -> Callable[[], None]:

@@ -93,6 +93,8 @@ class FakePlane:
         self.past: list[tuple[float, Desired]] = [(self.started, self.desired)]
         self.commands_: list[Command] = []
         self.events_: list[FleetEvent] = []
+        self.attached: list[str] = []  # names of other fleets
+        self.kind = ""  # of its own fleet; "" for the usual one
 
     # --- one principal's view ------------------------------------------------------------
 
@@ -341,7 +343,7 @@ class FakePlane:
         return FleetSnapshot(
             fleet_id="local",
             model_id="llama-3.1-70b-fp8" if self.simulated else "smollm2-135m-instruct",
-            kind="sim" if self.simulated else "ray",
+            kind=self.kind or ("sim" if self.simulated else "ray"),
             simulated=self.simulated,
             capabilities=tuple(Capability),
             at_unix_s=now,
@@ -523,6 +525,9 @@ class FakeClient:
 
     def command(self, command_id: int) -> Command:
         return next(each for each in self.commands() if each.command_id == command_id)
+
+    def fleets(self) -> list[str]:
+        return ["local", *self.plane.attached]
 
     def commands(self, limit: int = 50, before_id: int | None = None) -> list[Command]:
         plane = self._answer()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from app.fleets import Fleets
 from app.source import Hub
 from control.types import Action, CommandRequest, Departure, Principal, Verb
 from tests.app.builders import plane_and_hub
@@ -18,15 +19,17 @@ PAGES = ("overview", "pools", "workers", "explore", "requests", "audit")
 
 def script(hub, path):  # type: ignore[no-untyped-def]  # its source runs alone, with no import of this file
     from app.console import PAGES, run
+    from app.fleets import Fleets
 
-    run(hub, [*(page for page in PAGES if page.path == path), *(page for page in PAGES if page.path != path)])
+    fleets = hub if isinstance(hub, Fleets) else Fleets(own=hub)
+    run(fleets, [*(page for page in PAGES if page.path == path), *(page for page in PAGES if page.path != path)])
 
 
-def opened(hub: Hub, path: str, role: str = "operator") -> AppTest:
+def opened(hub: Hub | Fleets, path: str, role: str = "operator") -> AppTest:
     """One tab, logged in, on one page."""
     app = AppTest.from_function(script, kwargs={"hub": hub, "path": path}, default_timeout=30)
     if role:
-        log_in(app, hub, role)
+        log_in(app, hub.own if isinstance(hub, Fleets) else hub, role)
     return app.run()
 
 

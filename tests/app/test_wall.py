@@ -17,8 +17,9 @@ from tests.app.builders import NOW, plane_and_hub, points, result
 
 def script(hub):  # type: ignore[no-untyped-def]  # its source runs alone, with no import of this file
     from app.console import run
+    from app.fleets import Fleets
 
-    run(hub)
+    run(Fleets(own=hub))
 
 
 def opened(hub: Hub, role: str = "viewer") -> AppTest:

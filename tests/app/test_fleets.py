@@ -1,0 +1,97 @@
+"""Several fleets behind one console: which one a tab shows, and that each is read only while somebody looks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from streamlit.testing.v1 import AppTest
+
+from app.fleets import IDLE_S, Fleets
+from control.types import FleetSnapshot
+from tests.app.builders import Clock, plane_and_hub
+from tests.app.fake_plane import FakeClient, FakePlane
+from tests.app.test_pages import log_in, opened, script, text
+
+
+class OtherFleet(FakeClient):
+    """The same plane, asked for another of its fleets."""
+
+    def __init__(self, plane: FakePlane, token: str, name: str) -> None:
+        super().__init__(plane, token)
+        self._name = name
+
+    def snapshot(self, fleet_id: str | None = None) -> FleetSnapshot:
+        return replace(super().snapshot(), fleet_id=self._name, model_id="their-model")
+
+
+def fleets(*attached: str) -> tuple[Fleets, FakePlane, Clock]:
+    plane, hub, clock = plane_and_hub()
+    plane.attached = list(attached)
+    hub.admit("viewer-token")
+    return Fleets(own=hub, connect=lambda token, name: OtherFleet(plane, token, name)), plane, clock
+
+
+def test_without_others_there_is_nothing_to_choose() -> None:
+    alone, _, _ = fleets()
+    assert alone.names() == ("local",)
+    assert alone.hub("theirs") is alone.own
+    alone.stop()
+
+
+def test_a_fleet_has_a_hub_of_its_own_with_the_same_visits() -> None:
+    some, _, _ = fleets("theirs", "others")
+    assert some.names() == ("local", "others", "theirs")
+    hub = some.hub("theirs")
+    assert hub is not some.own
+    assert hub is some.hub("theirs")
+    assert hub.visits is some.own.visits
+    snapshot = hub.look().snapshot
+    assert snapshot is not None
+    assert snapshot.fleet_id == "theirs"
+    assert some.streams("theirs").hub is hub
+    assert some.hub("nobody's") is some.hub("") is some.hub("local") is some.own
+    some.stop()
+
+
+def test_a_fleet_that_nobody_looks_at_is_read_no_more() -> None:
+    some, _, clock = fleets("theirs", "others")
+    first = some.hub("theirs")
+    clock.at += IDLE_S + 1
+    some.hub("others")
+    assert some.hub("theirs") is not first
+    some.stop()
+
+
+def test_a_plane_without_workers_of_its_own_shows_the_first_of_the_others() -> None:
+    some, plane, _ = fleets("theirs")
+    plane.kind = "none"
+    some.own.refresh()
+    assert some.shown("") == "theirs"
+    assert some.shown("local") == "local"
+    some.stop()
+
+
+def test_the_sidebar_switches_between_fleets_and_the_address_says_so() -> None:
+    some, _, _ = fleets("theirs")
+    app = tab(some)
+    assert "local · " in text(app)
+    app.selectbox[0].select("theirs").run()
+    assert app.query_params["fleet"] == "theirs"
+    assert "theirs · their-model" in text(app)
+    assert not app.exception
+    some.stop()
+
+
+def test_a_link_names_the_fleet() -> None:
+    some, _, _ = fleets("theirs")
+    app = AppTest.from_function(script, kwargs={"hub": some, "path": "overview"}, default_timeout=30)
+    log_in(app, some.own, "viewer")
+    app.query_params["fleet"] = "theirs"
+    app.run()
+    assert "theirs · their-model" in text(app)
+    some.stop()
+
+
+def tab(some: Fleets) -> Any:
+    return opened(some, "overview")
