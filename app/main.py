@@ -52,8 +52,7 @@ async def healthz(_: Request) -> JSONResponse:
 
 async def live(request: Request) -> Response:
     asked = request.query_params.get(fleets.PARAM, "")
-    streams = await run_in_threadpool(FLEETS.streams, asked) if asked else FLEETS.own_streams
-    return await streams.answer(request)
+    return await (await run_in_threadpool(FLEETS.streams, asked)).answer(request)
 
 
 async def door(request: Request) -> Response:

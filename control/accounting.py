@@ -170,6 +170,7 @@ class Accountant:
             role_since_unix_s=reading.role_since_unix_s,
             device_key=device_key(reading),
             open=is_open,
+            resume=reading.resume,
         )
         return reading.alive
 

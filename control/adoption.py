@@ -16,7 +16,7 @@ from control.accounting import Accountant
 from control.desk import Desk
 from control.errors import HistoryError
 from control.events import Events
-from control.fleets.base import Fleet, is_observed_only
+from control.fleets.base import Fleet, Resumable, is_observed_only
 from control.history.store import History
 from control.lease import Lease
 from control.plane import Plane
@@ -50,7 +50,10 @@ async def adopt(
     await write_spooled(recorder, history, settings, own)
     unfinished = await recorder.read(history.unfinished_commands, fleet.fleet_id)
     accountant = Accountant(fleet.fleet_id)
-    accountant.restore(await recorder.read(history.load_cursors, fleet.fleet_id))
+    cursors = await recorder.read(history.load_cursors, fleet.fleet_id)
+    accountant.restore(cursors)
+    if isinstance(fleet, Resumable):
+        fleet.resume(cursors)
     desk = Desk(
         fleet_id=fleet.fleet_id,
         history=history,

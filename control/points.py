@@ -112,6 +112,7 @@ class WorkerCursor(msgspec.Struct, frozen=True, kw_only=True):
     role_since_unix_s: float
     device_key: str
     open: bool  # its role interval has no end yet
+    resume: bytes = b""  # `MeterReading.resume` of the reading that was counted
 
     @property
     def mark(self) -> Mark:

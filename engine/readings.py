@@ -106,4 +106,5 @@ class MeterReading(msgspec.Struct, kw_only=True):
     next_cursor: int  # pass it to the next read
     num_steps_lost: int  # overwritten before they were read; the counters still have them
     histograms: dict[str, dict[int, int]]  # latency kind -> bucket index -> cumulative count (engine.histogram)
+    resume: bytes = b""  # of a reader that adds up pages itself: what it goes on from after a restart
     unknown: tuple[str, ...] = ()  # fields of `load` that nobody measures here: their 0 says nothing

@@ -5,10 +5,11 @@ An adapter translates; it decides nothing. `SimFleet` is the fake of the same si
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from control.points import WorkerCursor
 from control.types import Capability, Role, WorkerRoute
 from engine.readings import DeviceReading, MeterReading
 
@@ -85,6 +86,14 @@ class Fleet(Protocol):
 
     async def stop(self) -> None:
         """End the fleet's workers (only those this fleet started)."""
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """A fleet that adds up its workers' counters itself, and goes on where the last plane was."""
+
+    def resume(self, cursors: Mapping[str, WorkerCursor]) -> None:
+        """Before `start`: what is counted of each worker."""
 
 
 def is_observed_only(fleet: Fleet) -> bool:

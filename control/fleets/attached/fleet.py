@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import httpx
 
 from control.fleets.attached.attachment import Plan
 from control.fleets.attached.dialects import DIALECTS
+from control.fleets.attached.ledger import Ledger
 from control.fleets.attached.scraper import Scraper
 from control.fleets.attached.targets import Target
 from control.fleets.base import FleetStep, Observation, StepOutcome, WorkerLife
+from control.points import WorkerCursor
 from control.types import Capability, WorkerRoute
 
 
@@ -34,9 +36,14 @@ class AttachedFleet:
         self.scrapers: dict[str, Scraper] = {}
         self._now = now
         self._client: httpx.AsyncClient | None = None
+        self._cursors: Mapping[str, WorkerCursor] = {}
 
     async def prepare(self) -> None:
         """Nothing to load."""
+
+    def resume(self, cursors: Mapping[str, WorkerCursor]) -> None:
+        """Engines that the last plane looked at go on from there: what they did meanwhile is counted."""
+        self._cursors = cursors
 
     async def start(self, on_change: Callable[[], None]) -> None:
         """Begin to look. What cannot be reached is a problem of its worker, not of the fleet."""
@@ -98,7 +105,7 @@ class AttachedFleet:
     def _scraper(self, target: Target, client: httpx.AsyncClient) -> Scraper:
         return Scraper(
             target,
-            self.plan.identity(target),
+            Ledger(self.plan.identity(target), self._cursors.get(target.worker_id)),
             DIALECTS[self.kind],
             client,
             every_s=self.plan.attachment.every_s,

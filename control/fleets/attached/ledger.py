@@ -8,13 +8,17 @@ one interval to the former role. Not decided here: how tokens become work (`deri
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Final
 
+import msgspec
+
 from control.fleets.attached.derive import PhaseWork, derive, grown_by, has_restarted, per_bucket
 from control.fleets.attached.engine_page import Buckets, Counters, EnginePage, Gauges
+from control.points import WorkerCursor
 from control.types import Phase, Role, WorkerState
 from engine.histogram import bucket_of
 from engine.readings import DeviceInfo, MeterReading, PhaseCounters
@@ -38,10 +42,25 @@ class EngineIdentity:
     work: ModelWork | None = None  # None: the model's shape is not known
 
 
-class Ledger:
-    """Feed it every page, in order; `reading` is what a meter would say. Times are Unix seconds of the looks."""
+class Resume(msgspec.Struct, frozen=True, kw_only=True):
+    """What a ledger goes on from in the next plane, beside the counters that the cursor has."""
 
-    def __init__(self, identity: EngineIdentity) -> None:
+    page: EnginePage
+    since_unix_s: float
+    seen_unix_s: float
+    exported_flops: float | None
+
+
+_encoder, _decoder = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(Resume)
+
+
+class Ledger:
+    """Feed it every page, in order; `reading` is what a meter would say. Times are Unix seconds of the looks.
+
+    `cursor`: what the last plane has counted of this engine. One that cannot be read begins anew.
+    """
+
+    def __init__(self, identity: EngineIdentity, cursor: WorkerCursor | None = None) -> None:
         self.identity = identity
         self.page: EnginePage | None = None
         self.role = Role.UNASSIGNED
@@ -53,6 +72,18 @@ class Ledger:
         self._counters: dict[str, PhaseCounters] = {}
         self._histograms: dict[str, dict[int, int]] = {}
         self._knows_flops = self._knows_bytes = False
+        self._resume = b""
+        if cursor is not None:
+            self._epoch = cursor.epoch
+            with contextlib.suppress(msgspec.MsgspecError):
+                self._go_on_from(cursor, _decoder.decode(cursor.resume))
+
+    def _go_on_from(self, cursor: WorkerCursor, before: Resume) -> None:
+        self.page, self.role, self.exported_flops = before.page, cursor.role, before.exported_flops
+        self._since_unix_s, self._seen_unix_s = before.since_unix_s, before.seen_unix_s
+        self._role_since_unix_s = cursor.role_since_unix_s
+        self._counters, self._histograms = dict(cursor.counters), dict(cursor.histograms)
+        self._resume = cursor.resume
 
     def add(self, page: EnginePage, role: Role, at_unix_s: float) -> None:
         """One look. An older one than the last is ignored."""
@@ -70,6 +101,14 @@ class Ledger:
         if role is not self.role:
             self.role, self._role_since_unix_s = role, at_unix_s
         self.page, self._seen_unix_s = page, at_unix_s
+        bare = replace(page, findings=())
+        resume = Resume(
+            page=bare,
+            since_unix_s=self._since_unix_s,
+            seen_unix_s=at_unix_s,
+            exported_flops=self.exported_flops,
+        )
+        self._resume = _encoder.encode(resume)
 
     def reading(self, now_unix_s: float, *, is_alive: bool, state: WorkerState, reason: str) -> MeterReading | None:
         """None before the first page. Not alive: as of the last look."""
@@ -110,6 +149,7 @@ class Ledger:
             next_cursor=0,
             num_steps_lost=0,
             histograms=self._histograms,
+            resume=self._resume,
             unknown=("queued_prefill_tokens", "oldest_wait_s", *_absent(gauges)),
         )
 

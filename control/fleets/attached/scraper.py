@@ -18,7 +18,7 @@ import httpx
 from control.fleets.attached.dialects import Dialect, read_page
 from control.fleets.attached.engine_page import EnginePage
 from control.fleets.attached.exposition import MAX_PAGE_BYTES, PageError
-from control.fleets.attached.ledger import EngineIdentity, Ledger
+from control.fleets.attached.ledger import Ledger
 from control.fleets.attached.targets import Target
 from control.types import Role, WorkerState
 from engine.readings import MeterReading
@@ -59,7 +59,7 @@ class Scraper:
     def __init__(
         self,
         target: Target,
-        identity: EngineIdentity,
+        ledger: Ledger,
         dialect: Dialect,
         client: httpx.AsyncClient,
         *,
@@ -69,7 +69,7 @@ class Scraper:
     ) -> None:
         self.target = target
         self.problem = "not looked at yet"
-        self.ledger = Ledger(identity)
+        self.ledger = ledger
         self._dialect = dialect
         self._client = client
         self._every_s = every_s

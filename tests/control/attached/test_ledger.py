@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from msgspec.structs import replace as replace_cursor
+
 from control.accounting import Accountant
 from control.fleets.attached.engine_page import Counters, EnginePage
 from control.fleets.attached.ledger import EngineIdentity, Ledger
@@ -126,3 +128,33 @@ def test_the_plane_counts_an_attached_engine_as_it_counts_its_own():
     gauges = next(row for (line, _), row in ingested.states.items() if line.scope == "fleet" and "num_load" in row)
     assert "sum_num_running" in gauges
     assert "sum_queued_prefill_tokens" not in gauges  # nor how many tokens wait
+
+
+def test_the_next_plane_goes_on_where_the_last_one_was() -> None:
+    one, accountant = ledger(), Accountant("theirs")
+    one.add(served(10), Role.DECODE, 100.0)
+    one.add(served(30), Role.DECODE, 102.0)
+    accountant.ingest(Observation(at_unix_s=102.0, readings=(read(one),)))
+    cursor = accountant.snapshot()["p0"]
+
+    after, next_accountant = Ledger(one.identity, cursor), Accountant("theirs")
+    next_accountant.restore({"p0": cursor})
+    assert read(after).counters == read(one).counters
+    after.add(served(90), Role.DECODE, 112.0)
+    assert read(after).epoch == read(one).epoch
+    ingested = next_accountant.ingest(Observation(at_unix_s=112.0, readings=(read(after),)))
+    rows = [row for (line, _, _), row in ingested.phases.items() if line.scope == "fleet"]
+    assert sum(row["tokens"] for row in rows) == 60  # what was done while no plane looked, spread over that time
+    assert len(rows) == 10
+    assert [each.kind for each in ingested.events] == []
+
+
+def test_a_cursor_of_something_else_begins_another_life() -> None:
+    one, accountant = ledger(), Accountant("theirs")
+    one.add(served(10), Role.DECODE, 100.0)
+    accountant.ingest(Observation(at_unix_s=100.0, readings=(read(one),)))
+    cursor = replace_cursor(accountant.snapshot()["p0"], resume=b"what is this")
+    after = Ledger(one.identity, cursor)
+    after.add(served(50), Role.DECODE, 112.0)
+    assert read(after).epoch > read(one).epoch
+    assert read(after).counters == {}
