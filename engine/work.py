@@ -5,11 +5,12 @@ here: how long the work takes (`engine.cost_model`) and what the device could do
 
 Conventions, each counted once and the same everywhere:
 
-- One multiply-add is 2 FLOPs. Norms, rotary, softmax, residuals and sampling are left out: under 0.1% of the linears.
+- One multiply-add is 2 FLOPs. Norms, rotation, residuals and SwiGLU's gate are left out: one FLOP per value, they are
+  0.1% of a 135M model (`phaseline bench meter`), less of larger ones; so are softmax and sampling.
 - The context `s` of a token counts the token itself: position p has s = p + 1.
-- Weights are read once per forward. The embedding table is not streamed: one row per token is gathered, which is
-  hidden_size values against hidden_size**2 in the linears, and is left out. The head is read only by a forward that
-  samples.
+- Weights are read once per forward. The embedding table is not streamed: one row per token is gathered. The head is
+  read only by a forward that samples.
+- Activations are left out of the bytes: what one kernel leaves for the next stays on the chip, or could.
 - A sequence's KV is read once per forward over its whole context, the tokens just written included.
 - Recomputed tokens (after a preemption) are work like any other: the device did it.
 """
@@ -35,7 +36,10 @@ def head_params(model: ModelConfig) -> int:
 
 
 def norm_params(model: ModelConfig) -> int:
-    """Two RMSNorm vectors per layer and a last one, and the attention's biases where the model has them."""
+    """Two RMSNorm vectors per layer and a last one, and the biases of q, k and v where the model has them.
+
+    An output bias, which few of those have, is left out: hidden_size values a layer.
+    """
     norms = (2 * model.num_layers + 1) * model.hidden_size
     biases = model.num_layers * (model.num_q_heads + 2 * model.num_kv_heads) * model.head_dim
     return norms + (biases if model.attention_bias else 0)
@@ -97,7 +101,7 @@ def prefill_bytes(
     context_sum: int,
     sampled_tokens: int,
 ) -> float:
-    """Bytes of one prefill forward: weights once (head only when it samples) + KV read of the contexts + KV written."""
+    """Weights once (head only when it samples), an embedding row per token, KV read of the contexts, KV written."""
     work = ModelWork(model, weight_dtype_bytes, kv_dtype_bytes)
     return work.prefill_bytes(chunk_tokens, context_sum, sampled_tokens)
 
@@ -105,7 +109,7 @@ def prefill_bytes(
 def decode_bytes(
     model: ModelConfig, weight_dtype_bytes: float, kv_dtype_bytes: float, *, context_sum: int, batch: int
 ) -> float:
-    """Bytes of one decode step: all weights once + each sequence's KV read + one token's KV written per sequence."""
+    """All weights once, and per sequence an embedding row, its KV read and one token's KV written."""
     return ModelWork(model, weight_dtype_bytes, kv_dtype_bytes).decode_bytes(context_sum, batch)
 
 
@@ -123,6 +127,7 @@ class ModelWork:
         "head_bytes",
         "kv_token_bytes",
         "model",
+        "row_bytes",
     )
 
     def __init__(self, model: ModelConfig, weight_dtype_bytes: float = 4, kv_dtype_bytes: float = 4) -> None:
@@ -130,8 +135,10 @@ class ModelWork:
         self.flops_per_token = 2.0 * linear_params(model)
         self.flops_per_pair = 4.0 * model.num_q_heads * model.head_dim * model.num_layers
         self.flops_per_sample = 2.0 * head_params(model)
-        self.body_bytes = float((linear_params(model) + norm_params(model)) * weight_dtype_bytes)
-        self.head_bytes = float(head_params(model) * weight_dtype_bytes)
+        body, last_norm = linear_params(model) + norm_params(model), model.hidden_size
+        self.body_bytes = float((body - last_norm) * weight_dtype_bytes)
+        self.head_bytes = float((head_params(model) + last_norm) * weight_dtype_bytes)
+        self.row_bytes = float(model.hidden_size * weight_dtype_bytes)
         self.kv_token_bytes = float(kv_bytes_per_token(model, kv_dtype_bytes))
 
     def prefill_flops(self, tokens: int, pairs: int, sampled_tokens: int) -> float:
@@ -139,10 +146,11 @@ class ModelWork:
 
     def prefill_bytes(self, tokens: int, context_sum: int, sampled_tokens: int) -> float:
         head = self.head_bytes if sampled_tokens else 0.0
-        return self.body_bytes + head + self.kv_token_bytes * (context_sum + tokens)
+        return self.body_bytes + head + self.row_bytes * tokens + self.kv_token_bytes * (context_sum + tokens)
 
     def decode_flops(self, context_sum: int, batch: int) -> float:
         return (self.flops_per_token + self.flops_per_sample) * batch + self.flops_per_pair * context_sum
 
     def decode_bytes(self, context_sum: int, batch: int) -> float:
-        return self.body_bytes + self.head_bytes + self.kv_token_bytes * (context_sum + batch)
+        weights = self.body_bytes + self.head_bytes + self.row_bytes * batch
+        return weights + self.kv_token_bytes * (context_sum + batch)

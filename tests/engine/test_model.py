@@ -10,7 +10,6 @@ import pytest
 import torch
 from model_builders import GREEDY, blocks_for, logits_at_every_position, random_ids
 
-from engine.bench.flops import compare
 from engine.bench.vs_transformers import differences, engine_generate, load_transformers, transformers_generate
 from engine.convert import make_tiny_model
 from engine.errors import ExactModeUnavailable, KvPoolError, UnsupportedModelError
@@ -164,10 +163,3 @@ def test_blocks_move_between_pools_as_bytes(runner: TorchRunner) -> None:
         KvPool.from_buffer(layout, 5, memory)
     with pytest.raises(KvPoolError, match=r"4\.\.4 is outside 0\.\.3"):
         shared.gather([4])
-
-
-@pytest.mark.parametrize("lengths", [[(0, 64)], [(512, 128)], [(0, 40), (100, 24), (7, 64)]])
-def test_work_equals_torchs_flop_counter_and_the_masks(tiny_folder: Path, lengths: list[tuple[int, int]]) -> None:
-    linears, pairs, counted, unmasked = compare(TorchRunner.load(tiny_folder, num_blocks=64, mode="fast"), lengths)
-    assert abs(linears / counted - 1) < 1e-3
-    assert pairs == unmasked

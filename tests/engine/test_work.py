@@ -64,15 +64,15 @@ def test_a_decode_step_is_one_chunk_of_one_token_per_sequence():
     assert work.decode_flops(SMALL, sum(contexts), 2) == as_chunks
 
 
-def test_decode_bytes_are_weights_once_plus_kv_read_and_written():
-    weights = work.weight_bytes(SMALL, 2)
-    assert work.decode_bytes(SMALL, 2, 1, context_sum=22, batch=2) == weights + (22 + 2) * 2 * 2 * 1 * 4
+def test_decode_bytes_are_weights_once_plus_embedding_rows_plus_kv_read_and_written():
+    weights, rows, kv = work.weight_bytes(SMALL, 2), 2 * 8 * 2, (22 + 2) * 2 * 2 * 1 * 4
+    assert work.decode_bytes(SMALL, 2, 1, context_sum=22, batch=2) == weights + rows + kv
 
 
 def test_a_prefill_that_does_not_sample_leaves_the_head_alone():
     sampled = work.prefill_bytes(SMALL, 2, 2, chunk_tokens=4, context_sum=4, sampled_tokens=1)
     unsampled = work.prefill_bytes(SMALL, 2, 2, chunk_tokens=4, context_sum=4, sampled_tokens=0)
-    assert sampled - unsampled == 100 * 8 * 2
+    assert sampled - unsampled == (100 * 8 + 8) * 2  # and the norm before it
 
 
 def test_tied_embeddings_are_resident_once():

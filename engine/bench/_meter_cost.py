@@ -1,9 +1,7 @@
 """What the meter costs: seconds of all its calls in one step, as a share of that step's time.
 
-    python -m engine.bench.meter [--model FOLDER] [--steps 20]
-
 The calls are those that `engine.core` makes in a step: heartbeat, begin, end with one record per forward, token gaps,
-load; on a page in shared memory. The step is the model's own, one thread, exact mode. The aim is a share of 0.5%.
+load; on a page in shared memory. The step is the model's own, one thread, exact mode.
 """
 
 from __future__ import annotations
@@ -13,13 +11,13 @@ import random
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from engine.bench._setup import model_folder, parser_of, show
 from engine.core_types import CoreConfig
-from engine.meter import Meter
+from engine.meter import Meter, MeterReader
 from engine.readings import DeviceInfo
 from engine.runner import TorchRunner
 from engine.step_meter import StepMeter
@@ -28,7 +26,6 @@ from engine.types import DecodeItem, Load, PrefillChunk, Role, SamplingParams, S
 GREEDY = SamplingParams()
 BLOCK_TOKENS = 16
 CONTEXT = 256
-AIM = 0.005
 
 
 def decode_plan(batch: int) -> StepPlan:
@@ -82,34 +79,44 @@ def _step_meter(runner: TorchRunner, folder: Path) -> StepMeter:
     return StepMeter(meter, config)
 
 
-def main() -> None:
-    parser = parser_of(__doc__)
-    parser.add_argument("--model", type=Path, help="model folder; the one that ships when absent")
-    parser.add_argument("--steps", type=int, default=20)
-    args = parser.parse_args()
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """One kind of step: its own time, and that of all meter calls in it."""
+
+    step: str
+    step_s: float
+    meter_s: float
+
+    @property
+    def share(self) -> float:
+        return self.meter_s / self.step_s
+
+
+def step_costs(folder: Path, num_steps: int) -> list[StepCost]:
+    """Of decode and prefill steps of a model, one thread, exact mode."""
     torch.set_num_threads(1)
-    runner = TorchRunner.load(model_folder(args.model), 8 * CONTEXT // BLOCK_TOKENS, block_tokens=BLOCK_TOKENS)
+    runner = TorchRunner.load(folder, 8 * CONTEXT // BLOCK_TOKENS, block_tokens=BLOCK_TOKENS)
     root = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=root, prefix="phaseline-bench-") as folder:
-        meter = _step_meter(runner, Path(folder))
-        plans = {
-            "decode, batch 1": decode_plan(1),
-            "decode, batch 8": decode_plan(8),
-            "prefill, 128 tokens": prefill_plan(128, runner.model.config.vocab_size),
-        }
+    plans = {
+        "decode, batch 1": decode_plan(1),
+        "decode, batch 8": decode_plan(8),
+        "prefill, 128 tokens": prefill_plan(128, runner.model.config.vocab_size),
+    }
+    found = []
+    with tempfile.TemporaryDirectory(dir=root, prefix="phaseline-bench-") as page_folder:
+        meter = _step_meter(runner, Path(page_folder))
         for name, plan in plans.items():
-            step_s, result = step_seconds(runner, plan, args.steps)
-            meter_s = meter_seconds(meter, plan, result)
-            show(
-                args.json,
-                f"{name:20} step {step_s * 1e3:8.2f} ms   meter {meter_s * 1e6:6.1f} us   "
-                f"share {meter_s / step_s:.4%}   (aim {AIM:.1%})",
-                step=name,
-                step_s=step_s,
-                meter_s=meter_s,
-                share=meter_s / step_s,
-            )
+            step_s, result = step_seconds(runner, plan, num_steps)
+            found.append(StepCost(name, step_s, meter_seconds(meter, plan, result)))
+        found.append(StepCost("node agent, a read a second", 1.0, read_seconds(Path(page_folder))))
+    return found
 
 
-if __name__ == "__main__":
-    main()
+def read_seconds(folder: Path, repeats: int = 200) -> float:
+    """Median time in which a node agent reads one worker's page, its ring full of new steps the first time."""
+    reader, cursor, times = MeterReader(folder / "bench.meter"), 0, []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        cursor = reader.read(cursor).next_cursor
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
