@@ -12,13 +12,14 @@ import streamlit as st
 from app import session, theme
 from app.fleets import PARAM, Fleets
 from app.place import shared_fleets
-from app.views import audit, explore, overview, pools, requests, wall, workers
+from app.views import audit, explore, fleets, overview, pools, requests, wall, workers
 from app.views.shell import Page, draw_shell
 
 PAGES: tuple[Page, ...] = (
     Page("Overview", "overview", "Operate", overview.page),
     Page("Pools & routing", "pools", "Operate", pools.page),
     Page("Workers", "workers", "Operate", workers.page),
+    Page("Fleets", "fleets", "Operate", fleets.page),
     Page("Explore", "explore", "Understand", explore.page),
     Page("Requests", "requests", "Understand", requests.page),
     Page("Audit log", "audit", "Understand", audit.page),

@@ -46,6 +46,8 @@ from control.types import (
     WhatIfRouting,
 )
 
+__all__ = ["ENDED", "AttachedInfo", "Attachment", "PhaselineClient", "Survey"]
+
 T = TypeVar("T")
 API = "/api/v1"
 POLL_S = 0.1

@@ -29,17 +29,23 @@ def health_of(
     observation: Observation,
     departures: Sequence[Departure] = (),
     bottleneck: Bottleneck | None = None,
+    *,
+    is_observed_only: bool = False,
 ) -> Health:
-    """The first of these that holds: cannot serve, workers away, a bottleneck, the SLO, no gateway; else fine."""
+    """The first of these that holds: cannot serve, workers away, a bottleneck, the SLO, no gateway; else fine.
+
+    A fleet that is only observed has no gateway of ours, and its requests are not seen.
+    """
     now_unix_s = observation.at_unix_s
     losses = {each.worker_id: each for each in departures if each.kind == "lost"}
     checks = (
         _cannot_serve(workers),
         _workers_away(workers, observation, losses),
         _limited(bottleneck),
-        _service(traffic),
+        None if is_observed_only else _service(traffic),
     )
-    found = next((each for each in checks if each), _fine(workers, traffic))
+    fine = _observed(workers) if is_observed_only else _fine(workers, traffic)
+    found = next((each for each in checks if each), fine)
     told = _recent_loss(losses, now_unix_s)
     return found if not told or found is checks[1] else replace(found, text=f"{found.text}. {told}")
 
@@ -48,6 +54,8 @@ def _cannot_serve(workers: tuple[WorkerStatus, ...]) -> Health | None:
     able = [w for w in workers if w.alive and w.role in (Role.DECODE, Role.MIXED) and w.state == WorkerState.READY]
     if able:
         return None
+    if not workers:
+        return Health(level="starting", text="No workers yet")
     coming = [w for w in workers if w.state in (WorkerState.STARTING, WorkerState.UNASSIGNED)]
     if coming:
         return Health(level="starting", text=_count(len(coming), len(workers), "starting"))
@@ -139,6 +147,11 @@ def _fine(workers: tuple[WorkerStatus, ...], traffic: TrafficStatus) -> Health:
         return Health(level="ok", text=f"No traffic. {head}")
     good = f", {traffic.attainment:.0%} of requests are good" if traffic.attainment is not None else ""
     return Health(level="ok", text=f"{head}{good}")
+
+
+def _observed(workers: tuple[WorkerStatus, ...]) -> Health:
+    ready = sum(1 for w in workers if w.state == WorkerState.READY)
+    return Health(level="ok", text=f"{'All' if ready == len(workers) else f'{ready} of'} {len(workers)} engines answer")
 
 
 def _count(num: int, total: int, doing: str) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from control.accounting import UtilizationView
 from control.changes import role_of
 from control.facts import POOLS, FleetFacts, WorkerFacts, natural
-from control.fleets.base import Observation, WorkerLife
+from control.fleets.base import ACTING, Observation, WorkerLife
 from control.gateway.pulse import Pulse, pulse_of_step
 from control.health import Health, health_of
 from control.overdue import overdue_step_s
@@ -84,7 +84,10 @@ def build_snapshot(
         worker_status(identity, w, desired, readings.get(w), lives.get(w), devices, utilization, at) for w in ids
     )
     pools = tuple(pool_status(role, desired, workers, utilization, traffic) for role in POOLS)
-    health = health_of(workers, traffic, observation, departures, bottleneck) if observation else STARTING
+    observed_only = not ACTING & set(identity.capabilities)
+    health = STARTING
+    if observation is not None:
+        health = health_of(workers, traffic, observation, departures, bottleneck, is_observed_only=observed_only)
     return FleetSnapshot(
         fleet_id=identity.fleet_id,
         model_id=identity.model_id,

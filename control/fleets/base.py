@@ -13,6 +13,9 @@ from control.points import WorkerCursor
 from control.types import Capability, Role, WorkerRoute
 from engine.readings import DeviceReading, MeterReading
 
+#: What changes workers; a fleet that can nothing of it is observed only.
+ACTING = frozenset({Capability.RESIZE, Capability.FLIP, Capability.DRAIN})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerLife:
@@ -98,4 +101,4 @@ class Resumable(Protocol):
 
 def is_observed_only(fleet: Fleet) -> bool:
     """Nothing can be ordered of its workers: what is desired of it is what it is."""
-    return not fleet.capabilities & {Capability.RESIZE, Capability.FLIP, Capability.DRAIN}
+    return not fleet.capabilities & ACTING

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from control.errors import CommandRefused, ControlError, NotAllowed, NotFound, PlaneUnreachable, StaleVersion
+from control.fleets.attached.types import AttachedInfo, Attachment, EngineSurvey, Finding, Survey
 from control.types import (
     Action,
     Capability,
@@ -528,6 +529,31 @@ class FakeClient:
 
     def fleets(self) -> list[str]:
         return ["local", *self.plane.attached]
+
+    def attached(self) -> list[AttachedInfo]:
+        return [
+            AttachedInfo(
+                attachment=Attachment(name=each, kind="vllm", targets=("decode=h:1",)), who="ann", at_unix_s=1.0
+            )
+            for each in self._answer().attached
+        ]
+
+    def survey(self, attachment: Attachment) -> Survey:
+        self._operator()
+        off = Finding(quantity="exported_flops", state="off", series="vllm:flops", remedy="start it with --mfu")
+        engine = EngineSurvey(worker_id="d0", url="http://h:1", role="decode", version="0.32.0", missing=(off,))
+        return Survey(name=attachment.name, kind=attachment.kind, engines=(engine,), notes=("no device",))
+
+    def attach(self, attachment: Attachment) -> AttachedInfo:
+        self._operator()
+        if not attachment.targets:
+            raise CommandRefused("give targets, or a file of targets", field="targets", bound="one of the two")
+        self.plane.attached.append(attachment.name)
+        return AttachedInfo(attachment=attachment, who="operator", at_unix_s=1.0)
+
+    def detach(self, name: str) -> None:
+        self._operator()
+        self.plane.attached.remove(name)
 
     def commands(self, limit: int = 50, before_id: int | None = None) -> list[Command]:
         plane = self._answer()

@@ -11,7 +11,7 @@ from app.fleets import IDLE_S, Fleets
 from control.types import FleetSnapshot
 from tests.app.builders import Clock, plane_and_hub
 from tests.app.fake_plane import FakeClient, FakePlane
-from tests.app.test_pages import log_in, opened, script, text
+from tests.app.test_pages import button, log_in, opened, script, text
 
 
 class OtherFleet(FakeClient):
@@ -90,6 +90,39 @@ def test_a_link_names_the_fleet() -> None:
     app.query_params["fleet"] = "theirs"
     app.run()
     assert "theirs · their-model" in text(app)
+    some.stop()
+
+
+def test_an_operator_looks_at_a_fleet_first_then_attaches_it_and_lets_it_go() -> None:
+    some, plane, _ = fleets()
+    app = opened(some, "fleets")
+    assert "No fleet is attached" in text(app)
+    button(app, "Attach").click().run()
+    assert "give targets, or a file of targets" in text(app)
+    app.text_input("attach_name").set_value("theirs")
+    app.text_area("attach_targets").set_value("decode=h:1\n\n prefill=h:2 ").run()
+    button(app, "Look first").click().run()
+    assert app.dataframe[0].value["Missing"][0] == "vllm:flops is off: start it with --mfu"
+    assert plane.attached == []
+    button(app, "Attach").click().run()
+    assert plane.attached == ["theirs"]
+    assert "theirs is attached" in text(app)
+    button(app, "Detach").click().run()
+    assert plane.attached == []
+    assert not app.exception
+    some.stop()
+
+
+def test_a_viewer_sees_the_fleets_and_cannot_change_them() -> None:
+    some, plane, _ = fleets("theirs")
+    app = opened(some, "fleets", role="viewer")
+    assert "attached by ann" in text(app)
+    assert {each.label: each.disabled for each in app.button if each.label != "Log out"} == {
+        "Detach": True,
+        "Look first": True,
+        "Attach": True,
+    }
+    assert plane.attached == ["theirs"]
     some.stop()
 
 

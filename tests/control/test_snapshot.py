@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -46,6 +47,7 @@ def snapshot(
     state: Desired | None = None,
     readings: dict[str, MeterReading] | None = None,
     lives: tuple[WorkerLife, ...] = (),
+    identity: FleetIdentity = IDENTITY,
     **changes: Any,
 ) -> FleetSnapshot:
     state = state or desired(1, 3)
@@ -60,7 +62,7 @@ def snapshot(
         "now_unix_s": NOW + 0.5,
         "tick": 3,
     }
-    return build_snapshot(IDENTITY, **{**values, **changes})
+    return build_snapshot(identity, **{**values, **changes})
 
 
 def pool(snap: FleetSnapshot, role: Role) -> PoolStatus:
@@ -311,3 +313,12 @@ def test_banners_say_what_waits_on_disk_and_why_it_cannot() -> None:
     assert away[0].endswith("0 writes wait in memory, 60 in the spool (1.5 MB).")
     assert "The history is back: 60 writes" in notices_of({}, policy, None, num_writes_spooled=60)[0]
     assert "in memory only" in notices_of({}, policy, None, spool_problem="No space left on device")[0]
+
+
+def test_a_fleet_that_is_only_observed_needs_no_gateway_of_ours() -> None:
+    theirs = replace(IDENTITY, capabilities=(Capability.OBSERVE,))
+    nobody = replace(SERVING, num_gateways=0)
+    assert snapshot(traffic=nobody).health == "attention"
+    seen = snapshot(traffic=nobody, identity=theirs)
+    assert (seen.health, seen.health_text) == ("ok", "All 4 engines answer")
+    assert snapshot(desired(0, 0), identity=theirs).health == "starting"
