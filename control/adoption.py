@@ -19,6 +19,7 @@ from control.events import Events
 from control.fleets.base import Fleet, Resumable, is_observed_only
 from control.history.store import History
 from control.lease import Lease
+from control.monitor import open_monitor
 from control.plane import Plane
 from control.recorder import Recorder
 from control.settings import Settings
@@ -36,8 +37,12 @@ async def adopt(
     lease: Lease,
     version: str = "",
     now: Callable[[], float] = time.time,
+    followed: str = "",
 ) -> Plane:
-    """A plane that goes on where the last one stopped, under this lease. Raises HistoryError, StaleFence."""
+    """A plane that goes on where the last one stopped. Raises HistoryError, StaleFence, SettingsError.
+
+    `followed`: the plane from which it was taken, when that one had not released it.
+    """
     recorder = Recorder()
     known = await recorder.read(history.load_desired, fleet.fleet_id)
     if is_observed_only(fleet):
@@ -63,6 +68,9 @@ async def adopt(
         unfinished={each.command_id: each for each in unfinished},
     )
     desk.settle(now())
+    monitor = await open_monitor(
+        *(fleet.fleet_id, history, settings, recorder, desk.events, lease), followed=followed, now_unix_s=now()
+    )
     return Plane(
         fleet=fleet,
         history=history,
@@ -70,6 +78,7 @@ async def adopt(
         desk=desk,
         lease=lease,
         accountant=accountant,
+        monitor=monitor,
         version=version,
         now=now,
     )

@@ -24,6 +24,7 @@ from control.errors import ControlError, FleetError, NotActive, NotFound, PlaneU
 from control.fleets.attached.types import AttachedInfo, Attachment, Survey
 from control.types import (
     Action,
+    Alert,
     Bottleneck,
     Command,
     CommandRequest,
@@ -298,6 +299,12 @@ class PhaselineClient:
             limit=limit,
             fleet_id=fleet_id,
         )
+
+    def alerts(
+        self, since_unix_s: float | None = None, *, limit: int = 100, fleet_id: str | None = None
+    ) -> list[Alert]:
+        """What pends and fires, pages first; with `since_unix_s` also what ended since then, newest first."""
+        return self._get(list[Alert], f"{API}/alerts", since_unix_s=since_unix_s, limit=limit, fleet_id=fleet_id)
 
     def events(self, timeout_s: float = 30.0) -> Iterator[dict[str, Any]]:
         """Server-sent events: {"event": "tick" | "command", ...}. Ends when the plane closes the stream."""

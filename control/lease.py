@@ -78,7 +78,7 @@ def judge(lease: Lease | None, me: Holder, standing: Standing, lease_s: float, n
         return Verdict(may_take=True, reason="nobody has had this fleet")
     if lease.holder.holder_id == me.holder_id:
         return Verdict(may_take=True, reason="it is ours")  # the answer to the commit was lost
-    if lease.expires_unix_s <= lease.taken_unix_s:
+    if is_released(lease):
         return Verdict(may_take=True, reason=f"{lease.holder.words} has released it")
     if standing.dead_fence == lease.fence:
         return Verdict(may_take=True, reason=f"{lease.holder.words} has ended")
@@ -89,6 +89,11 @@ def judge(lease: Lease | None, me: Holder, standing: Standing, lease_s: float, n
         reason = f"{lease.holder.words} has not renewed it; the database is back only for {standing.reachable_s:.1f} s"
         return Verdict(may_take=False, reason=reason, wait_s=lease_s - standing.reachable_s)
     return Verdict(may_take=True, reason=f"{lease.holder.words} has not renewed it for {lease_s - left_s:.1f} s")
+
+
+def is_released(lease: Lease) -> bool:
+    """Its holder has given it back."""
+    return lease.expires_unix_s <= lease.taken_unix_s
 
 
 def is_same_machine(one: Holder, other: Holder) -> bool:

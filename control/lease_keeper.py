@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from control.errors import HistoryError, StaleFence
 from control.history.store import History
-from control.lease import RENEWALS, Holder, Lease, Standing, Verdict, is_same_machine, judge
+from control.lease import RENEWALS, Holder, Lease, Standing, Verdict, is_released, is_same_machine, judge
 
 T = TypeVar("T")
 _log = logging.getLogger("phaseline.lease")
@@ -54,6 +54,14 @@ class LeaseKeeper:
             on_waiting()
             self._tell(self.problem or verdict.reason)
             await self._pause(min(LOOK_EVERY_S, max(LEAST_WAIT_S, verdict.wait_s)))
+
+    @property
+    def followed(self) -> str:
+        """The plane whose lease we took although it had not released it; "" when none."""
+        before = self.before
+        if before is None or is_released(before) or before.holder.holder_id == self.me.holder_id:
+            return ""
+        return before.holder.words
 
     async def keep(self, newest_fence: Callable[[], int] = lambda: 0) -> StaleFence:
         """Renew until another plane has taken over; returns how that was learned.

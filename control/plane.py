@@ -80,6 +80,7 @@ class Plane:
         desk: Desk,
         lease: Lease,
         accountant: Accountant,
+        monitor: Monitor,
         version: str = "",
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -92,8 +93,8 @@ class Plane:
         self._fence = lease.fence
         self._accountant = accountant
         self._now = now
-        self.monitor = Monitor(settings, desk.recorder, now)
-        slo, on_record = settings.effective_slo, self.monitor.on_record
+        self.monitor = monitor
+        slo, on_record = settings.effective_slo, monitor.on_record
         self.gateways = Gateways(
             *(fleet, history, desk.recorder, slo, lease.fence, now()), on_loss=self.wake, on_record=on_record
         )
@@ -172,6 +173,7 @@ class Plane:
         self.wake()
         self.events.close()
         await self._orders.close()
+        await self.monitor.close()
         await self.gateways.hub.close()
 
     async def close(self) -> None:
@@ -183,6 +185,7 @@ class Plane:
                 pass  # the tick that was under way has ended
         self.events.close()
         await self._orders.close()
+        await self.monitor.close()
         await self.gateways.hub.close()
         await self.fleet.close()
         await self.recorder.close()
@@ -298,10 +301,11 @@ class Plane:
             notices=self._notices(),
             active_command_ids=tuple(sorted(self.desk.unfinished)),
             departures=self.desk.departures,
+            alerts=self.monitor.alerts,
             bottleneck=self._bottleneck,
         )
         self._snapshot = snapshot
-        self.monitor.on_tick(snapshot)
+        self.monitor.on_tick(snapshot, now)
         self._snapshot_bytes = _snapshot_json.dump_json(snapshot)
         self.events.publish(
             "tick",

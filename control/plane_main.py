@@ -154,7 +154,7 @@ class PlaneProcess:
         acting = [
             asyncio.create_task(self._attached.run(), name="attached fleets"),
             asyncio.create_task(self._keep(keeper), name="lease"),
-            asyncio.create_task(self._act(fleet, history, lease), name="ticks"),
+            asyncio.create_task(self._act(fleet, history, lease, keeper.followed), name="ticks"),
             asyncio.create_task(self._door.keep_open(former, keeper.me), name="door"),
         ]
         try:
@@ -175,9 +175,11 @@ class PlaneProcess:
                 task.cancel()
             await asyncio.gather(*acting, return_exceptions=True)
 
-    async def _act(self, fleet: Fleet, history: History, lease: Lease) -> None:
+    async def _act(self, fleet: Fleet, history: History, lease: Lease, followed: str) -> None:
         """Adopt, which may take long when a spool is full, then tick."""
-        plane = self._planes[fleet.fleet_id] = await adopt(fleet, history, self._settings, lease, self._version)
+        plane = self._planes[fleet.fleet_id] = await adopt(
+            fleet, history, self._settings, lease, self._version, followed=followed
+        )
         await plane.run()
 
     async def _keep(self, keeper: LeaseKeeper) -> None:

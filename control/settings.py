@@ -193,6 +193,23 @@ class Settings(BaseSettings):
     )
     slo: Slo | None = Field(None, description="Bounds per request that make it good; default by profile.")
 
+    slo_objective: float = Field(
+        0.99,
+        gt=0.0,
+        lt=1.0,
+        description="Share of requests that are to be good; alerts tell how fast the rest is used up.",
+    )
+    slo_least_requests: int = Field(
+        20, ge=1, description="With fewer requests in the long window (1 h, 6 h) no burn rate is told."
+    )
+    alert_webhook_url: str = Field(
+        "", pattern=r"^(https?://\S+)?$", description="Alerts are sent here, signed; empty: nowhere."
+    )
+    alert_webhook_secret: str = Field(
+        "",
+        pattern=r"^(file:.+|env:[A-Za-z_][A-Za-z0-9_]*)?$",
+        description="Where the key of the signature is: `file:PATH` or `env:NAME`; `whsec_` + base64, or any text.",
+    )
     metrics_max_workers: int = Field(
         256, ge=0, le=4096, description="Workers with Prometheus series of their own; the others are in the sums."
     )
@@ -261,6 +278,22 @@ class Settings(BaseSettings):
 def worker_ids(num_workers: int) -> tuple[str, ...]:
     """`w0 w1 ..`, not padded: a name must not change when the fleet grows."""
     return tuple(f"w{index}" for index in range(num_workers))
+
+
+def webhook_secret(settings: Settings) -> str:
+    """The key of the webhook's signature. Raises SettingsError, which names where it was looked for, never what."""
+    kind, _, place = settings.alert_webhook_secret.partition(":")
+    if kind == "file":
+        try:
+            secret = Path(place).read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"setting alert_webhook_secret: {place} cannot be read: {error}") from error
+    else:
+        secret = os.environ.get(place, "").strip() if kind == "env" else ""
+    if not secret:
+        where = f"{settings.alert_webhook_secret} is empty" if kind else "alert_webhook_url needs it"
+        raise SettingsError(f"setting alert_webhook_secret: {where}")
+    return secret
 
 
 def load_key_weights(settings: Settings) -> dict[str, float]:

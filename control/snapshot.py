@@ -18,6 +18,7 @@ from control.gateway.pulse import Pulse, pulse_of_step
 from control.health import Health, health_of
 from control.overdue import overdue_step_s
 from control.types import (
+    Alert,
     Bottleneck,
     Capability,
     Departure,
@@ -73,6 +74,7 @@ def build_snapshot(
     notices: tuple[str, ...] = (),
     active_command_ids: tuple[int, ...] = (),
     departures: tuple[Departure, ...] = (),
+    alerts: tuple[Alert, ...] = (),
     bottleneck: Bottleneck | None = None,
 ) -> FleetSnapshot:
     """The whole screen. `readings` are the newest per worker (`newest_readings`)."""
@@ -110,6 +112,7 @@ def build_snapshot(
         notices=notices,
         active_command_ids=active_command_ids,
         departures=departures,
+        alerts=alerts,
         bottleneck=bottleneck,
     )
 

@@ -25,6 +25,9 @@ LifeKind = Literal["started", "died", "stopped", "restarted"]
 PlaneKind = Literal["plane", "history", "bottleneck"]
 EventKind = LifeKind | MoveKind | PlaneKind
 DepartureKind = Literal["leaves", "lost"]
+AlertName = Literal["slo_burn_fast", "slo_burn_slow", "worker_dead", "pool_empty", "history_away", "plane_takeover"]
+AlertSeverity = Literal["page", "ticket"]
+AlertState = Literal["pending", "firing", "resolved"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0.0, le=100.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=100_000, strict=True)]
@@ -420,6 +423,26 @@ class Bottleneck:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Alert:
+    """Something that a person should know, from when it was first seen to its end; one id all its life, over planes."""
+
+    alert_id: str
+    fleet_id: str
+    name: AlertName
+    subject: str  # the worker, the pool or the takeover; "" for the whole fleet
+    severity: AlertSeverity
+    state: AlertState
+    text: str
+    since_unix_s: float  # pending since
+    seen_unix_s: float  # what it tells of held last
+    fired_unix_s: float | None = None
+    resolved_unix_s: float | None = None
+    simulated: bool = False
+    told: tuple[AlertState, ...] = ()  # which of its states the webhook's receiver has taken
+    not_told: str = ""  # why the last one could not be told
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FleetSnapshot:
     """All that a screen needs to say "are we fine?" at one instant."""
 
@@ -445,6 +468,7 @@ class FleetSnapshot:
     plane: PlaneStatus | None = None
     departures: tuple[Departure, ...] = ()  # of the last minutes
     bottleneck: Bottleneck | None = None  # None: an older plane
+    alerts: tuple[Alert, ...] = ()  # pending and firing, pages first
 
 
 # --- history --------------------------------------------------------------------------------------------------------

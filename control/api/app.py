@@ -6,6 +6,7 @@ from fastapi import FastAPI
 from starlette.responses import HTMLResponse, Response
 
 from control.api import (
+    alert_routes,
     attached_routes,
     command_routes,
     event_routes,
@@ -41,6 +42,7 @@ def create_app(context: ApiContext) -> FastAPI:
     app.add_middleware(BodyLimits)
     problems.install(app)
     for module in (
+        alert_routes,
         session_routes,
         fleet_routes,
         attached_routes,

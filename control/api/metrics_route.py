@@ -16,6 +16,11 @@ router = APIRouter(tags=["metrics"])
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(principal: Reader, context: Context, request: Request) -> Response:
     """Raises NotActive: a plane that stands by has nothing to tell."""
-    pages = [page for fleet_id in context.fleet_ids if (page := context.planes[fleet_id].monitor.page()) is not None]
+    now_unix_s = context.now()
+    pages = [
+        page
+        for fleet_id in context.fleet_ids
+        if (page := context.planes[fleet_id].monitor.page(now_unix_s)) is not None
+    ]
     body, content_type = await asyncio.to_thread(rendered, pages, request.headers.get("accept", ""))
     return Response(body, headers={"content-type": content_type})

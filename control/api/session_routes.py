@@ -63,6 +63,7 @@ def masked(settings: Settings) -> dict[str, object]:
         "shm_dir": str(settings.effective_shm_dir),
         "routing": asdict(settings.initial_policy),
         "slo": asdict(settings.effective_slo),
+        "alert_webhook_url": _host_of(settings.alert_webhook_url),
     }
     for name, value in values.items():
         if isinstance(value, str) and "://" in value and "@" in value:
@@ -71,3 +72,9 @@ def masked(settings: Settings) -> dict[str, object]:
             user, colon, _ = login.partition(":")
             values[name] = f"{scheme}://{user}{':***' if colon else ''}@{place}"
     return values
+
+
+def _host_of(url: str) -> str:
+    """Whom it is sent to; what follows may be a secret."""
+    scheme, found, rest = url.partition("://")
+    return f"{scheme}://{rest.partition('/')[0].rpartition('@')[2]}/***" if found else ""

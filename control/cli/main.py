@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from control.cli import attached, bench, commands, faults, history, lifecycle, tokens
+from control.cli import alerts, attached, bench, commands, faults, history, lifecycle, tokens
 from control.cli.bottleneck import bottleneck
 from control.cli.shell import Exit, exit_code, one_line, remote
 from control.cli.traffic import traffic
@@ -56,6 +56,7 @@ for function, name in (
     (commands.commands, "commands"),
     (history.series, "series"),
     (history.events, "events"),
+    (alerts.alerts, "alerts"),
     (history.requests, "requests"),
     (history.request, "request"),
     (traffic, "traffic"),

@@ -7,15 +7,29 @@ their own, up to `max_workers` of them; the rest of a larger fleet is in the rol
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 from typing import Final, get_args
 
+from control.alerts.burn import WINDOWS_S
+from control.alerts.webhook import OUTCOMES as DELIVERIES
+from control.alerts.webhook import Outcome
 from control.exposition.families import SERIES_PER_HISTOGRAM, Family, Page
 from control.exposition.request_totals import LATENCIES, OUTCOMES, PATHS, RULES, RequestFamilies, RequestTotals
 from control.exposition.work_totals import ROLES, STAGES, WorkTotals
-from control.types import FleetSnapshot, MoveKind, Phase, PhaseUtilization, Role, WorkerState, WorkerStatus
+from control.types import (
+    Alert,
+    AlertName,
+    AlertState,
+    FleetSnapshot,
+    MoveKind,
+    Phase,
+    PhaseUtilization,
+    Role,
+    WorkerState,
+    WorkerStatus,
+)
 from engine.types import PHASES
 
 
@@ -28,6 +42,17 @@ class HistoryFacts:
     num_dropped: int
     num_spooled: int
     spooled_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertFacts:
+    """What is told of, and to whom. `deliveries` None: there is no receiver."""
+
+    open: Sequence[Alert] = ()
+    objective: float
+    burn_rates: Mapping[int, float | None]
+    deliveries: Mapping[Outcome, int] | None = None
+    num_waiting: int = 0
 
 
 def _gauge(name: str, text: str, *labels: str) -> Family:
@@ -98,6 +123,11 @@ STAGE = {
         ("handoff", "A handoff"),
     )
 }
+ALERTS = _gauge("alerts", "Alerts of the plane itself.", "name", "state")
+OBJECTIVE = _gauge("slo_objective_ratio", "Share of requests that are to be good.")
+BURN = _gauge("slo_burn_rate", "How many times too fast the SLO's error budget is used up, over a window.", "window")
+DELIVERED = _counter("webhook_deliveries_total", "Alerts to the webhook; failed: one try.", "outcome")
+UNDELIVERED = _gauge("webhook_waiting_deliveries", "Alerts that the webhook's receiver has not taken yet.")
 REQUESTS = RequestFamilies("phaseline")
 HEALTH_WORDS: Final = ("ok", "attention", "broken", "starting")
 
@@ -108,6 +138,7 @@ FAMILIES: Final = (
     *(ROLE_SECONDS, ROLE_FLOPS, ROLE_BYTES, ALL_FLOPS, ALL_BYTES),
     *(OMITTED, WORKER_UP, WORKER_EPOCH, WORKER_KV, WORKER_QUEUE, WORKER_RUNNING, WORKER_RESTARTS),
     *(WORKER_SECONDS, WORKER_FLOPS, WORKER_BYTES, WORKER_TOKENS),
+    *(ALERTS, OBJECTIVE, BURN, DELIVERED, UNDELIVERED),
     *STAGE.values(),
     *REQUESTS.all,
 )
@@ -133,7 +164,8 @@ _WORKER_GAUGES: Final = 6
 def series_bound(num_workers: int, max_workers: int) -> int:
     """No page of one fleet has more series than this, whatever its requests and workers do."""
     by_phase = len(ROLES) * len(PHASES)
-    fixed = 40 + len(Role) * len(WorkerState) + 4 * len(ROLES) + 8
+    told = 2 * len(get_args(AlertName)) + len(WINDOWS_S) + len(DELIVERIES) + 2
+    fixed = 40 + told + len(Role) * len(WorkerState) + 4 * len(ROLES) + 8
     work = len(_PHASE_COLUMNS) * by_phase + len(_COVER_COLUMNS) * len(ROLES)
     requests = len(RULES) * len(OUTCOMES) + 3 + len(get_args(MoveKind))
     histograms = (len(LATENCIES) * len(PATHS) + len(STAGES) * len(ROLES)) * SERIES_PER_HISTOGRAM
@@ -146,6 +178,7 @@ def plane_page(
     work: WorkTotals,
     requests: RequestTotals,
     history: HistoryFacts,
+    alerts: AlertFacts,
     *,
     max_workers: int,
     now_unix_s: float,
@@ -154,6 +187,7 @@ def plane_page(
     page = Page(FAMILIES, {"fleet": snapshot.fleet_id})
     page.put(AGE, max(0.0, now_unix_s - snapshot.at_unix_s + snapshot.stale_s))
     _put_plane(page, snapshot, history)
+    _put_alerts(page, alerts)
     _put_pools(page, snapshot)
     _put_work(page, work)
     shown = list(islice((each for each in snapshot.workers if each.epoch), max_workers))
@@ -182,6 +216,21 @@ def _put_plane(page: Page, snapshot: FleetSnapshot, history: HistoryFacts) -> No
     page.put(WAITING, history.num_spooled, "spool")
     page.put(SPOOLED, history.spooled_bytes)
     page.put(LOST, history.num_dropped)
+
+
+def _put_alerts(page: Page, alerts: AlertFacts) -> None:
+    found = Counter((each.name, each.state) for each in alerts.open)
+    for name, state in product(get_args(AlertName), _OPEN):
+        page.put(ALERTS, found[name, state], name, state)
+    page.put(OBJECTIVE, alerts.objective)
+    for window_s, rate in alerts.burn_rates.items():
+        page.put(BURN, rate, f"{window_s}s")
+    page.put(UNDELIVERED, alerts.num_waiting)
+    for outcome in DELIVERIES if alerts.deliveries is not None else ():
+        page.put(DELIVERED, alerts.deliveries[outcome] if alerts.deliveries else 0, outcome)
+
+
+_OPEN: Final[tuple[AlertState, ...]] = ("pending", "firing")
 
 
 def _put_pools(page: Page, snapshot: FleetSnapshot) -> None:

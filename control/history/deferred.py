@@ -1,4 +1,4 @@
-"""What may wait for the history, as bytes: a tick's finds, and a line of a command's journal.
+"""What may wait for the history, as bytes: a tick's finds, a line of a command's journal, new states of alerts.
 
 Decided here: how they are encoded. A frame that another version wrote and this one cannot read is an error of
 `decode`, never half of a tick. Not decided here: where the bytes wait (`control.spool`), how they are written once
@@ -14,7 +14,16 @@ from dataclasses import dataclass
 import msgspec
 
 from control.points import Ingested, Line, Mark, Row, WorkerCursor, WorkerEpoch
-from control.types import CommandState, CommandStep, FleetEvent, Phase, RequestRecord, RoleInterval, TrafficStatus
+from control.types import (
+    Alert,
+    CommandState,
+    CommandStep,
+    FleetEvent,
+    Phase,
+    RequestRecord,
+    RoleInterval,
+    TrafficStatus,
+)
 
 #: A tick's rows repeat their column names: the fastest level takes nearly all that a slow one does.
 _ZLIB_LEVEL = 1
@@ -38,6 +47,15 @@ class JournalWrite:
     state: CommandState
     step: CommandStep | None
     result: str
+
+
+@dataclass(frozen=True, slots=True)
+class AlertWrite:
+    """The arguments of `History.put_alerts`."""
+
+    fleet_id: str
+    alerts: tuple[Alert, ...]
+    forgotten: tuple[str, ...]
 
 
 class _Tick(msgspec.Struct, frozen=True, array_like=True, tag="tick"):
@@ -65,19 +83,27 @@ class _Journal(msgspec.Struct, frozen=True, array_like=True, tag="journal"):
     result: str
 
 
-_decoder = msgspec.msgpack.Decoder(_Tick | _Journal)
+class _Alerts(msgspec.Struct, frozen=True, array_like=True, tag="alerts"):
+    fleet_id: str
+    alerts: tuple[Alert, ...]
+    forgotten: tuple[str, ...]
 
 
-def encode(write: TickWrite | JournalWrite) -> bytes:
+_decoder = msgspec.msgpack.Decoder(_Tick | _Journal | _Alerts)
+
+
+def encode(write: TickWrite | JournalWrite | AlertWrite) -> bytes:
     """One write as the payload of a frame."""
     if isinstance(write, JournalWrite):
-        plain: _Tick | _Journal = _Journal(write.command_id, write.state, write.step, write.result)
+        plain: _Tick | _Journal | _Alerts = _Journal(write.command_id, write.state, write.step, write.result)
+    elif isinstance(write, AlertWrite):
+        plain = _Alerts(write.fleet_id, write.alerts, write.forgotten)
     else:
         plain = _numbered(write)
     return zlib.compress(msgspec.msgpack.encode(plain), _ZLIB_LEVEL)
 
 
-def decode(payload: bytes) -> TickWrite | JournalWrite:
+def decode(payload: bytes) -> TickWrite | JournalWrite | AlertWrite:
     """Raises ValueError on anything that `encode` of this version does not make."""
     try:
         plain = _decoder.decode(zlib.decompress(payload))
@@ -85,6 +111,8 @@ def decode(payload: bytes) -> TickWrite | JournalWrite:
         raise ValueError(f"not a write of this version: {error}") from error
     if isinstance(plain, _Journal):
         return JournalWrite(plain.command_id, plain.state, plain.step, plain.result)
+    if isinstance(plain, _Alerts):
+        return AlertWrite(plain.fleet_id, plain.alerts, plain.forgotten)
     return TickWrite(_with_lines(plain), plain.cursors, plain.records, plain.traffic)
 
 

@@ -2,6 +2,7 @@
 
     lines ──< phase_points, state_points, traffic_points, latency_points     one row per line, step and bucket
     commands ──< command_steps            desired_states     request_records     role_intervals     worker_epochs
+    alerts        what somebody should know, pending, firing and resolved
     fleet_events  what happened to workers, and to the requests that left them
     cursors, gateway_seqs, spools, fences, marks  what makes each thing count exactly once
     plane_leases    which plane acts
@@ -218,6 +219,20 @@ fleet_events = Table(
     Index("fleet_events_by_worker", "fleet_id", "worker_id", "t"),
     Index("fleet_events_by_kind", "fleet_id", "kind", "t"),  # rare ones among many
     sqlite_with_rowid=False,
+)
+
+alerts = Table(
+    "alerts",
+    metadata,
+    Column("fleet_id", Text, primary_key=True),
+    Column("alert_id", Text, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("since_unix_s", Double, nullable=False),
+    Column("resolved_unix_s", Double),
+    Column("is_untold", Boolean, nullable=False),  # it has ended, and the webhook's receiver may not know
+    Column("alert", LargeBinary, nullable=False),
+    Index("alerts_by_end", "fleet_id", "resolved_unix_s"),
+    Index("alerts_by_state", "fleet_id", "state"),
 )
 
 cursors = Table(

@@ -104,6 +104,21 @@ def read_series(connection: Connection, query: SeriesQuery) -> SeriesResult:
     )
 
 
+def read_good_counts(
+    connection: Connection, fleet_id: str, since_unix_s: float, until_unix_s: float, step_s: int
+) -> list[tuple[int, int, int]]:
+    """Per step that has any: (its begin, good requests, requests that count), by arrival."""
+    query = SeriesQuery(
+        fleet_id=fleet_id, metric="attainment", since_unix_s=since_unix_s, until_unix_s=until_unix_s, step_s=step_s
+    )
+    found = _Reader(connection, query, METRICS_BY_NAME["attainment"], step_s).buckets()
+    return [
+        (t, int(bucket.traffic.get("good") or 0), int(decided))
+        for (_, t), bucket in sorted(found.items())
+        if (decided := bucket.traffic.get("decided") or 0)
+    ]
+
+
 def _natural(name: str) -> tuple[str, int]:
     """w2 before w10."""
     head = name.rstrip("0123456789")

@@ -20,21 +20,22 @@ from sqlalchemy import Connection, Engine, case, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from control.fleet_events import move_events
-from control.history import attachments, cursors, events, journal, leases, requests, schema
+from control.history import alerts, attachments, cursors, events, journal, leases, requests, schema
 from control.history.attachments import AttachmentRow
 from control.history.database import history_error, open_engine, writing
-from control.history.deferred import TickWrite, decode
+from control.history.deferred import AlertWrite, TickWrite, decode
 from control.history.events import EventQuery
 from control.history.points import LineIds, PointBatch, line_ids, upsert
 from control.history.postgresql import ANSWER_LIMIT_S, WRITE_LIMIT_S
 from control.history.requests import RequestQuery
 from control.history.retention import Retention, prune_events, prune_intervals, prune_records, prune_step
 from control.history.rollup import read_marks, roll_up
-from control.history.series import SeriesQuery, read_series
+from control.history.series import SeriesQuery, read_good_counts, read_series
 from control.lease import MAX_LOCK_WAIT_S, Holder, Lease, Standing, Verdict
 from control.points import MAX_KNOWN_LINES, Ingested, WorkerCursor, WorkerEpoch, is_new
 from control.spool import Frame
 from control.types import (
+    Alert,
     Command,
     CommandState,
     CommandStep,
@@ -225,12 +226,19 @@ class History:
             ids: LineIds = {}
             if isinstance(write, TickWrite):
                 ids = self._put_tick(connection, write, may_be_counted=True)
+            elif isinstance(write, AlertWrite):
+                alerts.put_alerts(connection, write.fleet_id, write.alerts, write.forgotten)
             else:
                 journal.update_command(
                     connection, write.command_id, write.state, write.step, write.result, is_late=True
                 )
             cursors.put_replayed(connection, place)
         self._remember(ids)
+
+    def put_alerts(self, fleet_id: str, changed: Sequence[Alert], forgotten: Sequence[str]) -> None:
+        """New states of alerts; `forgotten`: ids of those that pended in vain."""
+        with self._writing("put_alerts", WRITE_LIMIT_S) as connection:
+            alerts.put_alerts(connection, fleet_id, changed, forgotten)
 
     def _remember(self, ids: LineIds) -> None:
         """Look these up no more. Now and then all others are forgotten: most are of lives that have ended."""
@@ -292,6 +300,23 @@ class History:
         with self._reading() as connection:
             return events.find_events(connection, query)
 
+    def open_alerts(self, fleet_id: str, ended_since_unix_s: float) -> list[Alert]:
+        """What pends and fires; and what has ended since then and nobody was told of."""
+        with self._reading() as connection:
+            return alerts.open_alerts(connection, fleet_id, ended_since_unix_s)
+
+    def ended_alerts(self, fleet_id: str, since_unix_s: float, limit: int) -> list[Alert]:
+        """Newest first."""
+        with self._reading() as connection:
+            return alerts.find_ended(connection, fleet_id, since_unix_s, limit)
+
+    def good_counts(
+        self, fleet_id: str, since_unix_s: float, until_unix_s: float, step_s: int
+    ) -> list[tuple[int, int, int]]:
+        """Per step of arrival that has any: (its begin, good requests, requests that count)."""
+        with self._reading() as connection:
+            return read_good_counts(connection, fleet_id, since_unix_s, until_unix_s, step_s)
+
     def role_intervals(self, fleet_id: str, since_unix_s: float, until_unix_s: float) -> list[RoleInterval]:
         """Intervals that overlap [since, until), by worker and start."""
         c = schema.role_intervals.c
@@ -338,6 +363,7 @@ class History:
         with self._writing("prune_intervals", WRITE_LIMIT_S) as connection:
             prune_intervals(connection, keep.rollup_s, now_unix_s)
             prune_events(connection, keep.rollup_s, now_unix_s)
+            alerts.prune_alerts(connection, keep.rollup_s, now_unix_s)
         return num_batches
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from control.errors import HistoryError
-from control.history.deferred import TickWrite, decode
+from control.history.deferred import AlertWrite, TickWrite, decode
 from control.spool import Frame
-from control.types import Command, CommandState, CommandStep, Desired, RequestRecord
+from control.types import Alert, Command, CommandState, CommandStep, Desired, RequestRecord
 
 
 @dataclass(slots=True)
@@ -17,6 +18,7 @@ class FakeHistory:
 
     rows: dict[int, Command] = field(default_factory=dict)
     records: dict[tuple[str, int], RequestRecord] = field(default_factory=dict)
+    alerts: dict[str, Alert] = field(default_factory=dict)
     num_ticks: int = 0
     broken: str = ""
 
@@ -26,6 +28,21 @@ class FakeHistory:
 
     def load_desired(self, fleet_id: str) -> Desired | None:
         return self.rows[max(self.rows)].desired_after if self.rows else None
+
+    def open_alerts(self, fleet_id: str, ended_since_unix_s: float) -> list[Alert]:
+        return list(self.alerts.values())
+
+    def ended_alerts(self, fleet_id: str, since_unix_s: float, limit: int) -> list[Alert]:
+        self._check()
+        return [each for each in self.alerts.values() if (each.resolved_unix_s or 0.0) >= since_unix_s][:limit]
+
+    def put_alerts(self, fleet_id: str, changed: Sequence[Alert], forgotten: Sequence[str]) -> None:
+        self._check()
+        self.alerts |= {each.alert_id: each for each in changed}
+        self.alerts = {name: each for name, each in self.alerts.items() if name not in forgotten}
+
+    def good_counts(self, *_arguments: Any) -> list[tuple[int, int, int]]:
+        return []
 
     def load_cursors(self, fleet_id: str) -> dict[str, Any]:
         return {}
@@ -71,6 +88,8 @@ class FakeHistory:
         write = decode(frame.payload)
         if isinstance(write, TickWrite):
             self.write_tick(write.ingested, write.cursors, list(write.records), write.traffic)
+        elif isinstance(write, AlertWrite):
+            self.put_alerts(write.fleet_id, write.alerts, write.forgotten)
         else:
             self.update_command(write.command_id, write.state, write.step, write.result)
 

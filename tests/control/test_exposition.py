@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_classic
 
 from control.accounting import Accountant
+from control.alerts.burn import WINDOWS_S
 from control.exposition.families import BOUNDS_S, Family, Latencies, Page, rendered
-from control.exposition.plane_page import FAMILIES, HistoryFacts, plane_page, series_bound
+from control.exposition.plane_page import FAMILIES, AlertFacts, HistoryFacts, plane_page, series_bound
 from control.exposition.request_totals import OUTCOMES, RULES, RequestTotals, outcome_of
 from control.exposition.work_totals import WorkTotals
 from control.gateway.metrics_page import FAMILIES as GATEWAY_FAMILIES
@@ -26,6 +28,7 @@ from tests.control.metered import FakeWorker, observe
 from tests.control.records import record
 from tests.control.rig import Rig
 
+ALERTS = AlertFacts(objective=0.99, burn_rates=dict.fromkeys(WINDOWS_S, 1.0), deliveries=Counter())
 HISTORY = HistoryFacts(is_up=True, num_waiting=0, num_dropped=0, num_spooled=0, spooled_bytes=0)
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 TIMED = Family("phaseline_thing_seconds", "histogram", "A thing.", ("kind",))
@@ -152,7 +155,7 @@ async def test_the_number_of_series_is_bounded_whatever_requests_say(tmp_path: P
     snapshot = rig.plane.monitor.snapshot
     assert snapshot is not None
     for max_workers in (0, 3, 256):
-        page = plane_page(snapshot, WorkTotals(), totals, HISTORY, max_workers=max_workers, now_unix_s=rig.now)
+        page = plane_page(snapshot, WorkTotals(), totals, HISTORY, ALERTS, max_workers=max_workers, now_unix_s=rig.now)
         assert page.num_series <= series_bound(8, max_workers)
         assert samples(page.collect(), "phaseline_workers_omitted") == {(): max(0, 8 - max_workers)}
     assert len(samples(page.collect(), "phaseline_requests_total")) == len(RULES) * len(OUTCOMES)
@@ -180,7 +183,7 @@ async def test_a_plane_that_does_not_tick_shows_how_old_its_numbers_are(tmp_path
     rig.now += 30.0
     rig.history.broken = "disk full"
     rig.plane.recorder.failure = "disk full"
-    page = rig.plane.monitor.page()
+    page = rig.plane.monitor.page(rig.now)
     assert page is not None
     assert samples(page.collect(), "phaseline_plane_observation_age_seconds") == {(): pytest.approx(30.0)}
     assert samples(page.collect(), "phaseline_history_up") == {(): 0.0}
