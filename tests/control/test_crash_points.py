@@ -61,7 +61,7 @@ async def test_an_undisturbed_command_passes_every_kind_of_point(make_rig: MakeR
         f"{order}:{moment}" for order in ORDERS[verb] for moment in ("before", "after")
     }
     written = {point.partition(":")[0] for point in reached if not point.startswith(("order", "observe"))}
-    assert written == WRITES
+    assert written - {"put_alerts"} == WRITES  # a pool that is empty for a moment pends
     assert all(f"{write}:{moment}" in reached for write in written for moment in MOMENTS)
 
 
