@@ -25,8 +25,9 @@ from control.types import (
 
 MAX_POINTS = 800  # per line: about the pixels there are
 TOPS: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
+NAMES = pa.dictionary(pa.int8(), pa.string())  # a line's name once, not once a point
 LINE_SCHEMA = pa.schema(
-    [("t", pa.float64()), ("value", pa.float64()), ("lo", pa.float64()), ("hi", pa.float64()), ("line", pa.string())]
+    [("t", pa.float64()), ("value", pa.float32()), ("lo", pa.float32()), ("hi", pa.float32()), ("line", NAMES)]
 )
 Labelled = tuple[str, Sequence[SeriesPoint]]
 

@@ -103,11 +103,15 @@ def admitted(hub: Hub, request: Request, opened: Session, wanted: str) -> Respon
     hub.admit(opened.token)
     response = RedirectResponse(wanted, 303, HEADERS)
     visit = hub.visits.find(opened_as, now)
-    left_s = int(visit.ends_unix_s - now) if visit is not None else 0
+    keep(request, response, opened_as, visit.ends_unix_s - now if visit is not None else 0.0)
+    return response
+
+
+def keep(request: Request, response: Response, visit: str, left_s: float) -> None:
+    """Give the browser its reference for so long. No script can read it, no other site's request carries it."""
     secure = request.url.scheme == "https"
     name = cookie_name(request.headers.get("host", ""))
-    response.set_cookie(name, opened_as, max_age=left_s, httponly=True, samesite="strict", secure=secure)
-    return response
+    response.set_cookie(name, visit, max_age=int(left_s), httponly=True, samesite="strict", secure=secure)
 
 
 def forgotten(request: Request, response: Response) -> Response:

@@ -10,30 +10,20 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
+from app.live import LiveKey, LiveSeries, merged
 from app.marks import MOVE_KINDS, RARE_KINDS
+from app.plane import Plane
 from app.visits import MAX_VISITS, Visits
-from control.client import AttachedInfo, Attachment, Survey
 from control.errors import ControlError, NotAllowed, PlaneUnreachable
 from control.types import (
     Command,
-    CommandRequest,
-    EventKind,
     FleetEvent,
     FleetSnapshot,
-    MetricInfo,
-    Preview,
     Principal,
-    RequestRecord,
-    RoleInterval,
-    Series,
-    SeriesPoint,
-    SeriesResult,
-    Session,
-    WhatIfRouting,
 )
 
 T = TypeVar("T")
@@ -54,62 +44,6 @@ IDLE_S = 60.0  # beyond MAX_CLIENTS one that nobody used for so long is closed
 RECHECK_S = 20.0  # whether the plane still knows a token, for all tabs together
 
 
-class Plane(Protocol):
-    """What the console needs of `control.client.PhaselineClient`."""
-
-    def close(self) -> None: ...
-    def login(self, one_time_code: str) -> Session: ...
-    def whoami(self) -> Principal: ...
-    def snapshot(self, fleet_id: str | None = None) -> FleetSnapshot: ...
-    def preview(self, request: CommandRequest) -> Preview: ...
-    def submit(self, request: CommandRequest) -> Command: ...
-    def command(self, command_id: int) -> Command: ...
-    def commands(self, limit: int = 50, before_id: int | None = None) -> list[Command]: ...
-    def what_if_routing(
-        self, policy: dict[str, float | int], *, window_s: float = 3600.0, fleet_id: str | None = None
-    ) -> WhatIfRouting: ...
-    def metrics(self) -> list[MetricInfo]: ...
-    def series(
-        self,
-        metric: str,
-        since_unix_s: float,
-        until_unix_s: float | None = None,
-        step_s: int | None = None,
-        by: str = "fleet",
-        fleet_id: str | None = None,
-    ) -> SeriesResult: ...
-    def requests(
-        self,
-        limit: int = 100,
-        since_unix_s: float | None = None,
-        order: str = "recent",
-        *,
-        rule: str | None = None,
-        worker_id: str | None = None,
-        good: bool | None = None,
-        moved: bool | None = None,
-    ) -> list[RequestRecord]: ...
-    def request(self, request_id: str) -> RequestRecord: ...
-    def fleets(self) -> list[str]: ...
-    def attached(self) -> list[AttachedInfo]: ...
-    def survey(self, attachment: Attachment) -> Survey: ...
-    def attach(self, attachment: Attachment) -> AttachedInfo: ...
-    def detach(self, name: str) -> None: ...
-    def events(self) -> Iterator[dict[str, Any]]: ...
-    def fleet_events(
-        self,
-        since_unix_s: float,
-        until_unix_s: float | None = None,
-        *,
-        kinds: Collection[EventKind] = (),
-        worker_id: str | None = None,
-        limit: int = 1_000,
-    ) -> list[FleetEvent]: ...
-    def roles(
-        self, since_unix_s: float, until_unix_s: float | None = None, fleet_id: str | None = None
-    ) -> list[RoleInterval]: ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
     """What the console knows of the plane at one instant. `snapshot` is the last one that came, however old."""
@@ -125,28 +59,6 @@ class Look:
     def is_stale(self, now_unix_s: float) -> bool:
         age_s = self.age_s(now_unix_s)
         return bool(self.error) and age_s is not None and age_s > STALE_AFTER_S
-
-
-@dataclass(frozen=True, slots=True)
-class LiveKey:
-    """One live series: a metric in one grouping over the last `window_s`, in buckets of `step_s`."""
-
-    metric: str
-    by: str
-    window_s: int
-    step_s: int
-
-
-@dataclass(slots=True)
-class LiveSeries:
-    """The points of one LiveKey. Only the youngest are read again."""
-
-    key: LiveKey
-    wanted_unix_s: float
-    read_unix_s: float = 0.0
-    result: SeriesResult | None = None
-    error: str = ""
-    version: int = 0
 
 
 @dataclass(slots=True)
@@ -452,32 +364,3 @@ class Hub:
 
 def _unended(commands: tuple[Command, ...]) -> frozenset[int]:
     return frozenset(each.command_id for each in commands if each.state in ("accepted", "running"))
-
-
-def merged(old: SeriesResult, fresh: SeriesResult, since_unix_s: float) -> SeriesResult:
-    """The points of `old` before `fresh` begins, then `fresh`; nothing before `since_unix_s`."""
-    labels = [each.label for each in old.series]
-    labels += [each.label for each in fresh.series if each.label not in labels]
-    before = {each.label: each.points for each in old.series}
-    after = {each.label: each.points for each in fresh.series}
-    edge = min((points[0].t_unix_s for points in after.values() if points), default=fresh.since_unix_s)
-    series = []
-    for label in labels:
-        kept: list[SeriesPoint] = [
-            point for point in before.get(label, ()) if since_unix_s - old.step_s < point.t_unix_s < edge
-        ]
-        points = (*kept, *after.get(label, ()))
-        if points:
-            series.append(Series(label=label, points=points))
-    return SeriesResult(
-        fleet_id=fresh.fleet_id,
-        metric=fresh.metric,
-        unit=fresh.unit,
-        provenance=fresh.provenance,
-        step_s=fresh.step_s,
-        since_unix_s=since_unix_s,
-        until_unix_s=fresh.until_unix_s,
-        by=fresh.by,
-        series=tuple(series),
-        note=fresh.note,
-    )

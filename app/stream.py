@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from app import format
-from app.login import reference
+from app.login import keep, reference
 from app.source import RECHECK_S, Hub
 
 PATH = "/live"
@@ -93,9 +93,13 @@ class Streams:
         if self.num_open >= MAX_STREAMS:
             return JSONResponse({"error": f"{MAX_STREAMS} screens are listening already"}, 503, HEADERS)
         self.hub.admit(visit.token)
-        return StreamingResponse(
+        response = StreamingResponse(
             self.events(reference(request), names, zone), headers=HEADERS, media_type="text/event-stream"
         )
+        left_s = self.hub.visits.prolong(reference(request), self.hub.now())
+        if left_s is not None:  # at least every LIFE_S
+            keep(request, response, reference(request), left_s)
+        return response
 
     async def events(self, visit: str, names: tuple[str, ...], zone: str) -> AsyncIterator[str]:
         """Messages until the visit or the stream's time is over. Whoever reads slowly misses turns, not the newest."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from control.types import Principal
 
@@ -22,6 +22,7 @@ class Visit:
     token: str
     principal: Principal
     ends_unix_s: float
+    last_unix_s: float  # when its session at the plane ends: no visit lasts longer
 
 
 @dataclass(slots=True)
@@ -33,19 +34,31 @@ class Visits:
 
     def open(self, token: str, principal: Principal, now_unix_s: float, ends_unix_s: float | None = None) -> str:
         """A new visit's reference. Where there are too many, the oldest one ends."""
-        ends = min(now_unix_s + VISIT_S, ends_unix_s or now_unix_s + VISIT_S)
+        last = ends_unix_s or now_unix_s + VISIT_S
         reference = secrets.token_urlsafe(32)
         with self._lock:
             self._open = {name: each for name, each in self._open.items() if now_unix_s < each.ends_unix_s}
             while len(self._open) >= MAX_VISITS:
                 self._open.pop(next(iter(self._open)))
-            self._open[reference] = Visit(token=token, principal=principal, ends_unix_s=ends)
+            ends = min(now_unix_s + VISIT_S, last)
+            self._open[reference] = Visit(token=token, principal=principal, ends_unix_s=ends, last_unix_s=last)
         return reference
 
     def find(self, reference: str, now_unix_s: float) -> Visit | None:
         """The visit, unless it has ended or never was."""
         found = self._open.get(reference)
         return found if found is not None and now_unix_s < found.ends_unix_s else None
+
+    def prolong(self, reference: str, now_unix_s: float) -> float | None:
+        """A wall display looks for weeks: a visit that may only look goes on while it does. Seconds left, or None."""
+        found = self.find(reference, now_unix_s)
+        if found is None or found.principal.role != "viewer":
+            return None
+        ends = min(now_unix_s + VISIT_S, found.last_unix_s)
+        with self._lock:
+            if reference in self._open:
+                self._open[reference] = replace(found, ends_unix_s=ends)
+        return ends - now_unix_s
 
     def close(self, reference: str) -> None:
         """Logged out, in every tab of that browser."""

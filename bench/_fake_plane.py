@@ -46,6 +46,7 @@ def fleet_events(client: FakeClient, request: Request) -> Any:
 
 GET: dict[str, Ask] = {
     "/whoami": lambda client, _: client.whoami(),
+    "/fleets": lambda client, _: client.fleets(),
     "/metrics": lambda client, _: client.metrics(),
     "/commands": lambda client, _: client.commands(),
     "/requests": lambda client, _: client.requests(),

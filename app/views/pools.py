@@ -38,7 +38,7 @@ def page(hub: Hub, snapshot: FleetSnapshot) -> None:
         st.html(cards.heading_small("Commands"))
         with st.container():  # however many buttons: what follows keeps its place
             actions.undo_buttons(hub, why_not)
-        st.fragment(actions.progress, run_every=1.0)(hub)
+        push.live(actions.progress, "progress")(hub)
     push.live(utilization, "lines")(hub, ("wall", "phase", "15m", False), None)
     actions.show_pending(hub)
 

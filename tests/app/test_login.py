@@ -139,3 +139,16 @@ def test_two_consoles_on_one_host_have_cookies_of_their_own() -> None:
     assert cookie_name("127.0.0.1:8501") == "phaseline_8501"
     assert cookie_name("[::1]:8601") == "phaseline_8601"
     assert cookie_name("console.example") == "phaseline"
+
+
+def test_a_visit_that_only_looks_goes_on_while_it_does_and_no_longer_than_its_session() -> None:
+    visits = Visits()
+    viewer = visits.open("a", WHO, NOW, float("inf"))
+    bounded = visits.open("b", WHO, NOW, NOW + VISIT_S + 60)
+    operator = visits.open("c", Principal(name="ann", role="operator"), NOW, float("inf"))
+    later = NOW + VISIT_S - 10
+    assert [visits.prolong(each, later) for each in (viewer, bounded, operator)] == [VISIT_S, 70, None]
+    assert visits.find(viewer, later + VISIT_S - 1) is not None
+    assert visits.find(bounded, NOW + VISIT_S + 60) is None
+    assert visits.find(operator, NOW + VISIT_S) is None
+    assert visits.prolong(viewer, later + VISIT_S) is None

@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 
-from app.source import IDLE_S, MAX_CLIENTS, RECHECK_S, Hub, merged
+from app.live import merged
+from app.source import IDLE_S, MAX_CLIENTS, RECHECK_S, Hub
 from control.types import Action, CommandRequest, Principal, SeriesResult, Verb
 from tests.app.builders import NOW, plane_and_hub, points, result
 from tests.app.fake_plane import FakeClient, FakePlane

@@ -1,0 +1,79 @@
+"""What the console needs of the plane: `control.client.PhaselineClient` has it, and so has the tests' fake."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any, Protocol
+
+from control.client import AttachedInfo, Attachment, Survey
+from control.types import (
+    Command,
+    CommandRequest,
+    EventKind,
+    FleetEvent,
+    FleetSnapshot,
+    MetricInfo,
+    Preview,
+    Principal,
+    RequestRecord,
+    RoleInterval,
+    SeriesResult,
+    Session,
+    WhatIfRouting,
+)
+
+
+class Plane(Protocol):
+    """What the console needs of `control.client.PhaselineClient`."""
+
+    def close(self) -> None: ...
+    def login(self, one_time_code: str) -> Session: ...
+    def whoami(self) -> Principal: ...
+    def snapshot(self, fleet_id: str | None = None) -> FleetSnapshot: ...
+    def preview(self, request: CommandRequest) -> Preview: ...
+    def submit(self, request: CommandRequest) -> Command: ...
+    def command(self, command_id: int) -> Command: ...
+    def commands(self, limit: int = 50, before_id: int | None = None) -> list[Command]: ...
+    def what_if_routing(
+        self, policy: dict[str, float | int], *, window_s: float = 3600.0, fleet_id: str | None = None
+    ) -> WhatIfRouting: ...
+    def metrics(self) -> list[MetricInfo]: ...
+    def series(
+        self,
+        metric: str,
+        since_unix_s: float,
+        until_unix_s: float | None = None,
+        step_s: int | None = None,
+        by: str = "fleet",
+        fleet_id: str | None = None,
+    ) -> SeriesResult: ...
+    def requests(
+        self,
+        limit: int = 100,
+        since_unix_s: float | None = None,
+        order: str = "recent",
+        *,
+        rule: str | None = None,
+        worker_id: str | None = None,
+        good: bool | None = None,
+        moved: bool | None = None,
+    ) -> list[RequestRecord]: ...
+    def request(self, request_id: str) -> RequestRecord: ...
+    def fleets(self) -> list[str]: ...
+    def attached(self) -> list[AttachedInfo]: ...
+    def survey(self, attachment: Attachment) -> Survey: ...
+    def attach(self, attachment: Attachment) -> AttachedInfo: ...
+    def detach(self, name: str) -> None: ...
+    def events(self) -> Iterator[dict[str, Any]]: ...
+    def fleet_events(
+        self,
+        since_unix_s: float,
+        until_unix_s: float | None = None,
+        *,
+        kinds: Collection[EventKind] = (),
+        worker_id: str | None = None,
+        limit: int = 1_000,
+    ) -> list[FleetEvent]: ...
+    def roles(
+        self, since_unix_s: float, until_unix_s: float | None = None, fleet_id: str | None = None
+    ) -> list[RoleInterval]: ...
