@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from app.parts import PARTS
-from app.source import Hub, Plane
+from app.plane import Plane
+from app.source import Hub
 from app.stream import Streams
 from control.errors import ControlError
 

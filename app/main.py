@@ -51,6 +51,8 @@ async def healthz(_: Request) -> JSONResponse:
 
 
 async def live(request: Request) -> Response:
+    if HUB.visits.find(login.reference(request), HUB.now()) is None:
+        return await FLEETS.own_streams.answer(request)  # which refuses, and asks no plane for a stranger
     asked = request.query_params.get(fleets.PARAM, "")
     return await (await run_in_threadpool(FLEETS.streams, asked)).answer(request)
 
