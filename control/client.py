@@ -39,6 +39,7 @@ from control.types import (
     Problem,
     RequestRecord,
     RoleInterval,
+    Roofline,
     RoutingPolicy,
     SeriesResult,
     ServerInfo,
@@ -238,6 +239,14 @@ class PhaselineClient:
             step_s=step_s,
             by=by,
             fleet_id=fleet_id,
+        )
+
+    def roofline(
+        self, since_unix_s: float | None = None, until_unix_s: float | None = None, fleet_id: str | None = None
+    ) -> Roofline:
+        """Workers under their devices' rooflines: over the last minute, or over a range."""
+        return self._get(
+            Roofline, f"{API}/roofline", since_unix_s=since_unix_s, until_unix_s=until_unix_s, fleet_id=fleet_id
         )
 
     def requests(

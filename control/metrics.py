@@ -117,6 +117,16 @@ def _per_second(part: str) -> Callable[[Bucket], Value]:
     return formula
 
 
+def _per(part: str, whole: str) -> Callable[[Bucket], Value]:
+    """One kind of work over another; a gap when there was none."""
+
+    def formula(bucket: Bucket) -> Value:
+        divisor = _number(bucket.work, whole)
+        return Value(_number(bucket.work, part) / divisor) if divisor > 0 else GAP
+
+    return formula
+
+
 def _gauge(name: str) -> Callable[[Bucket], Value]:
     """Mean of the samples."""
 
@@ -224,6 +234,8 @@ def _utilizations(phase: Phase) -> list[Metric]:
         ("tokens_per_s", "tokens/s", f"tokens of {phase} steps", _per_second("tokens"), "measured"),
         ("flops_per_s", "FLOP/s", f"model FLOPs of {phase} steps", _per_second("flops"), "derived"),
         ("bytes_per_s", "bytes/s", f"model bytes of {phase} steps", _per_second("bytes"), "derived"),
+        ("intensity", "FLOP/byte", f"FLOPs per byte of {phase} steps", _per("flops", "bytes"), "derived"),
+        ("tokens_per_step", "tokens", f"tokens in one {phase} step", _per("tokens", "steps"), "measured"),
     ]
     return [
         Metric(
@@ -307,6 +319,29 @@ _BLENDED: Final = Metric(
     phases=(Phase.PREFILL, Phase.DECODE),
     formula=lambda bucket: Value(_busy(bucket).value),
 )
+_BOTH: Final = (Phase.PREFILL, Phase.DECODE)
+
+
+def _whole_device(name: str, text: str, formula: Callable[[Bucket], Value]) -> Metric:
+    """Both phases as one: what a device's own counters can be held against."""
+    return Metric(
+        info=_info(name, "fraction", text, _ALL, "derived"),
+        source="phase",
+        phases=_BOTH,
+        formula=lambda bucket: Value(formula(bucket).value),
+    )
+
+
+_COMPUTE: Final = _whole_device(
+    "compute_wall",
+    "FLOPs of both phases / (peak FLOP/s x all the time); beside gpm_tensor_active",
+    _per_capacity("flops", "flops_peak", "no_flops_peak_s"),
+)
+_BANDWIDTH: Final = _whole_device(
+    "bandwidth_wall",
+    "bytes of both phases / (peak bytes/s x all the time); beside gpm_dram_active",
+    _per_capacity("bytes", "bytes_peak", "no_bytes_peak_s"),
+)
 _WORKERS: Final = Metric(
     info=_info("num_workers", "workers", "living workers, by the role they have", _POOLS),
     source="state",
@@ -320,6 +355,8 @@ METRICS_BY_NAME: Final[Mapping[str, Metric]] = {
         *_utilizations(Phase.PREFILL),
         *_utilizations(Phase.DECODE),
         _BLENDED,
+        _COMPUTE,
+        _BANDWIDTH,
         *_gauges(),
         _WORKERS,
         *_traffic(),

@@ -53,6 +53,7 @@ from control.types import (
 )
 from control.verbs import RefusedPlan, changed_policy
 from control.what_if import what_if
+from control.workload import Workload
 from engine.readings import MeterReading
 
 _log = logging.getLogger("phaseline.plane")
@@ -103,6 +104,7 @@ class Plane:
         self._own_events = PlaneEvents(fleet.fleet_id, plane_status(lease))
         self._watch = BottleneckWatch(fleet.fleet_id)
         self._bottleneck: Bottleneck | None = None
+        self.workload = Workload(fleet.fleet_id)
         self._identity = FleetIdentity(
             fleet_id=fleet.fleet_id,
             model_id=fleet.model_id,
@@ -240,6 +242,7 @@ class Plane:
         self._readings = newest_readings(observation, self._readings, now)
         ingested = self._accountant.ingest(observation)
         self.monitor.on_ingested(ingested)
+        self.workload.add(ingested, observation.readings)
         self._utilization = self._accountant.utilization(now)
         self.gateways.take_self_driven()
         self._status = self.gateways.traffic.status(now)
@@ -303,6 +306,7 @@ class Plane:
             departures=self.desk.departures,
             alerts=self.monitor.alerts,
             bottleneck=self._bottleneck,
+            batches=self.workload.batches(self._readings, self.settings.effective_slo.tpot_s),
         )
         self._snapshot = snapshot
         self.monitor.on_tick(snapshot, now)

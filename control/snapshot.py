@@ -1,24 +1,28 @@
 """What a screen shows of a fleet at one instant: desired beside observed, how full beside how hard. Pure.
 
-Decided here: how readings, lives and desired state become one list of workers, what a pool's load and headroom are.
-Not decided here: health in words (`control.health`), utilization (`control.accounting`), traffic
-(`control.traffic_stats`).
+Decided here: how readings, lives and desired state become one list of workers, what a pool's load is.
+Not decided here: headroom (`control.headroom`), ceilings (`control.ceilings`), health in words (`control.health`),
+utilization (`control.accounting`), traffic (`control.traffic_stats`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from control.accounting import UtilizationView
+from control.ceilings import ceilings_of
 from control.changes import role_of
 from control.facts import POOLS, FleetFacts, WorkerFacts, natural
 from control.fleets.base import ACTING, Observation, WorkerLife
 from control.gateway.pulse import Pulse, pulse_of_step
+from control.headroom import BatchLimit, headroom_rps
 from control.health import Health, health_of
 from control.overdue import overdue_step_s
 from control.types import (
     Alert,
+    Blended,
     Bottleneck,
     Capability,
     Departure,
@@ -29,7 +33,6 @@ from control.types import (
     PlaneStatus,
     PoolStatus,
     Role,
-    RouteRule,
     TrafficStatus,
     WorkerState,
     WorkerStatus,
@@ -39,12 +42,7 @@ from engine.types import Load
 
 #: A worker that one observation misses is shown as it was for this long: a node may be late once.
 KEEP_S = 5.0
-#: Where a pool counts as full: share of time in prefill, share of KV blocks in decode.
-FULL_PREFILL_BUSY = 0.85
-FULL_DECODE_KV = 0.9
-#: Below this share nothing can be extrapolated.
-LEAST_SHARE = 0.02
-LEAST_ATTAINMENT = 0.95
+NO_BATCHES: Final[Mapping[Role, BatchLimit]] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +74,7 @@ def build_snapshot(
     departures: tuple[Departure, ...] = (),
     alerts: tuple[Alert, ...] = (),
     bottleneck: Bottleneck | None = None,
+    batches: Mapping[Role, BatchLimit] = NO_BATCHES,
 ) -> FleetSnapshot:
     """The whole screen. `readings` are the newest per worker (`newest_readings`)."""
     lives = {each.worker_id: each for each in observation.lives} if observation else {}
@@ -85,7 +84,7 @@ def build_snapshot(
     workers = tuple(
         worker_status(identity, w, desired, readings.get(w), lives.get(w), devices, utilization, at) for w in ids
     )
-    pools = tuple(pool_status(role, desired, workers, utilization, traffic) for role in POOLS)
+    pools = tuple(pool_status(role, desired, workers, utilization, traffic, batches.get(role)) for role in POOLS)
     observed_only = not ACTING & set(identity.capabilities)
     health = STARTING
     if observation is not None:
@@ -114,7 +113,19 @@ def build_snapshot(
         departures=departures,
         alerts=alerts,
         bottleneck=bottleneck,
+        ceilings=ceilings_of(each for each in readings.values() if each.alive),
+        blended=blended_of(utilization, devices.values()),
     )
+
+
+def blended_of(utilization: UtilizationView | None, devices: Iterable[DeviceReading]) -> Blended | None:
+    """The devices' own utilization.gpu where there is one, else the time in which the workers' steps ran."""
+    told = [each.gpu_utilization for each in devices if each.gpu_utilization is not None]
+    if told:
+        return Blended(value=sum(told) / len(told), source="device")
+    phases = utilization.fleet.values() if utilization else ()
+    busy = [each.busy for each in phases if each.busy is not None]
+    return Blended(value=min(1.0, sum(busy)), source="steps") if busy else None
 
 
 STARTING = Health(level="starting", text="Waiting for the first look at the fleet")
@@ -233,6 +244,10 @@ def worker_status(
         decode=phases.get(Phase.DECODE),
         measured_tensor_active=device.tensor_active if device else None,
         measured_dram_active=device.dram_active if device else None,
+        gpu_utilization=device.gpu_utilization if device else None,
+        memory_used_bytes=device.memory_used_bytes if device else None,
+        power_w=device.power_w if device else None,
+        device_note=device.note if device else "",
         step_overdue=reading is not None and overdue_step_s(reading) is not None,
         is_outdated=life is not None and life.is_outdated,
     )
@@ -244,6 +259,7 @@ def pool_status(
     workers: tuple[WorkerStatus, ...],
     utilization: UtilizationView | None,
     traffic: TrafficStatus,
+    batch: BatchLimit | None = None,
 ) -> PoolStatus:
     """One pool, by the role that its workers are seen in; what is desired of it stands beside that."""
     members = [each for each in workers if each.role == role and not _is_spare(each)]
@@ -261,7 +277,9 @@ def pool_status(
         decode=decode,
         load=load,
         load_unit="s" if role == Role.PREFILL else "fraction",
-        headroom_rps=headroom_rps(role, load, prefill, traffic) if ready else None,
+        headroom_rps=headroom_rps(role, load, prefill, traffic, batch) if ready else None,
+        batch=batch.batch if batch else None,
+        largest_batch=batch.largest if batch else None,
     )
 
 
@@ -287,37 +305,9 @@ def kv_load(members: list[WorkerStatus]) -> float | None:
     return min(1.0, sum(each.kv_blocks_held + each.kv_blocks_reserved for each in members) / total)
 
 
-def headroom_rps(
-    role: Role, load: float | None, prefill: PhaseUtilization | None, traffic: TrafficStatus
-) -> float | None:
-    """Extra requests per second until the pool is full, if traffic keeps its shape (derived, linear).
-
-    headroom = rate x (full - share) / share, at least 0, where for a prefill pool share is the time in prefill, full
-    0.85 and rate the split requests; for a decode or mixed pool share is KV held and reserved, full 0.9 and rate all
-    requests. While attainment is under 0.95 the SLO is broken already: 0. None without traffic, or when share is too
-    small to extrapolate from.
-    """
-    rate = _split_rps(traffic) if role == Role.PREFILL else traffic.offered_rps
-    share = (prefill.busy if prefill else None) if role == Role.PREFILL else load
-    full = FULL_PREFILL_BUSY if role == Role.PREFILL else FULL_DECODE_KV
-    if not rate or share is None or share < LEAST_SHARE:
-        return None
-    if traffic.attainment is not None and traffic.attainment < LEAST_ATTAINMENT:
-        return 0.0
-    return max(0.0, rate * (full - share) / share)
-
-
 def _is_spare(worker: WorkerStatus) -> bool:
     """A spare keeps the role it last had, drained."""
     return worker.desired_role == Role.UNASSIGNED and worker.state == WorkerState.DRAINED
-
-
-def _split_rps(traffic: TrafficStatus) -> float | None:
-    """Offered requests per second that went through a prefill worker."""
-    total = sum(traffic.by_rule.values())
-    if traffic.offered_rps is None or not total:
-        return None
-    return traffic.offered_rps * traffic.by_rule.get(RouteRule.REMOTE, 0) / total
 
 
 def _busy_rate(phase: PhaseUtilization | None) -> float | None:

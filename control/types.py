@@ -337,6 +337,10 @@ class WorkerStatus:
     measured_dram_active: float | None = None
     step_overdue: bool = False  # its running step takes far longer than steps usually do
     is_outdated: bool = False  # its process runs other code, or was started with other settings, than the plane's
+    gpu_utilization: float | None = None  # as the device says: share of time in which any kernel ran
+    memory_used_bytes: int | None = None  # as the device says, of all its processes
+    power_w: float | None = None
+    device_note: str = ""  # what the device does not answer, and why; "" where it answers all, or nobody asked it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -353,6 +357,8 @@ class PoolStatus:
     load_unit: str
     headroom_rps: float | None
     headroom_provenance: Provenance = "derived"
+    batch: float | None = None  # sequences that decode, of one worker
+    largest_batch: float | None = None  # inside the bound on the time per token, by a line through its steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -380,6 +386,25 @@ class TrafficStatus:
     slo_text: str = ""
     sample_share: float | None = None  # of the offered requests, those of `phaseline up --traffic`
     attainment_by_length: dict[str, float] = field(default_factory=dict)  # class of prompt length -> attainment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ceilings:
+    """What of the fleet's peaks is achievable, 0..1, and the target zones as fractions of that."""
+
+    compute: float
+    bandwidth: float
+    provenance: Provenance  # measured on the devices, or an assumed share of a datasheet
+    target_in_phase: tuple[float, float]
+    target_wall: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blended:
+    """The one number of other dashboards: share of the time in which anything ran, whatever it was, and how hard."""
+
+    value: float
+    source: Literal["device", "steps"]  # NVML's utilization.gpu of the fleet's devices, or the workers' own steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -469,6 +494,8 @@ class FleetSnapshot:
     departures: tuple[Departure, ...] = ()  # of the last minutes
     bottleneck: Bottleneck | None = None  # None: an older plane
     alerts: tuple[Alert, ...] = ()  # pending and firing, pages first
+    ceilings: Ceilings | None = None  # None: a peak is not known
+    blended: Blended | None = None
 
 
 # --- history --------------------------------------------------------------------------------------------------------
@@ -507,6 +534,47 @@ class SeriesResult:
     by: str
     series: tuple[Series, ...]
     note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roof:
+    """The roofline of one kind of device: its peaks, and the ceiling that is achievable under them. None is unknown."""
+
+    name: str
+    peak_flops: float | None
+    peak_bytes_per_s: float | None
+    achievable_flops: float | None
+    achievable_bytes_per_s: float | None
+    basis: str  # of the peaks: datasheet, calibrated, assumed, unknown
+    achievable_provenance: Provenance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RooflinePoint:
+    """What one worker did in one phase over [t, t + length): FLOP per byte, and FLOP/s while that phase ran."""
+
+    worker_id: str
+    role: Role
+    phase: Phase
+    roof: str  # name of its device's roof
+    t_unix_s: float
+    length_s: float
+    intensity: float
+    flops_per_s: float
+    tokens_per_step: float | None  # of decode: the batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roofline:
+    """Workers under the rooflines of their devices."""
+
+    fleet_id: str
+    since_unix_s: float
+    until_unix_s: float
+    roofs: tuple[Roof, ...]
+    points: tuple[RooflinePoint, ...]
+    simulated: bool
+    provenance: Provenance = "derived"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from control.api import (
     history_routes,
     metrics_route,
     problems,
+    roofline_routes,
     session_routes,
 )
 from control.api.context import ApiContext, Context
@@ -51,6 +52,7 @@ def create_app(context: ApiContext) -> FastAPI:
         event_routes,
         gateway_routes,
         metrics_route,
+        roofline_routes,
     ):
         app.include_router(module.router)
 
