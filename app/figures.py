@@ -130,7 +130,9 @@ def pool_load(pool: PoolStatus, snapshot: FleetSnapshot) -> cards.Load:
     rows.append(("Headroom", format.rate(pool.headroom_rps)))
     members = [each for each in snapshot.workers if each.role == pool.role]
     if prefill:
-        rows.append(("Queued tokens", format.count(sum(each.queued_prefill_tokens for each in members))))
+        queued = [each.queued_prefill_tokens for each in members]
+        known = [each for each in queued if each is not None]
+        rows.append(("Queued tokens", format.count(sum(known) if len(known) == len(queued) else None)))
     else:
         rows.append(("Running", format.count(sum(each.num_running for each in members))))
     rows.append(("Waiting", format.count(sum(each.num_waiting for each in members))))

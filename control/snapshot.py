@@ -208,6 +208,7 @@ def worker_status(
     device = devices.get(reading.device.uuid) if reading and reading.device.uuid else None
     phases = utilization.workers.get(worker_id, {}) if utilization else {}
     state, reason = _state(reading, life)
+    queued = None if reading and "queued_prefill_tokens" in reading.unknown else load.queued_prefill_tokens
     return WorkerStatus(
         worker_id=worker_id,
         epoch=reading.epoch if reading else 0,
@@ -236,7 +237,7 @@ def worker_status(
         kv_blocks_total=load.kv_blocks_total,
         kv_blocks_held=load.kv_blocks_held,
         kv_blocks_reserved=load.kv_blocks_reserved,
-        queued_prefill_tokens=load.queued_prefill_tokens,
+        queued_prefill_tokens=queued,
         num_waiting=load.num_waiting,
         num_running=load.num_running,
         num_leased=load.num_leased,
@@ -286,11 +287,13 @@ def pool_status(
 def prefill_load_s(members: list[WorkerStatus], prefill: PhaseUtilization | None) -> float | None:
     """Seconds of queued uncached tokens: queued / (tokens per second of prefill, while prefill runs).
 
-    That rate is tokens_per_s / busy of the pool. Nothing queued is 0 s; something queued at an unknown rate is None.
+    That rate is tokens_per_s / busy of the pool. Nothing queued is 0 s; something queued at an unknown rate,
+    or an unknown number, is None.
     """
-    if not members:
+    known = [each.queued_prefill_tokens for each in members if each.queued_prefill_tokens is not None]
+    if not members or len(known) < len(members):
         return None
-    queued = sum(each.queued_prefill_tokens for each in members)
+    queued = sum(known)
     if queued == 0:
         return 0.0
     rate = _busy_rate(prefill)

@@ -327,7 +327,7 @@ class WorkerStatus:
     kv_blocks_total: int
     kv_blocks_held: int
     kv_blocks_reserved: int
-    queued_prefill_tokens: int
+    queued_prefill_tokens: int | None  # None: a foreign engine that does not say
     num_waiting: int
     num_running: int
     num_leased: int
