@@ -12,7 +12,7 @@ import streamlit as st
 from app import session, theme
 from app.fleets import PARAM, Fleets
 from app.place import shared_fleets
-from app.views import audit, explore, fleets, overview, pools, requests, wall, workers
+from app.views import audit, explore, fleets, overview, pools, requests, roofline, wall, workers
 from app.views.shell import Page, draw_shell
 
 PAGES: tuple[Page, ...] = (
@@ -21,6 +21,7 @@ PAGES: tuple[Page, ...] = (
     Page("Workers", "workers", "Operate", workers.page),
     Page("Fleets", "fleets", "Operate", fleets.page),
     Page("Explore", "explore", "Understand", explore.page),
+    Page("Roofline", "roofline", "Understand", roofline.page),
     Page("Requests", "requests", "Understand", requests.page),
     Page("Audit log", "audit", "Understand", audit.page),
 )

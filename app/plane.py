@@ -17,6 +17,7 @@ from control.types import (
     Principal,
     RequestRecord,
     RoleInterval,
+    Roofline,
     SeriesResult,
     Session,
     WhatIfRouting,
@@ -74,6 +75,9 @@ class Plane(Protocol):
         worker_id: str | None = None,
         limit: int = 1_000,
     ) -> list[FleetEvent]: ...
+    def roofline(
+        self, since_unix_s: float | None = None, until_unix_s: float | None = None, fleet_id: str | None = None
+    ) -> Roofline: ...
     def roles(
         self, since_unix_s: float, until_unix_s: float | None = None, fleet_id: str | None = None
     ) -> list[RoleInterval]: ...

@@ -25,6 +25,7 @@ from control.types import (
     FleetSnapshot,
     LossCause,
     MetricInfo,
+    Phase,
     PhaseUtilization,
     PlannedStep,
     PoolStatus,
@@ -34,6 +35,9 @@ from control.types import (
     RequestRecord,
     Role,
     RoleInterval,
+    Roof,
+    Roofline,
+    RooflinePoint,
     RoutingPolicy,
     Series,
     SeriesPoint,
@@ -314,6 +318,29 @@ class FakePlane:
             prefill=None if starting else self.phase("prefill") if role != Role.DECODE else None,
             decode=None if starting else self.phase("decode") if role != Role.PREFILL else None,
         )
+
+    def roofline(self, since_unix_s: float | None, until_unix_s: float) -> Roofline:
+        """Prefill near its roof, decode on the slope, at a batch that grows with the worker's number."""
+        roof = Roof(name="h100-sxm-80gb", peak_flops=989e12, peak_bytes_per_s=3.35e12, achievable_flops=593e12,
+                    achievable_bytes_per_s=2.68e12, basis="datasheet", achievable_provenance="assumed")  # fmt: skip
+        points, starts = (
+            [],
+            [until_unix_s - 60.0] if since_unix_s is None else [since_unix_s + 60.0 * i for i in range(9)],
+        )
+        workers = [] if self.scene in ("empty", "starting") else list(self.desired.roles.items())
+        for number, (worker_id, role) in enumerate(workers):
+            for step, start in enumerate(starts):
+                batch = 4.0 + 5.0 * number + 3.0 * step
+                is_prefill = role == Role.PREFILL
+                x = 700.0 + 90.0 * number if is_prefill else 0.95 * batch
+                y = 540e12 - 9e12 * number if is_prefill else 0.9 * x * 2.68e12
+                phase = Phase.PREFILL if is_prefill else Phase.DECODE
+                points.append(
+                    RooflinePoint(worker_id=worker_id, role=role, phase=phase, roof=roof.name, t_unix_s=start,
+                                  length_s=60.0, intensity=x, flops_per_s=y, tokens_per_step=batch)
+                )  # fmt: skip
+        return Roofline(fleet_id="local", since_unix_s=since_unix_s or until_unix_s - 60.0, until_unix_s=until_unix_s,
+                        roofs=(roof,), points=tuple(points), simulated=self.simulated)  # fmt: skip
 
     def pool(self, role: Role, workers: tuple[WorkerStatus, ...]) -> PoolStatus:
         own = [each for each in workers if each.role == role]
@@ -621,6 +648,12 @@ class FakeClient:
             by=by,
             series=tuple(found),
         )
+
+    def roofline(
+        self, since_unix_s: float | None = None, until_unix_s: float | None = None, fleet_id: str | None = None
+    ) -> Roofline:
+        plane = self._answer()
+        return plane.roofline(since_unix_s, until_unix_s or plane.now())
 
     def requests(
         self,

@@ -14,7 +14,7 @@ from app.source import Hub
 from control.types import Action, CommandRequest, Departure, Principal, Verb
 from tests.app.builders import plane_and_hub
 
-PAGES = ("overview", "pools", "workers", "fleets", "explore", "requests", "audit")
+PAGES = ("overview", "pools", "workers", "fleets", "explore", "roofline", "requests", "audit")
 
 
 def script(hub, path):  # type: ignore[no-untyped-def]  # its source runs alone, with no import of this file
