@@ -12,7 +12,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -31,12 +31,15 @@ from control.types import (
     CommandState,
     Desired,
     EventKind,
+    Explanation,
     FleetEvent,
     FleetSnapshot,
+    Heatmap,
     MetricInfo,
     Preview,
     Principal,
     Problem,
+    RequestFilters,
     RequestRecord,
     RoleInterval,
     Roofline,
@@ -256,25 +259,68 @@ class PhaselineClient:
         order: str = "recent",
         *,
         until_unix_s: float | None = None,
-        rule: str | None = None,
-        worker_id: str | None = None,
-        good: bool | None = None,
-        moved: bool | None = None,
+        above_s: float | None = None,
+        up_to_s: float | None = None,
         fleet_id: str | None = None,
+        **filters: Unpack[RequestFilters],
     ) -> list[RequestRecord]:
-        """Request records, metadata only. order: recent | slowest. moved: went on at another worker."""
+        """Request records, metadata only. order: recent | slowest, by `metric`, which `above_s` and `up_to_s` bound."""
         return self._get(
             list[RequestRecord],
             f"{API}/requests",
             limit=limit,
             since_unix_s=since_unix_s,
             until_unix_s=until_unix_s,
+            above_s=above_s,
+            up_to_s=up_to_s,
             order=order,
-            rule=rule,
-            worker_id=worker_id,
-            good=good,
-            moved=moved,
             fleet_id=fleet_id,
+            **filters,
+        )
+
+    def heatmap(
+        self,
+        since_unix_s: float,
+        until_unix_s: float | None = None,
+        *,
+        fleet_id: str | None = None,
+        **filters: Unpack[RequestFilters],
+    ) -> Heatmap:
+        """Requests by arrival and latency."""
+        return self._get(
+            Heatmap,
+            f"{API}/latency-heatmap",
+            since_unix_s=since_unix_s,
+            until_unix_s=until_unix_s,
+            fleet_id=fleet_id,
+            **filters,
+        )
+
+    def explanation(
+        self,
+        since_unix_s: float,
+        until_unix_s: float | None = None,
+        *,
+        from_unix_s: float | None = None,
+        to_unix_s: float | None = None,
+        above_s: float | None = None,
+        up_to_s: float | None = None,
+        fleet_id: str | None = None,
+        **filters: Unpack[RequestFilters],
+    ) -> Explanation:
+        """What is different about the requests of [from, to) with a latency in (above, up to]; without these, about
+        those that were not good, or the slowest."""
+        return self._get(
+            Explanation,
+            f"{API}/latency-differences",
+            since_unix_s=since_unix_s,
+            until_unix_s=until_unix_s,
+            from_unix_s=from_unix_s,
+            to_unix_s=to_unix_s,
+            above_s=above_s,
+            up_to_s=up_to_s,
+            fleet_id=fleet_id,
+            **filters,
         )
 
     def request(self, request_id: str) -> RequestRecord:

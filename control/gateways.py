@@ -19,10 +19,12 @@ from control.history.store import History
 from control.intake import Intake, Row
 from control.progress import TablesSeen
 from control.recorder import Recorder
+from control.sampling import Sampler
 from control.self_driving import SelfDriving
+from control.settings import Settings
 from control.tables import Tables
 from control.traffic_stats import TrafficStats
-from control.types import Desired, RequestRecord, Slo
+from control.types import Desired, RequestRecord
 
 _log = logging.getLogger("phaseline.plane")
 
@@ -42,14 +44,15 @@ class Gateways:
         fleet: Fleet,
         history: History,
         recorder: Recorder,
-        slo: Slo,
+        settings: Settings,
         fence: int,
         started_unix_s: float,
         on_loss: Callable[[], None],
         on_record: Callable[[RequestRecord], None],
     ) -> None:
-        self.traffic = TrafficStats(slo)
+        self.traffic = TrafficStats(settings.effective_slo)
         self.intake = Intake()
+        self._sampler = Sampler(settings.request_records_per_s)
         self.tables = Tables(fence)
         self.hub = GatewayHub(
             durable_seq=self._durable_seq,
@@ -90,6 +93,10 @@ class Gateways:
     def _on_gone(self, gateway_id: str) -> None:
         self.traffic.drop_gateway(gateway_id)
         self._losses.pop(gateway_id, None)
+
+    def take_rows(self, now_unix_s: float) -> list[Row]:
+        """What came since the last call, with what is kept of it; all of it is counted."""
+        return [(spool, seq, self._sampler.judge(record, now_unix_s)) for spool, seq, record in self.intake.take()]
 
     def durable(self, rows: list[Row]) -> None:
         """These rows are in the history or the spool: gateways may forget them."""

@@ -268,6 +268,7 @@ def _latencies() -> list[Metric]:
     rows: list[tuple[str, str, tuple[float, ...], str, tuple[str, ...]]] = [
         ("ttft", "ttft", (0.5, 0.99), "time to first token, from arrival at the gateway", _FLEET_RULE),
         ("itl", "itl", (0.5, 0.99), "one gap between tokens, at the gateway; many per request", _FLEET_RULE),
+        ("max_gap", "gap", (0.5, 0.99), "largest gap between two tokens of a request, one per request", _FLEET_RULE),
         ("tpot", "tpot", (0.5, 0.99), "(e2e - TTFT) / (tokens - 1), one per request", _FLEET_RULE),
         ("e2e", "e2e", (0.5, 0.99), "whole request, of those that were served", _FLEET_RULE),
         ("handoff", "worker_handoff", (0.5, 0.99), "KV from a prefill worker to a decode worker", _POOLS),

@@ -61,7 +61,7 @@ _snapshot_json = TypeAdapter(FleetSnapshot)
 #: Ticks are at least this far apart, however often a fleet says that something changed.
 LEAST_GAP_S = 0.01
 #: A little each time: no order waits long for the history.
-PRUNE_EVERY_S = 60.0
+PRUNE_EVERY_S = 10.0
 START_AGAIN_S = 2.0
 #: `close` waits this long for the tick that is under way.
 CLOSE_TICK_S = 5.0
@@ -95,9 +95,10 @@ class Plane:
         self._accountant = accountant
         self._now = now
         self.monitor = monitor
-        slo, on_record = settings.effective_slo, monitor.on_record
         self.gateways = Gateways(
-            *(fleet, history, desk.recorder, slo, lease.fence, now()), on_loss=self.wake, on_record=on_record
+            *(fleet, history, desk.recorder, settings, lease.fence, now()),
+            on_loss=self.wake,
+            on_record=monitor.on_record,
         )
         self._status = self.gateways.traffic.status(now())
         self._expected_output = self.gateways.traffic.expected_output_tokens()
@@ -273,7 +274,7 @@ class Plane:
 
     def _record_samples(self, ingested: Ingested, now: float) -> None:
         """Queue this tick's rows; gateways may forget their records once those are durable, here or in the spool."""
-        rows = self.gateways.intake.take()
+        rows = self.gateways.take_rows(now)
         own = self._own_events.take(self.recorder.problem, now)
         ingested = replace(ingested, events=(*ingested.events, *own, *self._watch.take()))
         tick = TickWrite(ingested, self._accountant.snapshot(), rows, self._status)

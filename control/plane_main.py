@@ -228,7 +228,10 @@ def open_history(settings: Settings, reach: Reach = pass_by) -> History:
 
 def retention_of(settings: Settings) -> Retention:
     return Retention(
-        raw_s=settings.retention_raw_s, rollup_s=settings.retention_rollup_s, requests_s=settings.retention_requests_s
+        raw_s=settings.retention_raw_s,
+        rollup_s=settings.retention_rollup_s,
+        requests_s=settings.retention_requests_s,
+        max_records=settings.max_request_records,
     )
 
 

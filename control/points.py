@@ -79,6 +79,13 @@ TRAFFIC_SUMS: Final = (
     "sum_in_flight",
     "num_waiting_samples",
     "sum_oldest_waiting_s",
+    "kept_slow",  # requests by what became of their records: kept, and why, or only counted, and as what
+    "kept_failed",
+    "kept_moved",
+    "kept_share",
+    "dropped_served",
+    "dropped_refused",
+    "dropped_cancelled",
 )
 TRAFFIC_EXTREMES: Final = ("min_in_flight", "max_in_flight", "min_oldest_waiting_s", "max_oldest_waiting_s")
 

@@ -25,6 +25,7 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 MAX_KEY_WEIGHT = 1000
+MAX_KEY_NAME = 64
 
 
 class Settings(BaseSettings):
@@ -122,6 +123,16 @@ class Settings(BaseSettings):
     retention_raw_s: Seconds = Field(86_400.0, description="How long 1 s points are kept.")
     retention_rollup_s: Seconds = Field(30 * 86_400.0, description="How long 10 s and coarser points are kept.")
     retention_requests_s: Seconds = Field(7 * 86_400.0, description="How long request records are kept.")
+    max_request_records: int = Field(
+        2_000_000, ge=1_000, description="Request records that are kept at most, 1.2 kB each; the oldest go first."
+    )
+    request_records_per_s: float = Field(
+        20.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Records of ordinary requests that are kept a second, about: above it a random share of them, by "
+        "hash of the id. The slow, the failed and the moved ones are always kept; the others are counted.",
+    )
     drain_limit_s: Seconds = Field(
         120.0, description="A gateway that is told to stop (`down`, `upgrade`) waits this long for running requests."
     )
@@ -172,6 +183,11 @@ class Settings(BaseSettings):
     batch_ttft_s: Seconds = Field(60.0, description="Bound on the time to first token of a batch request.")
     key_weights: Path | None = Field(
         None, description="TOML file of API-key id = weight (and `default`): shares of the fleet under overload."
+    )
+    key_names: Path | None = Field(
+        None,
+        description="TOML file of API-key id = name, for request records. A key's id is what they show without it: "
+        "`printf KEY | sha256sum | cut -c1-12`.",
     )
     first_token_timeout_s: Seconds = Field(
         300.0, description="A request without a first token by then ends with an error."
@@ -298,18 +314,32 @@ def webhook_secret(settings: Settings) -> str:
 
 def load_key_weights(settings: Settings) -> dict[str, float]:
     """Weights by API-key id, as request records show it. Raises SettingsError naming file, key and bound."""
-    path = settings.key_weights
-    if path is None:
-        return {}
-    try:
-        values = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SettingsError(f"setting key_weights: {path} cannot be read: {error}") from error
+    values = _key_file("key_weights", settings.key_weights)
     for key, weight in values.items():
         if type(weight) not in (int, float) or not 0 < weight <= MAX_KEY_WEIGHT:
             bound = f"a weight above 0 and up to {MAX_KEY_WEIGHT}"
-            raise SettingsError(f"setting key_weights: {path}: {key} must be {bound}, got {weight!r}")
+            raise SettingsError(f"setting key_weights: {settings.key_weights}: {key} must be {bound}, got {weight!r}")
     return {key: float(weight) for key, weight in values.items()}
+
+
+def load_key_names(settings: Settings) -> dict[str, str]:
+    """Names by API-key id. Raises SettingsError naming file, key and bound."""
+    values = _key_file("key_names", settings.key_names)
+    for key, name in values.items():
+        if not isinstance(name, str) or not 0 < len(name) <= MAX_KEY_NAME or not name.isprintable():
+            bound = f"a name of 1 to {MAX_KEY_NAME} printable characters"
+            raise SettingsError(f"setting key_names: {settings.key_names}: {key} must be {bound}, got {name!r}")
+    return values
+
+
+def _key_file(setting: str, path: Path | None) -> dict[str, Any]:
+    """A TOML file of API-key id = value; nothing when none is named."""
+    if path is None:
+        return {}
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"setting {setting}: {path} cannot be read: {error}") from error
 
 
 def load_settings(**overrides: Any) -> Settings:

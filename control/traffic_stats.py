@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import floor
 from statistics import median
 from typing import Final
@@ -23,7 +23,7 @@ from typing import Final
 from control.departures import sum_departures
 from control.gateway.link import Beat
 from control.lost import Tally, ttft_bound_s
-from control.types import SAMPLE_TRAFFIC_KEY, Departure, RequestRecord, Slo, TrafficStatus
+from control.types import SAMPLE_TRAFFIC_KEY, Departure, RequestRecord, Slo, SloBound, TrafficStatus
 from engine.histogram import bucket_of, quantile
 
 #: The window of `status`; nothing older is kept.
@@ -61,15 +61,23 @@ def is_good(record: RequestRecord, slo: Slo) -> bool | None:
     """Whether all bounds held. None when it does not count: the client cancelled, or it was not ours to serve."""
     if is_cancelled(record) or not is_offered(record):
         return None
-    if record.status != 200 or record.finish_reason == "error" or record.ttft_s is None:
-        return False
-    if record.ttft_s > ttft_bound_s(record, slo):
-        return False
-    return _within(record.tpot_s, slo.tpot_s) and _within(record.max_gap_s, slo.max_gap_s)
+    is_served = record.status == 200 and record.finish_reason != "error" and record.ttft_s is not None
+    return is_served and not broken_bounds(record, slo)
 
 
-def _within(value_s: float | None, bound_s: float) -> bool:
-    return value_s is None or value_s <= bound_s
+def broken_bounds(record: RequestRecord, slo: Slo) -> tuple[SloBound, ...]:
+    """The bounds that it was past, however it ended. A time that is not known broke none."""
+    times: tuple[tuple[SloBound, float | None, float], ...] = (
+        ("ttft", record.ttft_s, ttft_bound_s(record, slo)),
+        ("tpot", record.tpot_s, slo.tpot_s),
+        ("max_gap", record.max_gap_s, slo.max_gap_s),
+    )
+    return tuple([name for name, value_s, bound_s in times if value_s is not None and value_s > bound_s])
+
+
+def judged(record: RequestRecord, slo: Slo) -> RequestRecord:
+    """The record with its verdict under these bounds."""
+    return replace(record, good=is_good(record, slo), broken=broken_bounds(record, slo))
 
 
 def length_class(prompt_tokens: int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import Field
 
@@ -28,6 +28,12 @@ DepartureKind = Literal["leaves", "lost"]
 AlertName = Literal["slo_burn_fast", "slo_burn_slow", "worker_dead", "pool_empty", "history_away", "plane_takeover"]
 AlertSeverity = Literal["page", "ticket"]
 AlertState = Literal["pending", "firing", "resolved"]
+#: A bound of the SLO, by the time that it bounds.
+SloBound = Literal["ttft", "tpot", "max_gap"]
+#: Times of a request that a heatmap shows. gap: the largest between two of its tokens.
+LatencyKind = Literal["ttft", "e2e", "gap"]
+#: Why a request's record is kept (`control.sampling`); dropped: it is only counted.
+Kept = Literal["slow", "failed", "moved", "share", "dropped"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0.0, le=100.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=100_000, strict=True)]
@@ -682,6 +688,86 @@ class RequestRecord:
     line_s: float | None = None  # in the gateway's line for room; None: an older gateway, which did not say
     decode_s: float | None = None  # on its decode worker, from the first token, or from when its KV was there
     waited_for: str = ""  # the `Resource` that it waited for in the line, or was refused for want of; "" is unknown
+    api_key_name: str = ""  # of the setting `key_names`; "": it has none there
+    broken: tuple[SloBound, ...] = ()  # bounds that it was past; one that ended without being served has an error
+    kept: Kept = "share"
+    weight: float = 1.0  # how many requests like it this record stands for: 1 / the share of them that was kept
+
+
+class RequestFilters(TypedDict, total=False):
+    """Which requests are asked for; what is left out, or None, does not matter."""
+
+    metric: LatencyKind  # which latency bounds and orders are about: e2e when it is left out
+    rule: str | None
+    worker_id: str | None
+    api_key_id: str | None
+    good: bool | None
+    failed: bool | None  # refused, or ended with an error
+    moved: bool | None  # went on at another worker
+    batch: bool | None  # of the class batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordCounts:
+    """All requests of a range, and what became of their records. None of it is estimated."""
+
+    num_requests: int
+    kept: dict[str, int]  # why -> records; those past their retention are still counted
+    dropped: dict[str, int]  # served | refused | cancelled -> requests that are only counted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heatmap:
+    """Requests by arrival and latency. Cell i is in column `columns[i]` (from since + column x step on) and in bin
+    `bins[i]` (above edges[bin] s, up to edges[bin + 1] s), and holds `counts[i]` > 0 requests."""
+
+    fleet_id: str
+    metric: LatencyKind
+    since_unix_s: float  # of whole columns
+    until_unix_s: float
+    step_s: int
+    edges_s: tuple[float, ...]
+    columns: tuple[int, ...]
+    bins: tuple[int, ...]
+    counts: tuple[float, ...]
+    is_estimated: bool  # counts are sums of weights of the records that are kept, else every request was counted
+    bound_s: float | None  # the SLO's; of the time to first token, that of a prompt that is cached whole
+    bound_text: str
+    simulated: bool
+    requests: RecordCounts
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """One value of one dimension: its share of the requests that were asked about against its share of the rest."""
+
+    dimension: str
+    value: str
+    share: float
+    rest_share: float
+    num_records: int  # of those asked about, with this value
+    p_value: float  # of a difference as large by chance, over all values that were compared
+
+    @property
+    def difference(self) -> float:
+        return self.share - self.rest_share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """What is different about some requests: values that are more frequent among them, the largest difference first."""
+
+    fleet_id: str
+    asked: str  # which requests, in words
+    since_unix_s: float
+    until_unix_s: float
+    num_requests: float  # they and the rest: by the weights of their records
+    num_rest: float
+    num_records: int  # that were looked at, of them and of the rest
+    num_rest_records: int
+    differences: tuple[Difference, ...]
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

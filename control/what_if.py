@@ -6,7 +6,6 @@ max_tokens. Not knowable from a record, so taken as now: the pools, the fleet's 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 
 from control.routing import RuleFacts, choose_rule
@@ -14,7 +13,10 @@ from control.types import Desired, RequestRecord, Role, RouteRule, RoutingPolicy
 
 #: These were decided by the fleet's room, not by the policy: another policy would not have changed them.
 KEPT = frozenset({RouteRule.CANNOT_FIT.value, RouteRule.NO_CAPACITY.value})
-NOTE = "Derived from request records: pools, fleet size and expected output as now, cached tokens as they were."
+NOTE = (
+    "Derived from request records, each weighted by the share of its like that was kept: pools, fleet size and "
+    "expected output as now, cached tokens as they were."
+)
 
 
 def what_if(
@@ -26,19 +28,19 @@ def what_if(
     until_unix_s: float,
 ) -> WhatIfRouting:
     """Requests per rule, as they were routed and as `policy` would have."""
-    before: Counter[str] = Counter()
-    after: Counter[str] = Counter()
-    num_changed = 0
+    before: dict[str, float] = {}
+    after: dict[str, float] = {}
+    changed = 0.0
     for record in records:
         rule = rule_under(record, policy, desired, expected_output_tokens)
-        before[record.rule] += 1
-        after[rule] += 1
-        num_changed += rule != record.rule
+        before[record.rule] = before.get(record.rule, 0.0) + record.weight
+        after[rule] = after.get(rule, 0.0) + record.weight
+        changed += record.weight if rule != record.rule else 0.0
     return WhatIfRouting(
-        before=dict(before),
-        after=dict(after),
-        num_requests=before.total(),
-        num_changed=num_changed,
+        before={rule: round(num) for rule, num in before.items()},
+        after={rule: round(num) for rule, num in after.items()},
+        num_requests=round(sum(before.values())),
+        num_changed=round(changed),
         since_unix_s=since_unix_s,
         until_unix_s=until_unix_s,
         note=NOTE,

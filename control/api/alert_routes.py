@@ -7,8 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from control.api.context import Context, Reader, answer
-from control.api.history_routes import OptionalTime
+from control.api.context import Context, OptionalTime, Reader, answer
 from control.types import Alert
 
 router = APIRouter(prefix="/api/v1", tags=["alerts"])

@@ -15,6 +15,7 @@ from control.api import (
     history_routes,
     metrics_route,
     problems,
+    request_routes,
     roofline_routes,
     session_routes,
 )
@@ -49,6 +50,7 @@ def create_app(context: ApiContext) -> FastAPI:
         attached_routes,
         command_routes,
         history_routes,
+        request_routes,
         event_routes,
         gateway_routes,
         metrics_route,

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends
+from fastapi import Depends, Query
 from pydantic import TypeAdapter
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
@@ -106,6 +106,9 @@ def _here(look: Callable[[HTTPConnection], T]) -> Callable[[HTTPConnection], Awa
 Context = Annotated[ApiContext, Depends(_here(context_of))]
 Reader = Annotated[Principal, Depends(_here(reader))]
 Operator = Annotated[Principal, Depends(_here(operator))]
+
+Time = Annotated[float, Query(ge=0, le=1e11, allow_inf_nan=False)]
+OptionalTime = Annotated[float | None, Query(ge=0, le=1e11, allow_inf_nan=False)]
 
 _adapters: dict[Any, TypeAdapter[Any]] = {}
 

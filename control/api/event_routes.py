@@ -11,8 +11,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from starlette.responses import Response, StreamingResponse
 
-from control.api.context import Context, Reader, answer
-from control.api.history_routes import OptionalTime
+from control.api.context import Context, OptionalTime, Reader, answer
 from control.events import Events
 from control.history.store import EventQuery
 from control.types import EventKind, FleetEvent

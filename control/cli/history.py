@@ -1,4 +1,4 @@
-"""`series`, `events`, `requests` and `request`: the history, as a table or as JSON."""
+"""`series` and `events`: the history, as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Annotated, get_args
 
 import typer
 
-from control.cli.shell import JsonFlag, connect, print_json, print_table, say, seconds
+from control.cli.shell import JsonFlag, connect, print_json, print_table, say
 from control.errors import SettingsError
-from control.stories import event_words, move_words
-from control.types import EventKind, LifeKind, MoveKind, PlaneKind, RequestRecord, SeriesResult
+from control.stories import event_words
+from control.types import EventKind, LifeKind, MoveKind, PlaneKind, SeriesResult
 
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
@@ -99,82 +99,5 @@ def events(
     say("moves are known when their requests end: the last seconds fill in")
 
 
-def request(
-    request_id: Annotated[str, typer.Argument(help="Id of the request, from `phaseline requests` or X-Request-ID.")],
-    as_json: JsonFlag = False,
-) -> None:
-    """One request's life: its stages, and where it went on when a worker died or drained."""
-    with connect() as client:
-        found = client.request(request_id)
-    if as_json:
-        print_json(found)
-        return
-    say(f"request {found.request_id}: {found.status} {found.error or found.finish_reason}")
-    say(f"  arrived {_when(found.arrival_unix_s)} at {found.gateway_id}, {found.rule}: {found.reason}")
-    stages = (("queued", found.queue_s), ("prefill", found.prefill_s), ("handoff", found.handoff_s))
-    timed = [f"{name} {seconds(value_s)}" for name, value_s in stages if value_s is not None]
-    say(f"  {', '.join(timed) or 'no stage was timed'}; first token after {seconds(found.ttft_s) or 'n/a'}")
-    for move in found.moves:
-        say(f"  at {seconds(move.at_s)}: {move_words(move)}")
-    say(
-        f"  {found.output_tokens} of {found.max_tokens} tokens in {seconds(found.e2e_s) or 'n/a'}, "
-        f"largest gap {seconds(found.max_gap_s) or 'n/a'}"
-    )
-
-
 def _when(at_unix_s: float) -> str:
     return time.strftime("%H:%M:%S", time.localtime(at_unix_s))
-
-
-def requests(
-    limit: Annotated[int, typer.Option(min=1, max=1000)] = 20,
-    since: Annotated[str, typer.Option(help="How far back: 30s, 15m, 1h.")] = "1h",
-    order: Annotated[str, typer.Option(help="recent or slowest.")] = "recent",
-    moved: Annotated[bool, typer.Option("--moved", help="Only those that went on at another worker.")] = False,
-    as_json: JsonFlag = False,
-) -> None:
-    """Request records: who served each, why, and how fast. No prompts are kept."""
-    if order not in ("recent", "slowest"):
-        raise SettingsError(f"--order {order!r} is not recent or slowest", field="order", value=order)
-    since_unix_s = time.time() - parse_duration(since, "since")
-    with connect() as client:
-        found = client.requests(limit, since_unix_s, order, moved=moved or None)
-    if as_json:
-        print_json(found)
-        return
-    columns = (
-        "time",
-        "request",
-        "rule",
-        "prefill",
-        "decode",
-        "in",
-        "cached",
-        "out",
-        "TTFT",
-        "TPOT",
-        "e2e",
-        "status",
-        "good",
-        "went on at",
-    )
-    print_table(columns, [_row(each) for each in found], right=("in", "cached", "out", "TTFT", "TPOT", "e2e"))
-
-
-def _row(record: RequestRecord) -> tuple[object, ...]:
-    return (
-        _when(record.arrival_unix_s),
-        record.request_id,
-        record.rule,
-        record.prefill_worker or "-",
-        record.decode_worker or "-",
-        record.prompt_tokens,
-        record.cached_tokens,
-        record.output_tokens,
-        seconds(record.ttft_s),
-        seconds(record.tpot_s),
-        seconds(record.e2e_s),
-        f"{record.status} {record.error or record.finish_reason}",
-        {True: "yes", False: "no", None: None}[record.good],
-        ", ".join(f"{each.to_worker or 'none'} ({each.kind})" for each in record.moves) or "-",
-    )

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from control.cli import alerts, attached, bench, commands, faults, history, lifecycle, tokens
+from control.cli import alerts, attached, bench, commands, faults, history, lifecycle, requests, tokens
 from control.cli.bottleneck import bottleneck
 from control.cli.shell import Exit, exit_code, one_line, remote
 from control.cli.traffic import traffic
@@ -57,8 +57,8 @@ for function, name in (
     (history.series, "series"),
     (history.events, "events"),
     (alerts.alerts, "alerts"),
-    (history.requests, "requests"),
-    (history.request, "request"),
+    (requests.requests, "requests"),
+    (requests.request, "request"),
     (traffic, "traffic"),
     (bench.bench, "bench"),
 ):

@@ -9,7 +9,7 @@ from control.fleets.sim_traffic import Arrival
 from control.fleets.sim_worker import SimWorker
 from control.gateway.timeline import Timeline
 from control.routing import RouteDecision
-from control.traffic_stats import is_good
+from control.traffic_stats import judged
 from control.types import MoveKind, RequestMove, RequestRecord, Resource, RoutingTable, Slo
 from engine.types import FinishReason, SamplingParams
 from engine.wire import StageTimes
@@ -129,4 +129,4 @@ def sim_record(
         decode_s=request.decode_s,
         waited_for="" if request.waits_for is None else request.waits_for.value,
     )
-    return replace(record, good=is_good(record, slo))
+    return judged(record, slo)

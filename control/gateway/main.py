@@ -33,7 +33,7 @@ from control.gateway.mover import MoveLimits
 from control.gateway.plane_link import PlaneAddress, PlaneLink
 from control.gateway.records import Origin, RecordLog
 from control.listener import BACKLOG, Channel, bind_listener, inherited_listener
-from control.settings import Settings, load_key_weights, load_settings
+from control.settings import Settings, load_key_names, load_key_weights, load_settings
 from engine.device_catalogue import model_spec
 from engine.errors import EngineError
 from engine.host import format_address
@@ -127,7 +127,12 @@ def make_gateway(settings: Settings, gateway_id: str) -> Gateway:
         fleet=fleet,
         admission=Admission(fleet, admission_rules(settings)),
         records=RecordLog(),
-        origin=Origin(gateway_id=gateway_id, fleet_id=settings.fleet_id, slo=settings.effective_slo),
+        origin=Origin(
+            gateway_id=gateway_id,
+            fleet_id=settings.fleet_id,
+            slo=settings.effective_slo,
+            key_names=load_key_names(settings),
+        ),
         limits=GatewayLimits(
             default_max_tokens=settings.default_max_tokens,
             max_body_bytes=settings.max_body_bytes,

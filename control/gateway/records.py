@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
 from control.gateway.errors import GatewayError
 from control.gateway.relay import Relay
 from control.gateway.schema import Ask
-from control.traffic_stats import CLIENT_CLOSED, is_good
+from control.traffic_stats import CLIENT_CLOSED, judged
 from control.types import RequestRecord, Slo
 from engine.types import FinishReason
 
@@ -30,6 +31,7 @@ class Origin:
     gateway_id: str
     fleet_id: str
     slo: Slo
+    key_names: Mapping[str, str] = field(default_factory=dict)  # by API-key id
 
 
 def make_record(
@@ -89,8 +91,9 @@ def make_record(
         line_s=relay.place.waited_s(ended_s),
         decode_s=served.decode_s,
         waited_for="" if lacks is None else lacks.value,
+        api_key_name=origin.key_names.get(job.api_key_id, ""),
     )
-    return replace(record, good=is_good(record, origin.slo))
+    return judged(record, origin.slo)
 
 
 class RecordLog:

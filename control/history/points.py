@@ -18,6 +18,7 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from control.history import schema
 from control.points import ONCE_A_SECOND, Ingested, Line, Row, add_row
+from control.sampling import KINDS, dropped_class, latency_of
 from control.traffic_stats import is_cancelled, is_error, is_offered, is_rejected
 from control.types import RequestRecord, TrafficStatus
 from engine.histogram import bucket_of, merge
@@ -254,13 +255,14 @@ def _traffic_row(record: RequestRecord) -> Row:
         "prompt_tokens": float(record.prompt_tokens),
         "cached_tokens": float(record.cached_tokens),
         "output_tokens": float(record.output_tokens),
+        f"dropped_{dropped_class(record)}" if record.kept == "dropped" else f"kept_{record.kept}": 1.0,
     }
 
 
 def _latencies(record: RequestRecord) -> dict[str, dict[int, int]]:
-    """Histograms of one request, as its client saw it. e2e only of requests that were served."""
-    e2e_s = record.e2e_s if record.status == 200 else None
-    single = {"ttft": record.ttft_s, "tpot": record.tpot_s, "e2e": e2e_s}
+    """Histograms of one request, as its client saw it."""
+    single: dict[str, float | None] = {kind: latency_of(record, kind) for kind in KINDS}
+    single["tpot"] = record.tpot_s
     found = {kind: {bucket_of(value): 1} for kind, value in single.items() if value is not None}
     if record.itl_buckets:
         found["itl"] = {int(bucket): count for bucket, count in record.itl_buckets.items()}

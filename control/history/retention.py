@@ -26,6 +26,7 @@ class Retention:
     raw_s: float = 86_400.0  # points of 1 s
     rollup_s: float = 30 * 86_400.0  # points of 10 s and more
     requests_s: float = 7 * 86_400.0
+    max_records: int = 2_000_000  # request records, whatever their age
 
 
 def prune_step(connection: Connection, step_s: int, keep_s: float, now_unix_s: float) -> bool:
@@ -46,12 +47,19 @@ def prune_step(connection: Connection, step_s: int, keep_s: float, now_unix_s: f
     return end < cutoff
 
 
-def prune_records(connection: Connection, keep_s: float, now_unix_s: float) -> bool:
-    """Delete the oldest request records; True when there may be more to delete. Sequence numbers are kept."""
+def prune_records(connection: Connection, keep_s: float, max_records: int, now_unix_s: float) -> bool:
+    """Delete the oldest request records, those past their time first, then those that are too many; True when there may
+    be more to delete. What they were counted as stays, and so do their numbers.
+
+    Records are numbered as they are written, so the newest `max_records` numbers are at most so many records.
+    """
     c = schema.request_records.c
-    old = select(c.record_id).where(c.arrival_unix_s < now_unix_s - keep_s).limit(MAX_RECORDS_A_BATCH)
-    deleted = connection.execute(delete(schema.request_records).where(c.record_id.in_(old))).rowcount
-    return deleted >= MAX_RECORDS_A_BATCH
+    newest = connection.execute(select(func.max(c.record_id))).scalar() or 0
+    left = MAX_RECORDS_A_BATCH
+    for is_over in (c.arrival_unix_s < now_unix_s - keep_s, c.record_id <= newest - max_records):
+        old = select(c.record_id).where(is_over).limit(left)
+        left -= connection.execute(delete(schema.request_records).where(c.record_id.in_(old))).rowcount
+    return left <= 0
 
 
 def prune_events(connection: Connection, keep_s: float, now_unix_s: float) -> None:

@@ -181,8 +181,21 @@ request_records = Table(
     Column("ttft_s", Double),
     Column("record", LargeBinary, nullable=False),
     Column("num_moves", Integer, nullable=False, server_default="0"),
+    Column("api_key_id", Text, nullable=False, server_default=""),
+    Column("priority", Integer, nullable=False, server_default="0"),
+    Column("max_gap_s", Double),
+    Column("ttft_bucket", SmallInteger),  # of a histogram (engine.histogram); none where the histograms count none
+    Column("e2e_bucket", SmallInteger),
+    Column("gap_bucket", SmallInteger),
+    Column("weight", Double, nullable=False, server_default="1"),
+    Column("place", Double, nullable=False, server_default="0"),  # by chance, in 0..1: to look at some of many
     UniqueConstraint("gateway_id", "seq"),
-    Index("request_records_by_arrival", "fleet_id", "arrival_unix_s"),
+)
+Index(  # all that a search reads of the records that it does not return
+    "request_records_by_arrival",
+    *(request_records.c[name] for name in ("fleet_id", "arrival_unix_s", "e2e_s", "ttft_s", "max_gap_s")),
+    *(request_records.c[name] for name in ("e2e_bucket", "ttft_bucket", "gap_bucket", "weight", "place")),
+    *(request_records.c[name] for name in ("good", "status", "rule", "num_moves")),
 )
 _moved = request_records.c.num_moves > 0  # few of many: only they are in the index
 Index(
@@ -247,6 +260,7 @@ gateway_seqs = Table(
     metadata,
     Column("gateway_id", Text, primary_key=True),
     Column("last_seq", BigInteger, nullable=False),
+    Column("missing", Text, nullable=False, server_default="[]"),  # ranges below it that have not come
 )
 fences = Table(
     "fences",

@@ -78,6 +78,15 @@ def base_step(step_s: int) -> int:
     return next(step for step in reversed(schema.STEPS) if step_s % step == 0)
 
 
+def read_buckets(connection: Connection, query: SeriesQuery) -> tuple[int, dict[tuple[str, int], Bucket], bool]:
+    """The sums behind a series: step, what is known per group and bucket, whether any of it is simulated. Raises
+    NotFound and CommandRefused on a bad query."""
+    metric = checked_metric(query)
+    step_s = choose_step(query, read_marks(connection, "pruned-"))
+    reader = _Reader(connection, query, metric, step_s)
+    return step_s, reader.buckets(), reader.simulated
+
+
 def read_series(connection: Connection, query: SeriesQuery) -> SeriesResult:
     """Raises NotFound and CommandRefused on a bad query."""
     metric = checked_metric(query)

@@ -24,10 +24,12 @@ from control.history import alerts, attachments, cursors, events, journal, lease
 from control.history.attachments import AttachmentRow
 from control.history.database import history_error, open_engine, writing
 from control.history.deferred import AlertWrite, TickWrite, decode
+from control.history.differences import ExplainQuery, read_explanation
 from control.history.events import EventQuery
+from control.history.heatmaps import read_heatmap
 from control.history.points import LineIds, PointBatch, line_ids, upsert
 from control.history.postgresql import ANSWER_LIMIT_S, WRITE_LIMIT_S
-from control.history.requests import RequestQuery
+from control.history.requests import RequestFilter, RequestQuery
 from control.history.retention import Retention, prune_events, prune_intervals, prune_records, prune_step
 from control.history.rollup import read_marks, roll_up
 from control.history.series import SeriesQuery, read_good_counts, read_series
@@ -40,17 +42,20 @@ from control.types import (
     CommandState,
     CommandStep,
     Desired,
+    Explanation,
     FleetEvent,
+    Heatmap,
     RequestRecord,
     Role,
     RoleInterval,
     SeriesResult,
+    Slo,
     TrafficStatus,
     WorkerState,
 )
 from control.write_points import Reach, pass_by
 
-__all__ = ["EventQuery", "History", "RequestQuery", "Retention", "SeriesQuery"]
+__all__ = ["EventQuery", "ExplainQuery", "History", "RequestFilter", "RequestQuery", "Retention", "SeriesQuery"]
 
 
 class History:
@@ -291,6 +296,16 @@ class History:
         with self._reading() as connection:
             return requests.find_requests(connection, query)
 
+    def heatmap(self, query: RequestFilter, slo: Slo) -> Heatmap:
+        """Requests by arrival and latency. Raises CommandRefused on a range that is none."""
+        with self._reading() as connection:
+            return read_heatmap(connection, query, slo)
+
+    def explanation(self, query: ExplainQuery) -> Explanation:
+        """What is different about some requests. Raises CommandRefused on a range that is none."""
+        with self._reading() as connection:
+            return read_explanation(connection, query)
+
     def request(self, request_id: str) -> RequestRecord | None:
         with self._reading() as connection:
             return requests.find_request(connection, request_id)
@@ -353,7 +368,7 @@ class History:
             partial(prune_step, step_s=step_s, keep_s=keep.raw_s if step_s == 1 else keep.rollup_s)
             for step_s in schema.STEPS
         ]
-        for prune_batch in (*kinds, partial(prune_records, keep_s=keep.requests_s)):
+        for prune_batch in (*kinds, partial(prune_records, keep_s=keep.requests_s, max_records=keep.max_records)):
             for _ in range(max_batches):
                 with self._writing("prune", WRITE_LIMIT_S) as connection:
                     more = prune_batch(connection, now_unix_s=now_unix_s)

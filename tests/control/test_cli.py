@@ -28,14 +28,18 @@ from control.types import (
     Action,
     Bottleneck,
     CommandState,
+    Difference,
     EvidenceLine,
+    Explanation,
     FleetEvent,
     FleetSnapshot,
+    Heatmap,
     LossCause,
     PlaneStatus,
     PlannedStep,
     Preview,
     Problem,
+    RecordCounts,
     RequestMove,
     Resource,
     Role,
@@ -426,6 +430,73 @@ def test_a_request_is_told_with_its_moves(settings: Path) -> None:
     with PlaneServer({("GET", "/api/v1/requests/r1"): plain(moved)}) as plane:
         result = ask(plane, "request", "r1")
     assert "at 700 ms: continued on w2 after w1 died (stall 240 ms)" in result.output
+
+
+def test_the_slowest_requests_are_listed_with_what_was_kept_of_all(settings: Path) -> None:
+    slow = builders.record("r9", e2e_s=9.0, max_gap_s=2.0, good=False, broken=("max_gap",), kept="slow")
+    with PlaneServer({REQUESTS: [plain(slow)], HEATMAP: plain(a_heatmap())}) as plane:
+        result = ask(plane, "requests", "--slowest", "5", "--by", "gap", "--since", "1h", "--failed")
+    asked = plane.asked[0][1]
+    assert "limit=5" in asked
+    assert "order=slowest" in asked
+    assert "metric=gap" in asked
+    assert "failed=true" in asked
+    assert "no: max_gap" in result.output
+    assert "1,200 requests arrived in this time; records were kept of 200: 12 slow, 188 by chance" in result.output
+    assert "1,000 served are only counted" in result.output
+
+
+def test_what_is_different_about_the_slow_ones_is_told_in_order(settings: Path) -> None:
+    told = Explanation(
+        fleet_id="f",
+        asked="not good: past a bound of the SLO, refused or failed",
+        since_unix_s=builders.NOW - 3600,
+        until_unix_s=builders.NOW,
+        num_requests=120.0,
+        num_rest=4000.0,
+        num_records=120,
+        num_rest_records=4000,
+        differences=(
+            Difference(
+                dimension="decode worker", value="w3", share=0.91, rest_share=0.11, num_records=109, p_value=1e-9
+            ),
+        ),
+        note="by all records",
+    )
+    with PlaneServer({("GET", "/api/v1/latency-differences"): plain(told)}) as plane:
+        result = ask(plane, "requests", "--explain", "--by", "ttft")
+        assert json.loads(ask(plane, "requests", "--explain", "--json").output)["differences"][0]["value"] == "w3"
+    assert (
+        "120 requests (not good: past a bound of the SLO, refused or failed) against the other 4,000" in result.output
+    )
+    assert "+80.0 points" in result.output
+
+
+def test_what_is_slow_must_be_a_latency(settings: Path) -> None:
+    with pytest.raises(SettingsError, match="not one of e2e, ttft, gap"):
+        CliRunner().invoke(app, ["requests", "--by", "moon"], catch_exceptions=False)
+
+
+REQUESTS, HEATMAP = ("GET", "/api/v1/requests"), ("GET", "/api/v1/latency-heatmap")
+
+
+def a_heatmap() -> Heatmap:
+    return Heatmap(
+        fleet_id="f",
+        metric="gap",
+        since_unix_s=builders.NOW - 3600,
+        until_unix_s=builders.NOW,
+        step_s=30,
+        edges_s=(0.1, 0.2),
+        columns=(0,),
+        bins=(0,),
+        counts=(1200.0,),
+        is_estimated=False,
+        bound_s=1.0,
+        bound_text="SLO 1 s",
+        simulated=True,
+        requests=RecordCounts(num_requests=1200, kept={"slow": 12, "share": 188}, dropped={"served": 1000}),
+    )
 
 
 def test_the_active_plane_and_those_that_stand_by_are_one_line() -> None:

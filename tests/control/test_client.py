@@ -136,6 +136,10 @@ async def test_routing_what_if_and_history_over_the_wire(served: Served) -> None
                 await served.ask(next, client.events())
         assert {each.request_id for each in found} == {"r1", "r2"}
         assert (await served.ask(client.request, "r1")).prompt_tokens == 1000
+        heatmap = await served.ask(client.heatmap, NOW - 60, NOW + 60, metric="ttft")
+        assert (sum(heatmap.counts), heatmap.requests.kept, heatmap.is_estimated) == (2, {"share": 2}, False)
+        slow = await served.ask(client.explanation, NOW - 60, NOW + 60, metric="ttft", good=True)
+        assert (slow.num_records + slow.num_rest_records, slow.differences) == (2, ())
         policy, weights = await served.ask(client.routing)
         assert (policy.min_fleet_devices, weights) == (2, {})
         changed = await served.ask(client.what_if_routing, {"min_fleet_devices": 50})

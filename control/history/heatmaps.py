@@ -1,0 +1,110 @@
+"""Latency heatmaps from the history: of every request by histograms, or of some by the weights of their records.
+
+Decided here: which of the two. The histograms count every request, by its rule; whatever else is asked for, only
+records know, and a record that is kept stands for `weight` requests. Never are records counted as if they were all.
+"""
+
+from __future__ import annotations
+
+from math import ceil, floor
+from typing import Final
+
+from sqlalchemy import Connection, Integer, cast, func, select
+
+from control.heatmap import BIN_BUCKETS, KIND_WORDS, binned, bound_of, cells_of, column_step
+from control.history import schema
+from control.history.requests import LATENCY_COLUMNS, RequestFilter, checked_range, conditions
+from control.history.series import SeriesQuery, read_buckets
+from control.types import Heatmap, LatencyKind, RecordCounts, Slo
+
+_METRICS: Final = {"ttft": "ttft_p99_s", "e2e": "e2e_p99_s", "gap": "max_gap_p99_s"}
+KEPT: Final = ("slow", "failed", "moved", "share")
+DROPPED: Final = ("served", "refused", "cancelled")
+
+
+def read_heatmap(connection: Connection, query: RequestFilter, slo: Slo) -> Heatmap:
+    """`query` needs both ends of its range. Raises CommandRefused on a range that is none."""
+    since, until = checked_range(query)
+    asked_s = column_step(until - since)
+    step_s, buckets, simulated = read_buckets(connection, _series(query, _METRICS[query.metric], asked_s))
+    start = floor(since / step_s) * step_s
+    is_estimated = not query.counts_all
+    if is_estimated:
+        counts, simulated = _estimated(connection, query, start, step_s)
+    else:
+        counts = binned(
+            {(t - start) // step_s: each.latencies for (name, t), each in buckets.items() if _is(query, name)}
+        )
+    bound_s, bound_text = bound_of(query.metric, slo)
+    cells = cells_of(counts, bound_s)
+    return Heatmap(
+        fleet_id=query.fleet_id,
+        metric=query.metric,
+        since_unix_s=start,
+        until_unix_s=start + ceil((until - start) / step_s) * step_s,
+        step_s=step_s,
+        edges_s=cells.edges_s,
+        columns=cells.columns,
+        bins=cells.bins,
+        counts=cells.counts,
+        is_estimated=is_estimated,
+        bound_s=bound_s,
+        bound_text=bound_text,
+        simulated=simulated,
+        requests=read_counts(connection, query),
+        note=_note(query.metric, is_estimated),
+    )
+
+
+def _is(query: RequestFilter, name: str) -> bool:
+    return query.rule is None or name == query.rule
+
+
+def _series(query: RequestFilter, metric: str, step_s: int | None) -> SeriesQuery:
+    since, until = checked_range(query)
+    return SeriesQuery(
+        fleet_id=query.fleet_id,
+        metric=metric,
+        since_unix_s=since,
+        until_unix_s=until,
+        step_s=step_s,
+        by="fleet" if query.rule is None else "rule",
+    )
+
+
+def _estimated(
+    connection: Connection, query: RequestFilter, start: int, step_s: int
+) -> tuple[dict[tuple[int, int], float], bool]:
+    """Sums of weights by (column, bin), and whether anything in them is simulated."""
+    c = schema.request_records.c
+    _, bucket = LATENCY_COLUMNS[query.metric]
+    column = cast(func.floor((c.arrival_unix_s - start) / step_s), Integer).label("at")
+    number = (bucket - bucket % BIN_BUCKETS).label("bin")
+    simulated = func.max(cast(c.simulated, Integer))
+    wanted = select(column, number, func.sum(c.weight), simulated).where(*conditions(query), bucket.is_not(None))
+    rows = connection.execute(wanted.group_by(column, number)).all()
+    return {(at, low // BIN_BUCKETS): weight for at, low, weight, _ in rows}, any(row[3] for row in rows)
+
+
+def read_counts(connection: Connection, query: RequestFilter) -> RecordCounts:
+    """All requests of the filter's range and rule, by what became of their records."""
+    _, buckets, _ = read_buckets(connection, _series(query, "route_rps", None))
+    sums = [each.traffic for (name, _), each in buckets.items() if _is(query, name)]
+
+    def total(column: str) -> int:
+        return round(sum(each.get(column) or 0.0 for each in sums))
+
+    kept = {name: total(f"kept_{name}") for name in KEPT}
+    dropped = {name: total(f"dropped_{name}") for name in DROPPED}
+    return RecordCounts(
+        num_requests=sum(kept.values()) + sum(dropped.values()),
+        kept={name: num for name, num in kept.items() if num},
+        dropped={name: num for name, num in dropped.items() if num},
+    )
+
+
+def _note(kind: LatencyKind, is_estimated: bool) -> str:
+    words = KIND_WORDS[kind]
+    if is_estimated:
+        return f"{words}; estimated: each record that is kept stands for 1 / the share of its like that was kept"
+    return f"{words}; every request is counted, by arrival: the last columns fill in as requests end"
