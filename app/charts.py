@@ -42,8 +42,12 @@ def lines(
     title: str | None,
     height: int,
     labels: bool = True,
+    zones: bool = False,
 ) -> Spec:
-    """Lines over their min-max bands, with commands, events and a read-out. Datasets: live, span, commands, events."""
+    """Lines over their min-max bands, with commands, events and a read-out. Datasets: live, span, commands, events.
+
+    `zones`: over light rectangles of the dataset `zones`, as wide as the chart.
+    """
     color, dash = line_scales(names, colors, dashes)
     y = y_value(number_format, title)
     band = {
@@ -57,7 +61,12 @@ def lines(
         "encoding": {"x": x_time(), "y": y, "color": color, "strokeDash": dash},
     }
     cursor = cursor_layers(color, y, read_format)
-    layers = [pin_layer(y), *mark_layers(labels=labels), band, line, *cursor]
+    zone = {
+        "data": {"name": "zones"},
+        "mark": {"type": "rect", "tooltip": None, "opacity": 0.09},
+        "encoding": {"y": {**y, "field": "lo"}, "y2": {"field": "hi"}, "color": color},
+    }
+    layers = [pin_layer(y), *([zone] if zones else []), *mark_layers(labels=labels), band, line, *cursor]
     return {"height": height, "layer": layers, "padding": PADDING, "config": CONFIG}
 
 

@@ -12,8 +12,8 @@ COURSES: tuple[str, ...] = (
     "goodput_rps",
     "ttft_p99_s",
     "itl_p99_s",
-    "prefill_compute_in_phase",
-    "decode_bandwidth_in_phase",
+    "prefill_compute_wall",
+    "decode_bandwidth_wall",
 )
 
 
@@ -54,35 +54,31 @@ def figures(snapshot: FleetSnapshot, read: dict[str, SeriesResult | None]) -> li
         ),
         cards.Figure(
             label="Prefill compute",
-            value=format.percent(prefill.in_phase_compute if prefill else None),
-            note=_in_phase_note(
-                prefill.in_phase_compute if prefill else None, prefill.wall_compute if prefill else None
-            ),
+            value=format.percent(prefill.wall_compute if prefill else None),
+            note=_in_phase_note(prefill.in_phase_compute if prefill else None, prefill.busy if prefill else None),
             tag=lines.mark(snapshot, prefill),
             tag_note=lines.peak_note(prefill),
-            course=course["prefill_compute_in_phase"],
+            course=course["prefill_compute_wall"],
             color=theme.PREFILL,
         ),
         cards.Figure(
             label="Decode bandwidth",
-            value=format.percent(decode.in_phase_bandwidth if decode else None),
-            note=_in_phase_note(
-                decode.in_phase_bandwidth if decode else None, decode.wall_bandwidth if decode else None
-            ),
+            value=format.percent(decode.wall_bandwidth if decode else None),
+            note=_in_phase_note(decode.in_phase_bandwidth if decode else None, decode.busy if decode else None),
             tag=lines.mark(snapshot, decode),
             tag_note=lines.peak_note(decode),
-            course=course["decode_bandwidth_in_phase"],
+            course=course["decode_bandwidth_wall"],
             color=theme.DECODE,
             dash="5 3",
         ),
     ]
 
 
-def _in_phase_note(in_phase: float | None, wall: float | None) -> str:
-    """An idle phase has no in-phase utilization: n/a is right then, and says why."""
-    if in_phase is None and wall == 0:
-        return "in-phase: it did not run; wall 0%"
-    return f"in-phase; wall {format.percent(wall)}"
+def _in_phase_note(in_phase: float | None, busy: float | None) -> str:
+    """The figure is wall utilization; beside it how hard the phase worked while it ran."""
+    if in_phase is None and busy == 0:
+        return "wall; it did not run"
+    return f"wall; in-phase {format.percent(in_phase)}"
 
 
 def role_legend(snapshot: FleetSnapshot, drawn: Collection[str] = ()) -> list[cards.Line]:
@@ -127,6 +123,9 @@ def loads(snapshot: FleetSnapshot) -> list[cards.Load]:
 def pool_load(pool: PoolStatus, snapshot: FleetSnapshot) -> cards.Load:
     prefill = pool.role == "prefill"
     rows = [("Queued work" if prefill else "KV held + reserved", words.load(pool))]
+    if pool.batch is not None and not prefill:
+        most = format.number(pool.largest_batch) if pool.largest_batch is not None else "n/a"
+        rows.append(("Batch / limit", f"{format.number(pool.batch)} / {most}"))
     rows.append(("Headroom", format.rate(pool.headroom_rps)))
     members = [each for each in snapshot.workers if each.role == pool.role]
     if prefill:
@@ -142,5 +141,6 @@ def pool_load(pool: PoolStatus, snapshot: FleetSnapshot) -> cards.Load:
         color=theme.ROLE_COLORS[pool.role],
         fill=None if prefill else pool.load,
         tag="simulated" if snapshot.simulated else pool.headroom_provenance,
-        tag_note="Headroom: further requests per second that would still meet the SLO.",
+        tag_note="Headroom: further requests per second that would still meet the SLO. The limit of a batch is the "
+        "largest whose steps stay inside the bound on the time per token, by a line through the steps seen.",
     )

@@ -17,6 +17,14 @@ SOLID: tuple[int, ...] = (1, 0)
 DASHED: tuple[int, ...] = (6, 3)
 DOTTED: tuple[int, ...] = (2, 2)
 LEAST_SHOWN = 0.005
+BLENDED = "blended_busy"
+#: What the grey line is, by where it comes from.
+BLENDED_WORDS: dict[str, str] = {
+    "steps": "The one number of other dashboards: share of the time in which any step ran, by the workers' own steps. "
+    "It says neither which phase ran nor how hard: a device can read 100% here at 5% of its FLOP/s.",
+    "device": "The one number of other dashboards, as the devices say it (utilization.gpu): share of the time in which "
+    "any kernel ran, on however few cores. The line is drawn from the workers' own steps.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +54,7 @@ def utilization(basis: Basis, by: str, *, blended: bool) -> tuple[LineSpec, ...]
             LineSpec("Decode bandwidth", decode, "fleet", None, theme.DECODE, DASHED),
         ]
     if blended:
-        found.append(LineSpec("Blended busy", "blended_busy", "fleet", None, theme.BLENDED, DOTTED))
+        found.append(LineSpec("Blended", BLENDED, "fleet", None, theme.BLENDED, DOTTED))
     return tuple(found)
 
 
@@ -70,28 +78,28 @@ def legend(
     basis: Basis,
     past: Mapping[str, float | None] | None = None,
     drawn: Collection[str] | None = None,
+    target: Callable[[LineSpec], tuple[str, str]] = lambda _: ("", ""),
 ) -> list[cards.Line]:
     """What each line reads now (the snapshot's last seconds), or its mean over a chosen past window.
 
-    `drawn`: the lines with points; a role's line without any is left out.
+    `drawn`: the lines with points; a role's line without any is left out. `target`: words beside a value, and a note.
     """
     entries = []
     for line in lines:
         phase = _phase(snapshot, line)
-        value = past.get(line.name) if past is not None else _now(phase, line, basis)
+        value = past.get(line.name) if past is not None else _now(snapshot, phase, line, basis)
         if line.by == "role" and (line.name not in drawn if drawn is not None else value is None):
             continue
+        beside, note = target(line)
         gone = line.by == "role" and past is None and not _has_workers(snapshot, line)
         entries.append(
             cards.Line(
                 label=line.name,
-                value="no workers now" if gone else format.percent(value),
+                value="no workers now" if gone else format.percent(value) + beside,
                 color=line.color,
                 dash="" if line.dash == SOLID else " ".join(str(part) for part in line.dash),
                 tag=mark(snapshot, phase),
-                tag_note=peak_note(phase)
-                if line.metric != "blended_busy"
-                else "What other dashboards show: some work ran.",
+                tag_note=f"{peak_note(phase)} {note}" if line.metric != BLENDED else blended_words(snapshot),
             )
         )
     return entries
@@ -110,8 +118,15 @@ def _has_workers(snapshot: FleetSnapshot, line: LineSpec) -> bool:
     return any(each.role == line.label and each.num_ready for each in snapshot.pools)
 
 
-def _now(phase: PhaseUtilization | None, line: LineSpec, basis: Basis) -> float | None:
-    if phase is None or line.metric == "blended_busy":
+def blended_words(snapshot: FleetSnapshot) -> str:
+    """What the grey line is."""
+    return BLENDED_WORDS[snapshot.blended.source if snapshot.blended is not None else "steps"]
+
+
+def _now(snapshot: FleetSnapshot, phase: PhaseUtilization | None, line: LineSpec, basis: Basis) -> float | None:
+    if line.metric == BLENDED:
+        return snapshot.blended.value if snapshot.blended is not None else None
+    if phase is None:
         return None
     resource = "bandwidth" if "bandwidth" in line.metric else "compute"
     value: float | None = getattr(phase, f"{basis}_{resource}")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from app import cards, charts, draw, figures, format, frames, lines, marks, session
+from app import cards, charts, draw, figures, format, frames, lines, marks, session, zones
 from app.lines import Basis, LineSpec
 from app.source import Hub
 from control.errors import ControlError
@@ -44,7 +44,9 @@ def utilization(hub: Hub, chosen: Chosen, past: tuple[float, float] | None) -> N
     if past is None:
         named = [(name, points[:-1]) for name, points in named]  # not every worker has told the youngest bucket yet
         since = frames.begin(named, since, until, LEAST_WINDOW_S)
-    data = hub.memo(key, version, lambda: _line_data(hub, named, events, since, until))
+    data = hub.memo(
+        key, version, lambda: _line_data(hub, named, events, since, until) | _zones(snapshot, drawn, basis, named)
+    )
     held = [each.label for each in roles.series if frames.largest([("", each.points)])] if roles else []
     step_data = hub.memo(
         ("roles", window, basis, by, blended), version, lambda: _role_data(hub, snapshot, roles, events, since, until)
@@ -52,13 +54,17 @@ def utilization(hub: Hub, chosen: Chosen, past: tuple[float, float] | None) -> N
     means = {name: frames.mean(points) for name, points in named} if past else None
     title = words_of(basis) + (f", mean of {_range_words(past)}" if past else "")
     shown = {name for name, points in named if points}
-    st.html(cards.legend(lines.legend(drawn, snapshot, basis, means, shown), title))
+    ceilings = snapshot.ceilings
+    legend = lines.legend(drawn, snapshot, basis, means, shown, lambda line: zones.both(ceilings, line, basis))
+    st.html(cards.legend(legend, title))
     draw.chart(
         _util_spec(drawn),
         data,
         key=f"util_{basis}_{by}_{blended}",
         alt=f"{title}: {', '.join(line.name for line in drawn)}, as a fraction of the device's peak, over time.",
     )
+    if blended:
+        st.caption(f"Grey, blended: {lines.blended_words(snapshot)}")
     st.html(cards.legend(figures.role_legend(snapshot, held), "Workers per role"))
     draw.chart(charts.role_steps(96), step_data, key="role_steps", alt="Workers per role over the same time, as steps.")
 
@@ -95,6 +101,12 @@ def _line_data(
     }
 
 
+def _zones(
+    snapshot: FleetSnapshot, drawn: Sequence[LineSpec], basis: Basis, named: Sequence[frames.Labelled]
+) -> dict[str, bytes]:
+    return {"zones": zones.dataset(snapshot.ceilings, drawn, basis, frames.top_of([frames.largest(named)]))}
+
+
 def _role_data(
     hub: Hub,
     snapshot: FleetSnapshot,
@@ -121,4 +133,5 @@ def _util_spec(drawn: Sequence[LineSpec]) -> charts.Spec:
         read_format=".1%",
         title=None,
         height=236,
+        zones=True,
     )

@@ -14,7 +14,9 @@ from control.errors import CommandRefused, ControlError, NotAllowed, NotFound, P
 from control.fleets.attached.types import AttachedInfo, Attachment, EngineSurvey, Finding, Survey
 from control.types import (
     Action,
+    Blended,
     Capability,
+    Ceilings,
     Command,
     CommandRequest,
     CommandState,
@@ -52,6 +54,9 @@ from control.types import (
 
 STEP_S = 0.7  # how long each step of a command takes
 PEOPLE = {"operator-token": "operator", "viewer-token": "viewer"}
+CEILINGS = Ceilings(
+    compute=0.6, bandwidth=0.8, provenance="assumed", target_in_phase=(0.75, 1.0), target_wall=(0.5, 0.85)
+)
 FRACTIONS = ("compute", "bandwidth", "busy", "usage", "attainment", "active")
 GROUPS = ("fleet", "role", "worker")
 
@@ -127,6 +132,8 @@ class FakePlane:
         if metric.startswith("decode_bandwidth"):
             level = min(0.9, 0.5 * 0.75 / max(0.05, 1 - share))
             return _bounded(level + 0.05 * wave if metric.endswith("wall") else 0.72 + 0.04 * wave)
+        if metric == "blended_busy":
+            return _bounded(0.96 + 0.03 * wave)
         if unit_of(metric) == "fraction":
             return _bounded(0.4 + 0.2 * wave)
         scale = {
@@ -355,6 +362,8 @@ class FakePlane:
             load=(0.42 if role == Role.PREFILL else 0.61) if own else None,
             load_unit="s" if role == Role.PREFILL else "fraction",
             headroom_rps=1.8 if own else None,
+            batch=None if role == Role.PREFILL or not own else 3.0,
+            largest_batch=None if role == Role.PREFILL or not own else 14.2,
         )
 
     def snapshot(self) -> FleetSnapshot:
@@ -387,6 +396,8 @@ class FakePlane:
             else (),
             prefill=None if empty else self.phase("prefill"),
             decode=None if empty else self.phase("decode"),
+            ceilings=None if empty else CEILINGS,
+            blended=None if empty else Blended(value=0.97, source="steps"),
             traffic=self.traffic(empty),
             notices=() if self.simulated else ("Routing thresholds of the local profile: not production values.",),
             active_command_ids=tuple(

@@ -8,7 +8,7 @@ import pytest
 from control.accounting import UtilizationView
 from control.fleets.base import Observation, WorkerLife
 from control.notices import LOCAL_PROFILE, notices_of
-from control.snapshot import FleetIdentity, build_snapshot, fleet_facts, newest_readings
+from control.snapshot import FleetIdentity, blended_of, build_snapshot, fleet_facts, newest_readings
 from control.types import (
     Bottleneck,
     BottleneckKind,
@@ -24,7 +24,7 @@ from control.types import (
     RoutingPolicy,
     WorkerState,
 )
-from engine.readings import DeviceInfo, MeterReading, PhaseCounters
+from engine.readings import DeviceInfo, DeviceReading, MeterReading, PhaseCounters
 from engine.types import Load
 from tests.control.builders import NOW, desired, phase, reading, traffic
 
@@ -322,3 +322,11 @@ def test_a_fleet_that_is_only_observed_needs_no_gateway_of_ours() -> None:
     seen = snapshot(traffic=nobody, identity=theirs)
     assert (seen.health, seen.health_text) == ("ok", "All 4 engines answer")
     assert snapshot(desired(0, 0), identity=theirs).health == "starting"
+
+
+def test_the_blended_number_is_the_devices_own_where_there_is_one() -> None:
+    told = [DeviceReading(uuid="a", at_unix_s=1.0, gpu_utilization=1.0), DeviceReading(uuid="b", at_unix_s=1.0)]
+    found = blended_of(None, told)
+    assert found is not None
+    assert (found.value, found.source) == (1.0, "device")
+    assert blended_of(None, []) is None
