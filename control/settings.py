@@ -226,6 +226,12 @@ class Settings(BaseSettings):
         pattern=r"^(file:.+|env:[A-Za-z_][A-Za-z0-9_]*)?$",
         description="Where the key of the signature is: `file:PATH` or `env:NAME`; `whsec_` + base64, or any text.",
     )
+    otlp_endpoint: str = Field(
+        "", pattern=r"^(https?://\S+)?$", description="OTLP/HTTP collector of the traces of requests; empty: none."
+    )
+    otlp_sample_share: Fraction = Field(
+        1.0, description="Share of the requests that are traced, of those whose client sends no `traceparent`."
+    )
     metrics_max_workers: int = Field(
         256, ge=0, le=4096, description="Workers with Prometheus series of their own; the others are in the sums."
     )

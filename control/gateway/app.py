@@ -42,6 +42,7 @@ from control.gateway.metrics_page import GatewayFacts, gateway_page
 from control.gateway.records import Origin, RecordLog, make_record
 from control.gateway.relay import Relay
 from control.gateway.schema import Ask, Endpoint, parse_ask
+from control.gateway.tracing import Tracing
 from control.gateway.urgency import priority_of
 from control.listener import GatewayStatus
 from engine.blocks import block_hashes
@@ -74,7 +75,14 @@ class Gateway:
     """The ASGI application. `text` is set once the model folder is there; until then it is not ready."""
 
     def __init__(
-        self, *, fleet: Fleet, admission: Admission, records: RecordLog, origin: Origin, limits: GatewayLimits
+        self,
+        *,
+        fleet: Fleet,
+        admission: Admission,
+        records: RecordLog,
+        origin: Origin,
+        limits: GatewayLimits,
+        tracing: Tracing | None = None,
     ) -> None:
         self.fleet = fleet
         self.admission = admission
@@ -84,6 +92,8 @@ class Gateway:
         self.is_stopping = False
         self._origin = origin
         self._totals = RequestTotals(origin.slo)
+        self._tracing = tracing
+        self._samples = tracing.samples if tracing is not None else lambda: False
         self._limits = limits
         self._bodies = Bodies(limits.max_body_bytes, limits.max_bodies_bytes)
         self._started_unix_s = time.time()
@@ -185,6 +195,7 @@ class Gateway:
                 admission=self.admission,
                 records=self.records,
                 totals=self._totals,
+                tracing=self._tracing,
             )
         )
         accept = next((value for name, value in scope["headers"] if name == b"accept"), b"").decode("latin-1")
@@ -235,8 +246,9 @@ class Gateway:
         arrival_s, arrival_unix_s = time.monotonic(), time.time()
         seen: list[tuple[bytes, bytes]] = []
         try:
-            headers = parse_headers(scope["headers"])
+            headers = parse_headers(scope["headers"], self._samples)
             seen.append((b"x-request-id", headers.request_id.encode()))
+            seen.append((b"traceparent", headers.traceparent.encode()))
             async with self._bodies.read(receive, headers.content_length) as body:
                 ask = parse_ask(endpoint, body)
                 job = await self._make_job(ask, headers, arrival_s, arrival_unix_s)
@@ -282,6 +294,7 @@ class Gateway:
             deadline_unix_s=None if deadline_s is None else arrival_unix_s + deadline_s,
             api_key_id=headers.api_key_id,
             traceparent=headers.traceparent,
+            parent_span_id=headers.parent_span_id,
         )
 
     async def _serve(self, ask: Ask, job: Job, arrival_unix_s: float, receive: Receive, send: Send) -> None:
@@ -312,6 +325,8 @@ class Gateway:
             )
             self.admission.leave(job.wire_id, relay, record)
             self._totals.add(record)
+            if self._tracing is not None:
+                self._tracing.take(record, job.parent_span_id)
             self.records.append(record)
 
 

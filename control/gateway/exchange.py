@@ -152,7 +152,10 @@ class Exchange:
 
     def _headers(self) -> list[Header]:
         served = self._relay.served
-        headers = [(b"x-request-id", self._relay.job.request_id.encode())]
+        job = self._relay.job
+        headers = [(b"x-request-id", job.request_id.encode())]
+        if job.traceparent:
+            headers.append((b"traceparent", job.traceparent.encode()))
         if served.decision is not None:
             route = (
                 f"rule={served.decision.rule.value}; prefill={served.prefill_worker}; decode={served.decode_worker}; "

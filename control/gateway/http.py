@@ -29,7 +29,7 @@ SSE: Final = b"text/event-stream; charset=utf-8"
 ANONYMOUS: Final = "anonymous"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 _T = TypeVar("_T")
-_TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
+_TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})")
 
 _process_id = secrets.token_hex(6)
 _numbers = count(1)
@@ -46,13 +46,14 @@ class RequestHeaders(msgspec.Struct, frozen=True):
     wire_id: str  # unique, whatever the client called its request
     api_key_id: str
     traceparent: str
+    parent_span_id: str  # of the client's span; "" when it sent none
     deadline_s: float | None
     priority: int | None
     content_length: int | None
 
 
-def parse_headers(headers: Iterable[Header]) -> RequestHeaders:
-    """Raises GatewayError (400) that names the header."""
+def parse_headers(headers: Iterable[Header], samples: Callable[[], bool] = lambda: False) -> RequestHeaders:
+    """`samples`: whether to trace a request whose client does not say. Raises GatewayError (400) naming the header."""
     found = {name: value for name, value in headers if name in _KNOWN}
     own_id = f"{_process_id}-{next(_numbers):x}"
     request_id = own_id
@@ -64,7 +65,7 @@ def parse_headers(headers: Iterable[Header]) -> RequestHeaders:
         request_id,
         own_id if request_id is own_id else f"{request_id}~{own_id}",
         _api_key_id(found.get(b"authorization")),
-        _traceparent(found.get(b"traceparent")),
+        *_traceparent(found.get(b"traceparent"), samples),
         _urgency(parse_deadline, "X-Phaseline-Deadline-S", found.get(b"x-phaseline-deadline-s")),
         _urgency(parse_priority, "X-Phaseline-Priority", found.get(b"x-phaseline-priority")),
         _content_length(found.get(b"content-length")),
@@ -93,13 +94,14 @@ def _api_key_id(value: bytes | None) -> str:
     return hashlib.sha256(key).hexdigest()[:12]
 
 
-def _traceparent(value: bytes | None) -> str:
-    """The client's trace with a span of our own, or a new trace (https://www.w3.org/TR/trace-context/)."""
+def _traceparent(value: bytes | None, samples: Callable[[], bool]) -> tuple[str, str]:
+    """The client's trace with a span of our own, or a new trace (https://www.w3.org/TR/trace-context/); and the
+    client's span."""
     match = _TRACEPARENT.fullmatch(value.decode("latin-1").strip()) if value is not None else None
     fresh = secrets.token_hex(24)
     if match is None:
-        return f"00-{fresh[:32]}-{fresh[32:]}-00"
-    return f"00-{match[1]}-{fresh[32:]}-{match[2]}"
+        return f"00-{fresh[:32]}-{fresh[32:]}-{int(samples()):02x}", ""
+    return f"00-{match[1]}-{fresh[32:]}-{match[3]}", match[2]
 
 
 def _urgency(parse: Callable[[str, Any], _T], name: str, value: bytes | None) -> _T | None:

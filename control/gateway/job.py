@@ -24,6 +24,7 @@ class Job:
     deadline_unix_s: float | None = None
     api_key_id: str = ""
     traceparent: str = ""
+    parent_span_id: str = ""  # of the client's span
 
     def submission(self, attempt: int, kind: WorkKind, tokens: list[int], fence: int) -> Submit:
         """The message that asks a worker to go on after `tokens`, the answer so far."""

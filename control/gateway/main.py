@@ -32,6 +32,7 @@ from control.gateway.link import GatewayHello
 from control.gateway.mover import MoveLimits
 from control.gateway.plane_link import PlaneAddress, PlaneLink
 from control.gateway.records import Origin, RecordLog
+from control.gateway.tracing import Tracing
 from control.listener import BACKLOG, Channel, bind_listener, inherited_listener
 from control.settings import Settings, load_key_names, load_key_weights, load_settings
 from engine.device_catalogue import model_spec
@@ -69,7 +70,8 @@ def main() -> int:
 
 async def run(settings: Settings, listener: socket.socket, *, is_shared: bool) -> None:
     gateway_id = f"gw-{secrets.token_hex(4)}"
-    gateway = make_gateway(settings, gateway_id)
+    tracing = make_tracing(settings, gateway_id)
+    gateway = make_gateway(settings, gateway_id, tracing)
     plane_link = make_plane_link(settings, gateway, gateway_id)
     plane_link.load_kept_table()
     channel = Channel(listener, gateway.status)
@@ -92,6 +94,8 @@ async def run(settings: Settings, listener: socket.socket, *, is_shared: bool) -
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             plane_link.keep_unsent()
+            if tracing is not None:
+                await asyncio.to_thread(tracing.close)
             channel.close()
     log.info("gateway %s ended with %d requests served", gateway_id, gateway.admission.num_completed)
 
@@ -119,7 +123,20 @@ def make_server(settings: Settings, gateway: Gateway, channel: Channel) -> Serve
     )
 
 
-def make_gateway(settings: Settings, gateway_id: str) -> Gateway:
+def make_tracing(settings: Settings, gateway_id: str) -> Tracing | None:
+    """None where there is no collector."""
+    if not settings.otlp_endpoint:
+        return None
+    about = {
+        "service.name": "phaseline-gateway",
+        "service.instance.id": gateway_id,
+        "service.version": package_version(),
+        "phaseline.fleet_id": settings.fleet_id,
+    }
+    return Tracing(settings.otlp_endpoint, settings.otlp_sample_share, about)
+
+
+def make_gateway(settings: Settings, gateway_id: str, tracing: Tracing | None = None) -> Gateway:
     hello = Hello(gateway_id, "gateway", fleet_token(settings.run_dir))
     moving = MoveLimits(is_on=settings.live_migration, per_worker=settings.migrations_per_worker)
     fleet = Fleet(hello, moving, settings.recovery_share, line_rules(settings))
@@ -133,6 +150,7 @@ def make_gateway(settings: Settings, gateway_id: str) -> Gateway:
             slo=settings.effective_slo,
             key_names=load_key_names(settings),
         ),
+        tracing=tracing,
         limits=GatewayLimits(
             default_max_tokens=settings.default_max_tokens,
             max_body_bytes=settings.max_body_bytes,

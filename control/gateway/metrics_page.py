@@ -17,6 +17,8 @@ from control.gateway.fleet import Fleet
 from control.gateway.mover import MoveCounts
 from control.gateway.promises import PromiseBook
 from control.gateway.records import RecordLog
+from control.gateway.tracing import OUTCOMES as TRACED
+from control.gateway.tracing import Tracing
 from control.types import MoveKind
 
 
@@ -30,6 +32,7 @@ class GatewayFacts:
     admission: Admission
     records: RecordLog
     totals: RequestTotals
+    tracing: Tracing | None
 
 
 def _family(name: str, text: str, *labels: str) -> Family:
@@ -46,6 +49,10 @@ TABLE = _family("table_version", "Version of the routing table that it routes by
 ARRIVED = _family("arrived_requests_total", "Requests that arrived, well formed.")
 WAITING = _family("waiting_records", "Request records that the plane has not acknowledged.")
 LOST = _family("lost_records_total", "Request records dropped because the plane was away for too long.")
+TRACES = _family(
+    "traced_requests_total", "Requests whose spans were sent, failed to be, or gave way to newer ones.", "outcome"
+)
+UNTRACED = _family("waiting_traces", "Requests whose spans the collector does not have yet.")
 PROMISES = _family("promises_total", "Places promised with a 429; kept: came back in time and got in.", "outcome")
 MOVES = _family("moves_total", "Running requests that went on at another worker.", "kind")
 GIVEN_UP = _family("moves_given_up_total", "Migrations that came to nothing.")
@@ -62,7 +69,7 @@ NOTICE = Family(
     "A lost worker's last word, or the begin of its hung step, to leaving it.",
 )
 FAMILIES: Final = (
-    *(STARTED, CPU, IN_FLIGHT, LINE, SERVING, TABLE, ARRIVED, WAITING, LOST),
+    *(STARTED, CPU, IN_FLIGHT, LINE, SERVING, TABLE, ARRIVED, WAITING, LOST, TRACES, UNTRACED),
     *(PROMISES, MOVES, GIVEN_UP, MOVED, STALL, NOTICE),
     *REQUESTS.all,
 )
@@ -71,6 +78,7 @@ _KINDS: Final = get_args(MoveKind)
 #: No page of one gateway has more series than this, whatever comes.
 MAX_SERIES: Final = (
     16
+    + len(TRACED)
     + len(_PROMISES)
     + len(_KINDS)
     + len(RULES) * len(OUTCOMES)
@@ -91,6 +99,10 @@ def gateway_page(facts: GatewayFacts) -> Page:
     page.put(ARRIVED, admission.num_arrived)
     page.put(WAITING, facts.records.num_waiting)
     page.put(LOST, facts.records.num_dropped)
+    if facts.tracing is not None:
+        page.put(UNTRACED, facts.tracing.num_waiting)
+        for outcome in TRACED:
+            page.put(TRACES, facts.tracing.requests[outcome], outcome)
     _put_promises(page, admission.gatekeeper.promises)
     _put_moves(page, fleet.mover.counts)
     REQUESTS.fill(page, facts.totals)

@@ -21,6 +21,7 @@ from control.gateway.fleet import Fleet
 from control.gateway.gatekeeper import AdmissionRules
 from control.gateway.null_worker import NullConfig, NullWorker
 from control.gateway.records import Origin, RecordLog
+from control.gateway.tracing import Tracing
 from control.types import RequestRecord, RoutingPolicy, RoutingTable, Slo, WorkerRoute
 from engine.text import ModelText, Text
 from engine.types import WorkerState
@@ -117,6 +118,7 @@ async def house(
     *,
     limits: dict[str, Any] | None = None,
     max_in_flight: int = 64,
+    tracing: Tracing | None = None,
     **changes: Any,
 ) -> AsyncIterator[House]:
     """A gateway in front of null workers, on an ephemeral port; `changes` go into the table."""
@@ -131,6 +133,7 @@ async def house(
         records=RecordLog(),
         origin=Origin(gateway_id="gw-test", fleet_id="test", slo=Slo()),
         limits=GatewayLimits(**bounds),
+        tracing=tracing,
     )
     gateway.text = text
     async with running(gateway), serving(gateway) as url:
