@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from datetime import tzinfo
 from zlib import crc32
 
-from app import cards, figures, format, tables, theme, wall, words
+from app import alerts, cards, figures, format, tables, theme, wall, words
 from app.source import Hub
 from app.stream import Build, Part
 from control.errors import ControlError
@@ -147,6 +147,8 @@ PARTS: Mapping[str, Build] = {
     "figures": _markup(figure_cards),
     "loads": _markup(load_cards),
     "latest": _markup(latest),
+    "alerts": _markup(alerts.firing),
+    "alert_list": _markup(alerts.listed),
     "wall": wall_view,
     "wall_lines": wall_lines,
 }

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from control.client import AttachedInfo, Attachment, Survey
 from control.types import (
+    Alert,
     Command,
     CommandRequest,
     EventKind,
@@ -75,6 +76,9 @@ class Plane(Protocol):
         worker_id: str | None = None,
         limit: int = 1_000,
     ) -> list[FleetEvent]: ...
+    def alerts(
+        self, since_unix_s: float | None = None, *, limit: int = 100, fleet_id: str | None = None
+    ) -> list[Alert]: ...
     def roofline(
         self, since_unix_s: float | None = None, until_unix_s: float | None = None, fleet_id: str | None = None
     ) -> Roofline: ...

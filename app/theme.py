@@ -26,6 +26,9 @@ STATE_COLORS: dict[str, str] = {
     "done": OK,
     "failed": DANGER,
     "superseded": MIXED,
+    "pending": ATTENTION,
+    "firing": DANGER,
+    "resolved": OK,
 }
 #: Events on a chart: a colour, a dash and a shape each. Moves with and without their KV look the same.
 EVENT_COLORS: dict[str, str] = {

@@ -25,6 +25,7 @@ def page(hub: Hub, snapshot: FleetSnapshot) -> None:
         st.html(cards.empty("No workers yet", snapshot.health_text or "The fleet has not started a worker."))
         return
     push.slot(hub, "health")
+    push.slot(hub, "alerts")
     push.slot(hub, "figures")
     chosen, past = _toolbar(), day.past()
     left, right = st.columns([4, 1], gap="small")
@@ -35,6 +36,7 @@ def page(hub: Hub, snapshot: FleetSnapshot) -> None:
     with right:
         push.slot(hub, "loads")
     push.slot(hub, "latest")
+    push.slot(hub, "alert_list")
 
 
 def _toolbar() -> detail.Chosen:

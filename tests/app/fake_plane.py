@@ -14,6 +14,7 @@ from control.errors import CommandRefused, ControlError, NotAllowed, NotFound, P
 from control.fleets.attached.types import AttachedInfo, Attachment, EngineSurvey, Finding, Survey
 from control.types import (
     Action,
+    Alert,
     Blended,
     Capability,
     Ceilings,
@@ -103,6 +104,7 @@ class FakePlane:
         self.past: list[tuple[float, Desired]] = [(self.started, self.desired)]
         self.commands_: list[Command] = []
         self.events_: list[FleetEvent] = []
+        self.alerts_: list[Alert] = []
         self.attached: list[str] = []  # names of other fleets
         self.kind = ""  # of its own fleet; "" for the usual one
 
@@ -400,6 +402,7 @@ class FakePlane:
             blended=None if empty else Blended(value=0.97, source="steps"),
             traffic=self.traffic(empty),
             notices=() if self.simulated else ("Routing thresholds of the local profile: not production values.",),
+            alerts=tuple(each for each in self.alerts_ if each.resolved_unix_s is None),
             active_command_ids=tuple(
                 each.command_id
                 for each in self.commands_
@@ -691,6 +694,13 @@ class FakeClient:
     def events(self) -> Iterator[dict[str, Any]]:
         self._answer()
         return iter(())
+
+    def alerts(
+        self, since_unix_s: float | None = None, *, limit: int = 100, fleet_id: str | None = None
+    ) -> list[Alert]:
+        plane = self._answer()
+        since = plane.now() if since_unix_s is None else since_unix_s
+        return [each for each in plane.alerts_ if each.resolved_unix_s is None or each.resolved_unix_s >= since]
 
     def fleet_events(
         self,
