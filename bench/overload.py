@@ -98,12 +98,12 @@ def arrivals(flow: Flow, duration_s: float) -> Iterator[tuple[float, str, list[i
         at_s += rng.expovariate(flow.rate_rps)
 
 
-async def ask(session: aiohttp.ClientSession, body: bytes, answer: Answer, scheduled_s: float) -> None:
-    """One request to its end, into `answer`."""
+async def ask(session: aiohttp.ClientSession, body: bytes, answer: Answer, scheduled_s: float, url: str = "") -> None:
+    """One request to its end, into `answer`. `url`: of the gateway, where the session has none."""
     headers = {"Authorization": f"Bearer {answer.key}", "Content-Type": "application/json"}
     last = b""
     try:
-        async with session.post("/v1/completions", data=body, headers=headers) as response:
+        async with session.post(f"{url}/v1/completions", data=body, headers=headers) as response:
             answer.status = response.status
             if response.status != 200:
                 answer.error = (await response.read())[:300].decode(errors="replace")

@@ -39,13 +39,14 @@ log = logging.getLogger(__name__)
 class PacedWorker:
     """One modelled worker on the running loop."""
 
-    def __init__(self, config: WorkerConfig, executor: Executor) -> None:
+    def __init__(self, config: WorkerConfig, executor: Executor, cost: CostModel | None = None) -> None:
+        """`cost`: of a device that no catalogue has; `config.device` then says its peaks."""
         self.config = config
         self.has_ended = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._sock = bind_loopback(config.host)
         self.address = bound_address(self._sock)
-        self._cost = scaled(cost_model(config.paced_device, config.paced_model), config.speed)
+        self._cost = scaled(cost or cost_model(config.paced_device, config.paced_model), config.speed)
         self._tokens = SeededTokens(self._cost.model.vocab_size, self._cost.model.eos_token_ids)
         self._meter = make_meter(config, self.address, _device(config), self._cost.model)
         loaded = self._load()
