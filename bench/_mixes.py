@@ -95,7 +95,7 @@ def mix_of(number: int, seed: int) -> Mix:
     base = cost_model(DEVICE, MODEL)
     num_prefill, num_decode = rng.randint(1, 3), rng.randint(1, 3)
     rate_rps = rng.uniform(7.0, 10.0)
-    prompt, output = rng.randint(600, 1600), rng.randint(20, 40)
+    prompt, output = rng.randint(200, 600), rng.randint(20, 40)
     prompt_rate = rate_rps * prompt / (num_prefill * load("prefill"))
     if "prompt" in tight:  # a few workers more, each so slow that a prompt is late by itself
         prompt_rate, num_prefill = 0.6 * prompt / (1.0 + 0.0005 * prompt), 6
