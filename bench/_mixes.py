@@ -42,6 +42,8 @@ TIGHT: Final[tuple[tuple[str, ...], ...]] = (
     ("prompt",),
     ("kv", "tpot"),
     (),
+    ("kv", "bytes"),
+    ("kv", "bytes"),
 )
 #: Offered / capacity.
 LOOSE: Final = (0.25, 0.6)
@@ -102,6 +104,8 @@ def mix_of(number: int, seed: int) -> Mix:
         rate_rps = min(rate_rps, 0.5 * num_prefill * prompt_rate / prompt)
     step_s = rng.uniform(0.03, 0.06) if "tpot" not in tight else TPOT_BOUND_S * rng.uniform(1.1, 1.5)
     overhead = rng.uniform(0.1, 0.8) if "tpot" not in tight else 0.1
+    if "bytes" in tight:  # a step is nothing but bytes that move
+        overhead = 0.02
     weights = 0.25 if "tpot" in tight else 1.0  # with few weights the batch makes steps long
     link_rate = rate_rps * prompt * base.work.kv_token_bytes / (min(num_prefill, num_decode) * load("link"))
     held_s = output * step_s + prompt / prompt_rate + prompt * base.work.kv_token_bytes / link_rate

@@ -7,6 +7,7 @@ time costs nothing. Sockets are real (loopback, within the process). Import it b
 from __future__ import annotations
 
 import asyncio
+import os
 import selectors
 import time
 from collections.abc import Callable, Coroutine
@@ -14,8 +15,8 @@ from concurrent.futures import Executor, Future
 from typing import Any
 
 START_UNIX_S = 1_800_000_000.0
-#: Real seconds in which what was sent over loopback surely arrives.
-SETTLE_S = 0.0001
+#: Looks before the clock moves: what was sent over loopback may arrive after the call that sent it.
+NUM_LOOKS = 3
 
 
 class _Clock:
@@ -36,13 +37,14 @@ time.time = _unix
 
 class _Selector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
     def select(self, timeout: float | None = None) -> Any:
-        found = super().select(0)
-        if found or (timeout is not None and timeout <= 0):
-            return found
-        found = super().select(SETTLE_S)
-        if not found and timeout is not None:
-            _Clock.now_s += timeout
-        return found
+        if timeout is None:
+            return super().select(None)
+        for _ in range(NUM_LOOKS if timeout > 0 else 1):
+            if found := super().select(0):
+                return found
+            os.sched_yield()
+        _Clock.now_s += max(0.0, timeout)
+        return []
 
 
 class _Loop(asyncio.SelectorEventLoop):

@@ -1,6 +1,6 @@
 """Is the product's bottleneck the resource of which one more unit raises goodput most? Found by trying it.
 
-python bench/bottleneck.py                       36 mixes of traffic and fleet on virtual time; half of them held out
+python bench/bottleneck.py                       40 mixes of traffic and fleet on virtual time; half of them held out
 python bench/bottleneck.py --real --mixes 2 8    these in real processes, in real time
 
 For each mix the fleet as it is, and with one more prefill worker, one more decode worker's KV, one more decode worker's

@@ -86,6 +86,8 @@ def possible(evidence: Evidence) -> dict[Resource, float]:
         Resource.HANDOFF: min(held + stuck, served * sooner_by_link(evidence)),
         Resource.GATEWAY: min(refused[Resource.GATEWAY], served / max(1, gateways.num)),
     }
+    if not is_fast_enough(decode):
+        late[Resource.DECODE_BANDWIDTH] = 0.0
     return {each: late[each] + saved[each] for each in saved}
 
 
@@ -103,9 +105,18 @@ def served_of(evidence: Evidence) -> float:
 
 def sooner_by_bandwidth(evidence: Evidence) -> float:
     """Only moving bytes is faster. Not known how much of a step that is: taken as all, so that it is not left out."""
-    decode = evidence.decode
+    return _sooner(evidence, shorter_by(evidence.decode) * (evidence.requests.mean_s("decode_s") or 0.0))
+
+
+def shorter_by(decode: Decode) -> float:
+    """The part of a step that (n + 1)/n of the bandwidth saves."""
     moves = min(1.0, decode.bandwidth) if decode.bandwidth is not None else 1.0
-    return _sooner(evidence, moves / (max(1, decode.num_workers) + 1) * (evidence.requests.mean_s("decode_s") or 0.0))
+    return moves / (max(1, decode.num_workers) + 1)
+
+
+def is_fast_enough(decode: Decode) -> bool:
+    """With one more unit of bandwidth the median would be within its bound; not known is taken as yes."""
+    return decode.tpot_s is None or decode.tpot_s * (1.0 - shorter_by(decode)) <= decode.tpot_bound_s
 
 
 def sooner_by_link(evidence: Evidence) -> float:
@@ -132,19 +143,23 @@ def _sooner(evidence: Evidence, saved_s: float) -> float:
 
 
 def used(evidence: Evidence) -> dict[Resource, float]:
-    """How much of a resource is in use, where that is known and where it limits as such."""
-    known = {
+    """How much of a resource is in use, where that is known and where it limits as such.
+
+    What requests are refused for want of has run out at times, whatever its mean says."""
+    refused = refused_of(evidence)
+    known: dict[Resource, float | None] = {
         Resource.PREFILL: evidence.prefill.busy,
         Resource.KV_ROOM: evidence.decode.kv_used,
         Resource.GATEWAY: evidence.gateways.cpu,
     }
-    return {each: share for each, share in known.items() if share is not None}
+    out = {each: FULL for each in Resource if refused[each] >= LEAST_GAIN}
+    return {each: share for each, share in known.items() if share is not None} | out
 
 
 #: What else a unit of these relieves: a sequence that is done sooner gives its KV back sooner.
 _RELIEVES: Final[Mapping[Resource, tuple[Resource, ...]]] = {
-    Resource.DECODE_BANDWIDTH: (Resource.KV_ROOM,),
-    Resource.HANDOFF: (Resource.KV_ROOM,),
+    Resource.DECODE_BANDWIDTH: (Resource.KV_ROOM, Resource.GATEWAY),
+    Resource.HANDOFF: (Resource.KV_ROOM, Resource.DECODE_BANDWIDTH),
 }
 
 

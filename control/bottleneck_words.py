@@ -87,6 +87,9 @@ def nothing_limits(evidence: Evidence, gains: Mapping[Resource, float]) -> Bottl
         "failed": requests.share([Loss("failed")]),
         "are lost for a reason that their records do not say": requests.share([Loss("unknown")]),
     }
+    for resource in Resource:
+        share = requests.share([Loss("refused", resource), Loss("late", resource)])
+        others[f"are lost to {_lower(NAMES[resource])}, of which one more unit is not enough"] = share
     rest = [f"{share:.0%} {words}" for words, share in others.items() if share >= LEAST_GAIN]
     return told(evidence, "none", f"No bottleneck: {', '.join([good, *rest])}", gains=gains)
 

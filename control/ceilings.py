@@ -11,10 +11,12 @@ from collections.abc import Iterable
 from typing import Final
 
 from control.accounting import peaks_of
-from control.evidence import ACHIEVABLE_BANDWIDTH, ACHIEVABLE_COMPUTE
 from control.types import Ceilings, Provenance, Roof
 from engine.readings import DeviceInfo, MeterReading
 
+#: Share of a datasheet's peak that is taken as achievable where no ceiling was measured.
+ACHIEVABLE_COMPUTE: Final = 0.6
+ACHIEVABLE_BANDWIDTH: Final = 0.8
 #: Where a line should be, as fractions of what is achievable. In phase: a phase that runs should be near its ceiling.
 #: Wall: above it there is no room for a burst, below it there are more workers than the traffic needs.
 TARGET_IN_PHASE: Final = (0.75, 1.0)

@@ -9,17 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, linear_regression
-from typing import Final
 
-from control.accounting import UtilizationView, peaks_of
+from control.accounting import UtilizationView
+from control.ceilings import ceilings_of
 from control.lost import Tally
 from control.traffic_stats import Gateways
 from control.types import Phase, PhaseUtilization, Provenance, Role, WorkerState
 from engine.readings import MeterReading
-
-#: Share of a datasheet's peak that is taken as achievable where no ceiling was measured.
-ACHIEVABLE_COMPUTE: Final = 0.6
-ACHIEVABLE_BANDWIDTH: Final = 0.8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,16 +82,17 @@ def look_at(
     """`line_tokens`: uncached prompt tokens that wait in the gateways' lines."""
     prefilling, decoding = pools_of(readings)
     prefill, decode = _phase(utilization, prefilling, Phase.PREFILL), _phase(utilization, decoding, Phase.DECODE)
+    roof = ceilings_of([*prefilling, *decoding])
     queued = line_tokens + sum(each.load.queued_prefill_tokens for each in prefilling)
     rate = prefill.tokens_per_s / prefill.busy if prefill and prefill.tokens_per_s and prefill.busy else None
     return Look(
         at_unix_s=at_unix_s,
         queue_s=0.0 if not queued else queued / rate if rate else None,
         prefill_busy=prefill.busy if prefill else None,
-        compute=_of_achievable(prefill.in_phase_compute if prefill else None, prefilling, ACHIEVABLE_COMPUTE),
+        compute=_share(prefill.in_phase_compute if prefill else None, roof.compute if roof else None),
         prefill_kv_used=_kv_used(prefilling),
         kv_used=_kv_used(decoding),
-        bandwidth=_of_achievable(decode.in_phase_bandwidth if decode else None, decoding, ACHIEVABLE_BANDWIDTH),
+        bandwidth=_share(decode.in_phase_bandwidth if decode else None, roof.bandwidth if roof else None),
         batch=fmean(each.load.num_running for each in decoding) if decoding else None,
     )
 
@@ -119,13 +116,14 @@ def _kv_used(pool: Sequence[MeterReading]) -> float | None:
     return min(1.0, used / total) if total else None
 
 
-def _of_achievable(share: float | None, pool: Sequence[MeterReading], assumed: float) -> float | None:
-    return None if share is None or not pool else share / (1.0 if ceiling_source(pool) == "measured" else assumed)
+def _share(of_peak: float | None, achievable: float | None) -> float | None:
+    return of_peak / achievable if of_peak is not None and achievable else None
 
 
 def ceiling_source(pool: Sequence[MeterReading]) -> Provenance:
-    """A host's CPU is calibrated, and its utilization is a share of what was measured; else a datasheet's peak."""
-    return "measured" if all(peaks_of(each.device).basis == "calibrated" for each in pool) and pool else "assumed"
+    """Where the ceilings come from of which `compute` and `bandwidth` are shares."""
+    roof = ceilings_of(pool)
+    return roof.provenance if roof else "assumed"
 
 
 # --- a window of looks ---------------------------------------------------------------------------------------------

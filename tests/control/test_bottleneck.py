@@ -63,6 +63,16 @@ CASES: list[tuple[str, Evidence, tuple[Resource, ...]]] = [
     ("there are too few slots", evidence({refused(DECODE): 30}), (DECODE,)),
     ("steps are too slow", evidence({late(DECODE): 30}), (DECODE,)),
     (
+        "steps are too slow, and would be with one more unit too",
+        evidence({late(DECODE): 100}, decode=replace(FULL_KV_AT_ITS_CEILING, tpot_s=0.16)),
+        (),
+    ),
+    (
+        "slots run out at times, so that more prefill alone does not help",
+        evidence({refused(PREFILL): 40, refused(DECODE): 20}, prefill=Prefill(num_workers=2, busy=0.6)),
+        (PREFILL, DECODE),
+    ),
+    (
         "more KV would make steps too slow",
         evidence({refused(KV): 40}, decode=replace(FULL_KV_AT_ITS_CEILING, tpot_s=0.095)),
         (DECODE,),

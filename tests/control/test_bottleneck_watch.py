@@ -55,7 +55,7 @@ def test_a_look_counts_what_waits_on_workers_and_in_the_gateways_lines() -> None
 def test_utilization_is_told_as_a_share_of_what_is_achievable() -> None:
     look = look_at(workers(), VIEW, 0.0, NOW)
     assert (look.compute, look.bandwidth) == (pytest.approx(0.45 / 0.6), pytest.approx(0.6 / 0.8))
-    cpu = DeviceInfo(name="cpu", kind="cpu", ceiling_flops=1e11, ceiling_bytes_per_s=1e10)
+    cpu = DeviceInfo(name="cpu", kind="cpu", thread_flops=1e11, thread_bytes_per_s=1e10)
     measured = [reading("w0", Role.MIXED, device=cpu, load=Load(kv_blocks_total=100))]
     view = UtilizationView(start_unix_s=0, end_unix_s=5, roles={Role.MIXED: VIEW.roles[Role.DECODE]})
     assert look_at(measured, view, 0.0, NOW).bandwidth == 0.6, "a calibrated device's share is of its ceiling"
