@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from datetime import tzinfo
 from zlib import crc32
 
-from app import alerts, cards, figures, format, tables, theme, wall, words
+from app import alerts, cards, figures, format, limits, tables, theme, wall, words
 from app.source import Hub
 from app.stream import Build, Part
 from control.errors import ControlError
@@ -97,6 +97,11 @@ def load_cards(hub: Hub, _: tzinfo) -> str:
     return cards.legend([], "Load and headroom") + cards.loads(figures.loads(snapshot))
 
 
+def limit_card(hub: Hub, _: tzinfo) -> str:
+    snapshot = hub.look().snapshot
+    return limits.card(snapshot.bottleneck) if snapshot is not None else ""
+
+
 def latest(hub: Hub, tz: tzinfo) -> str:
     """Commands and events of the last hour in one list, the newest first."""
     rows = tables.latest_rows(hub.commands(), latest_events(hub), NUM_LATEST, tz)
@@ -146,6 +151,7 @@ PARTS: Mapping[str, Build] = {
     "health": _markup(health),
     "figures": _markup(figure_cards),
     "loads": _markup(load_cards),
+    "limits": _markup(limit_card),
     "latest": _markup(latest),
     "alerts": _markup(alerts.firing),
     "alert_list": _markup(alerts.listed),

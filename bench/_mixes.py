@@ -1,4 +1,4 @@
-"""The mixes of bench/bottleneck.py: traffic and a fleet, with capacities drawn around what the traffic asks for.
+"""The mixes of bench/bottlenecks.py: traffic and a fleet, with capacities drawn around what the traffic asks for.
 
 Decided here: what is offered and how much of each resource there is, by seed; and what "one more unit" of a resource
 is. Not decided here, and not known here: which of them limits. That is found by trying.

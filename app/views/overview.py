@@ -35,6 +35,7 @@ def page(hub: Hub, snapshot: FleetSnapshot) -> None:
         st.fragment(day.strip, run_every=60.0)(hub, chosen[0])
     with right:
         push.slot(hub, "loads")
+        push.slot(hub, "limits")
     push.slot(hub, "latest")
     push.slot(hub, "alert_list")
 

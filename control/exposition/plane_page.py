@@ -22,10 +22,12 @@ from control.types import (
     Alert,
     AlertName,
     AlertState,
+    Bottleneck,
     FleetSnapshot,
     MoveKind,
     Phase,
     PhaseUtilization,
+    Resource,
     Role,
     WorkerState,
     WorkerStatus,
@@ -69,6 +71,12 @@ FENCE = _gauge("plane_fence", "Fence of the plane that acts: it rises with each 
 STARTED = _gauge("plane_start_time_seconds", "When this plane began to act, Unix time.")
 TICKS = _counter("plane_ticks_total", "Ticks of this plane.")
 AGE = _gauge("plane_observation_age_seconds", "Age of the observation behind this page.")
+BOTTLENECK = _gauge(
+    "bottleneck", "1 for each resource that limits the fleet now, 0 for the others; nothing while unknown.", "resource"
+)
+GAIN = _gauge(
+    "bottleneck_gain_ratio", "Of the offered requests, those that one more unit would save; estimated.", "resource"
+)
 GATEWAYS = _gauge("gateways", "Gateways that the plane hears.")
 IN_FLIGHT = _gauge("requests_in_flight", "Requests that the gateways hold now.")
 OLDEST = _gauge("oldest_waiting_seconds", "Age of the oldest request without a first token.")
@@ -133,6 +141,7 @@ HEALTH_WORDS: Final = ("ok", "attention", "broken", "starting")
 
 FAMILIES: Final = (
     *(FLEET_INFO, HEALTH, FENCE, STARTED, TICKS, AGE, GATEWAYS, IN_FLIGHT, OLDEST, HISTORY_UP, WAITING, SPOOLED, LOST),
+    *(BOTTLENECK, GAIN),
     *(WORKERS, DESIRED, READY, QUEUE, KV, UTILIZATION),
     *(STEP_SECONDS, FLOPS, BYTES, TOKENS, STEPS, ROOM_FLOPS, ROOM_BYTES),
     *(ROLE_SECONDS, ROLE_FLOPS, ROLE_BYTES, ALL_FLOPS, ALL_BYTES),
@@ -165,7 +174,7 @@ def series_bound(num_workers: int, max_workers: int) -> int:
     """No page of one fleet has more series than this, whatever its requests and workers do."""
     by_phase = len(ROLES) * len(PHASES)
     told = 2 * len(get_args(AlertName)) + len(WINDOWS_S) + len(DELIVERIES) + 2
-    fixed = 40 + told + len(Role) * len(WorkerState) + 4 * len(ROLES) + 8
+    fixed = 40 + told + 2 * len(Resource) + len(Role) * len(WorkerState) + 4 * len(ROLES) + 8
     work = len(_PHASE_COLUMNS) * by_phase + len(_COVER_COLUMNS) * len(ROLES)
     requests = len(RULES) * len(OUTCOMES) + 3 + len(get_args(MoveKind))
     histograms = (len(LATENCIES) * len(PATHS) + len(STAGES) * len(ROLES)) * SERIES_PER_HISTOGRAM
@@ -188,6 +197,7 @@ def plane_page(
     page.put(AGE, max(0.0, now_unix_s - snapshot.at_unix_s + snapshot.stale_s))
     _put_plane(page, snapshot, history)
     _put_alerts(page, alerts)
+    _put_bottleneck(page, snapshot.bottleneck)
     _put_pools(page, snapshot)
     _put_work(page, work)
     shown = list(islice((each for each in snapshot.workers if each.epoch), max_workers))
@@ -231,6 +241,14 @@ def _put_alerts(page: Page, alerts: AlertFacts) -> None:
 
 
 _OPEN: Final[tuple[AlertState, ...]] = ("pending", "firing")
+
+
+def _put_bottleneck(page: Page, found: Bottleneck | None) -> None:
+    if found is None or found.kind == "unknown":
+        return
+    for resource in Resource:
+        page.put(BOTTLENECK, float(resource in found.resources), resource.value)
+        page.put(GAIN, found.gains.get(resource.value), resource.value)
 
 
 def _put_pools(page: Page, snapshot: FleetSnapshot) -> None:

@@ -16,6 +16,7 @@ from control.types import (
     Action,
     Alert,
     Blended,
+    Bottleneck,
     Capability,
     Ceilings,
     Command,
@@ -36,6 +37,7 @@ from control.types import (
     Principal,
     RequestMove,
     RequestRecord,
+    Resource,
     Role,
     RoleInterval,
     Roof,
@@ -403,11 +405,29 @@ class FakePlane:
             traffic=self.traffic(empty),
             notices=() if self.simulated else ("Routing thresholds of the local profile: not production values.",),
             alerts=tuple(each for each in self.alerts_ if each.resolved_unix_s is None),
+            bottleneck=self.bottleneck(now),
             active_command_ids=tuple(
                 each.command_id
                 for each in self.commands_
                 if each.state in (CommandState.ACCEPTED, CommandState.RUNNING)
             ),
+        )
+
+    def bottleneck(self, now: float) -> Bottleneck:
+        """Prefill limits where a worker has failed; else nothing does."""
+        limited = self.scene == "broken"
+        gains = {Resource.PREFILL: 0.18, Resource.DECODE_BANDWIDTH: 0.06} if limited else {}
+        return Bottleneck(
+            kind="prefill" if limited else "none",
+            resources=(Resource.PREFILL,) if limited else (),
+            text="Prefill is the bottleneck: 21% of requests are refused for want of it, 98% busy"
+            if limited
+            else "No bottleneck: 98% of requests are good",
+            at_unix_s=now,
+            since_unix_s=now - 40.0,
+            window_s=60.0,
+            gains={each.value: gains.get(each, 0.0) for each in Resource},
+            simulated=self.simulated,
         )
 
     def traffic(self, empty: bool) -> TrafficStatus:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from control.exposition.plane_page import FAMILIES, AlertFacts, HistoryFacts, pl
 from control.exposition.request_totals import OUTCOMES, RULES, RequestTotals, outcome_of
 from control.exposition.work_totals import WorkTotals
 from control.gateway.metrics_page import FAMILIES as GATEWAY_FAMILIES
-from control.types import Phase, RequestMove, Role, RouteRule, Slo
+from control.types import Bottleneck, Phase, RequestMove, Resource, Role, RouteRule, Slo
 from engine.histogram import MAX_RELATIVE_ERROR, bucket_of
 from tests.control.builders import NOW, FakeFleet
 from tests.control.metered import FakeWorker, observe
@@ -176,6 +177,31 @@ async def test_the_page_needs_a_viewers_token_and_says_what_the_fleet_does(tmp_p
     assert samples(found, "phaseline_requests_total")["late", "remote"] == 1
     assert samples(found, "phaseline_history_up") == {(): 1.0}
     assert samples(found, "phaseline_worker_up") == {(role.value, f"w{i}"): 1.0 for i, role in enumerate(rig.roles())}
+
+
+async def test_the_bottleneck_is_a_series_for_each_resource_and_nothing_while_unknown(tmp_path: Path) -> None:
+    rig = await Rig(tmp_path).start()
+    snapshot = rig.plane.monitor.snapshot
+    assert snapshot is not None
+
+    def shown(found: Bottleneck) -> list[Metric]:
+        seen = replace(snapshot, bottleneck=found)
+        values: dict[str, Any] = {"max_workers": 4, "now_unix_s": rig.now}
+        return list(plane_page(seen, WorkTotals(), RequestTotals(Slo()), HISTORY, ALERTS, **values).collect())
+
+    limited = Bottleneck(
+        kind="two",
+        resources=(Resource.PREFILL, Resource.KV_ROOM),
+        text="",
+        at_unix_s=NOW,
+        since_unix_s=NOW,
+        window_s=60.0,
+        gains={each.value: 0.25 for each in Resource},
+    )
+    found = samples(shown(limited), "phaseline_bottleneck")
+    assert found == {(each.value,): float(each in limited.resources) for each in Resource}
+    assert samples(shown(limited), "phaseline_bottleneck_gain_ratio")[("prefill",)] == 0.25
+    assert not samples(shown(replace(limited, kind="unknown", resources=())), "phaseline_bottleneck")
 
 
 async def test_a_plane_that_does_not_tick_shows_how_old_its_numbers_are(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Is the product's bottleneck the resource of which one more unit raises goodput most? Found by trying it.
 
-python bench/bottleneck.py                       40 mixes of traffic and fleet on virtual time; half of them held out
-python bench/bottleneck.py --real --mixes 2 8    these in real processes, in real time
+python bench/bottlenecks.py                       40 mixes of traffic and fleet on virtual time; half of them held out
+python bench/bottlenecks.py --real --mixes 2 8    these in real processes, in real time
 
 For each mix the fleet as it is, and with one more prefill worker, one more decode worker's KV, one more decode worker's
 bandwidth, links twice as fast, one more gateway, and all of these, serve the same arrivals. Truth: what raises goodput
@@ -220,7 +220,7 @@ def main() -> None:
     }
     told = {name: summary(part) for name, part in parts.items()}
     if options.json:
-        print(json.dumps({"bottleneck": {**told, "seed": options.seed, "seconds": options.seconds}}))
+        print(json.dumps({"bottlenecks": {**told, "seed": options.seed, "seconds": options.seconds}}))
         return
     for each in found:
         print(row_of(each))
