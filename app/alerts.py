@@ -31,6 +31,8 @@ def firing(hub: Hub, tz: tzinfo) -> str:
     """A row for each that fires; nothing when none does."""
     snapshot = hub.look().snapshot
     found = [each for each in snapshot.alerts if each.state == "firing"] if snapshot is not None else []
+    if any(each.name == "slo_burn_fast" for each in found):  # it says all that the slow one says
+        found = [each for each in found if each.name != "slo_burn_slow"]
     return "".join(
         f'<div style="margin-bottom:6px">{cards.banner(line(each, tz), _look(each), alert=True)}</div>'
         for each in found[:NUM_LISTED]

@@ -107,9 +107,9 @@ def burning(windows: Mapping[int, Counted], objective: float, least_requests: in
         counted = windows[rule.long_s]
         num_bad = counted.decided - counted.good
         text = (
-            f"The SLO's error budget burns {long:.1f} times too fast over {_words(rule.long_s)}, "
-            f"{short:.1f} times over {_words(rule.short_s)}: {num_bad} of {counted.decided} requests were not good "
-            f"(objective {objective:.4g}, alert above {rule.factor:g})"
+            f"The error budget burns {long:.3g} times as fast as the SLO allows over {_words(rule.long_s)}, "
+            f"{short:.3g} times over {_words(rule.short_s)} (alert above {rule.factor:g}): {num_bad} of "
+            f"{counted.decided} requests were not good, objective {objective:.4g}"
         )
         found.append(Condition(name=rule.name, severity=rule.severity, text=text, for_s=0.0))
     return found

@@ -21,15 +21,22 @@ from control.exposition.families import BOUNDS_S, Family, Latencies, Page, rende
 from control.exposition.plane_page import FAMILIES, AlertFacts, HistoryFacts, plane_page, series_bound
 from control.exposition.request_totals import OUTCOMES, RULES, RequestTotals, outcome_of
 from control.exposition.work_totals import WorkTotals
+from control.gateway.admission import Admission
+from control.gateway.fleet import Fleet
+from control.gateway.gatekeeper import AdmissionRules
 from control.gateway.metrics_page import FAMILIES as GATEWAY_FAMILIES
+from control.gateway.metrics_page import MAX_SERIES, GatewayFacts, gateway_page
+from control.gateway.records import RecordLog
 from control.types import Bottleneck, Phase, RequestMove, Resource, Role, RouteRule, Slo
 from engine.histogram import MAX_RELATIVE_ERROR, bucket_of
+from engine.wire import Hello
 from tests.control.builders import NOW, FakeFleet
 from tests.control.metered import FakeWorker, observe
 from tests.control.records import record
 from tests.control.rig import Rig
 
 ALERTS = AlertFacts(objective=0.99, burn_rates=dict.fromkeys(WINDOWS_S, 1.0), deliveries=Counter())
+ROOT = Path(__file__).resolve().parents[2]
 HISTORY = HistoryFacts(is_up=True, num_waiting=0, num_dropped=0, num_spooled=0, spooled_bytes=0)
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 TIMED = Family("phaseline_thing_seconds", "histogram", "A thing.", ("kind",))
@@ -213,3 +220,27 @@ async def test_a_plane_that_does_not_tick_shows_how_old_its_numbers_are(tmp_path
     assert page is not None
     assert samples(page.collect(), "phaseline_plane_observation_age_seconds") == {(): pytest.approx(30.0)}
     assert samples(page.collect(), "phaseline_history_up") == {(): 0.0}
+
+
+@pytest.mark.parametrize("name", ["monitoring", "operations"])
+def test_the_documentation_states_the_bounds(name: str) -> None:
+    per_worker = series_bound(1, 1) - series_bound(0, 0)
+    words = f"{series_bound(0, 0):,} series (a gateway's {MAX_SERIES:,}) and {per_worker} per worker"
+    assert words in (ROOT / "docs" / f"{name}.md").read_text()
+
+
+async def test_a_gateways_page_keeps_its_bound() -> None:
+    totals = RequestTotals(Slo())
+    for number in range(500):
+        totals.add(record(rule=f"rule {number}", traceparent=f"00-{number:032x}-{number:016x}-01"))
+    fleet = Fleet(Hello("gw", "gateway", "secret"))
+    facts = GatewayFacts(
+        gateway_id="gw",
+        started_unix_s=NOW,
+        fleet=fleet,
+        admission=Admission(fleet, AdmissionRules(max_in_flight=1)),
+        records=RecordLog(),
+        totals=totals,
+        tracing=None,
+    )
+    assert 900 < gateway_page(facts).num_series <= MAX_SERIES
