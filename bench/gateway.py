@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,6 +45,7 @@ PROMPT = (
 UNARY_TOKENS = 16
 STREAM_TOKENS = 128
 READY_LIMIT_S = 30.0
+TIMES = "times.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,9 +167,9 @@ def start_worker(stack: ExitStack, run_dir: Path, worker_id: str, role: Role, st
 
 
 def start_gateway(
-    stack: ExitStack, run_dir: Path, model: Path, port: int, rows: Sequence[WorkerRoute]
+    stack: ExitStack, run_dir: Path, model: Path, port: int, rows: Sequence[WorkerRoute], *, timed: bool = False
 ) -> psutil.Process:
-    """The gateway as it ships, with a routing table on disk and no plane."""
+    """The gateway as it ships, with a routing table on disk and no plane. `timed`: see `bench._timed_gateway`."""
     remote = RoutingPolicy(min_fleet_devices=2, min_remote_prefill_tokens=0, max_local_output_tokens=0)
     table = RoutingTable(
         version=1,
@@ -189,7 +190,8 @@ def start_gateway(
         "PHASELINE_API_PORT": str(port + 1),
     }
     log = stack.enter_context((run_dir / "gateway.log").open("w"))
-    child = stack.enter_context(process([sys.executable, "-m", "control.gateway.main"], env=environment, stderr=log))
+    module = ["bench._timed_gateway", str(run_dir / TIMES)] if timed else ["control.gateway.main"]
+    child = stack.enter_context(process([sys.executable, "-m", *module], env=environment, stderr=log))
     return psutil.Process(child.pid)
 
 
@@ -299,17 +301,29 @@ class Place:
     gateway: psutil.Process
     rows: list[WorkerRoute]
     token: str
+    times: Path  # of a timed gateway, at its end
 
 
 @asynccontextmanager
-async def fronted(port: int, model: Path, workers: Sequence[tuple[str, Role, float]]) -> AsyncIterator[Place]:
-    """Null workers (id, role, seconds per step) and a gateway that is ready; all of it ends with this block."""
+async def fronted(
+    port: int,
+    model: Path,
+    workers: Sequence[tuple[str, Role, float]],
+    *,
+    timed: bool = False,
+    prepare: Callable[[Path], object] = lambda _: None,
+) -> AsyncIterator[Place]:
+    """Null workers (id, role, seconds per step) and a gateway that is ready; all of it ends with this block.
+
+    `prepare` is given the run folder before anything starts.
+    """
     with ExitStack() as stack:
         run_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="phaseline-bench-")))
+        prepare(run_dir)
         rows = [start_worker(stack, run_dir, *worker) for worker in workers]
-        gateway = start_gateway(stack, run_dir, model, port, rows)
+        gateway = start_gateway(stack, run_dir, model, port, rows, timed=timed)
         await wait_ready(port)
-        yield Place(gateway, rows, fleet_token(run_dir))
+        yield Place(gateway, rows, fleet_token(run_dir), run_dir / TIMES)
 
 
 async def cpu_us_each(

@@ -1,12 +1,15 @@
 """How true the meter's numbers are, beside vLLM's formula on the same steps, and what all metering costs.
 
-    python -m bench.meter [--mixes 200] [--seed 1] [--steps 20] [--model FOLDER] [--json]
+    python -m bench.meter [--mixes 200] [--seed 1] [--steps 20] [--requests 4000] [--model FOLDER] [--json]
 
 1. Random steps of a real engine core (prefill chunks, decode batches, prefix hits): FLOPs and bytes of each phase as
    the meter's page has them, against a count of torch's own operators that shares no code with it. All that is counted
    is known from shapes and masks, so the products are not carried out. vLLM's formula is counted per phase here; its
    own counters add the phases up. Its bytes include activations, and are compared with operators' bytes that do too.
 2. The meter's calls as a share of the step that they count.
+3. A gateway in front of null workers, with a plane that takes its records: how much of its CPU time goes into request
+   records, timelines of tokens, beats and metrics (`bench._timed_gateway`). Null workers answer at once, so this is
+   the share of a gateway that does nothing but pass on.
 """
 
 from __future__ import annotations
@@ -20,6 +23,9 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
+import uvloop
+
+from bench._recording_cost import RecordingCost, recording_costs
 from engine.bench._meter_cost import StepCost, step_costs
 from engine.bench._mixes import Counted, CountedRunner, steps
 from engine.bench._setup import model_folder
@@ -104,11 +110,25 @@ def cost_table(costs: Sequence[StepCost]) -> str:
     return "\n".join(lines)
 
 
+def recording_table(costs: Sequence[RecordingCost]) -> str:
+    lines = ["Recording as a share of the gateway's CPU time (aim: under 1%)"]
+    for each in costs:
+        parts = ", ".join(f"{name} {spent_s / each.cpu_s:.2%}" for name, spent_s in each.parts_s.items())
+        us = each.cpu_s / each.num_requests * 1e6
+        lines.append(
+            f"{each.load:22}{each.num_requests:6d} requests, {each.num_records} records, {us:.0f} us CPU each"
+            f"{each.share:9.2%}   ({parts})"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mixes", type=int, default=200, help="random steps, at least 4")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=20, help="timed steps of each kind")
+    parser.add_argument("--requests", type=int, default=4000, help="unary requests through the gateway, at least 100")
+    parser.add_argument("--port", type=int, default=18260, help="of the gateway, on loopback; those above it too")
     parser.add_argument("--model", type=Path, help="model folder; the one that ships when absent")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     options = parser.parse_args()
@@ -116,14 +136,17 @@ def main() -> None:
     counted = count_mixes(folder, options.mixes, options.seed)
     truths = [truth_of(phase, counted) for phase in Phase]
     costs = step_costs(folder, options.steps)
+    recording = uvloop.run(recording_costs(folder.resolve(), options.port, options.requests))
     if options.json:
         found = {
             "truth": [asdict(each) for each in truths],
             "steps": [{**asdict(each), "share": each.share} for each in costs],
+            "recording": [{**asdict(each), "share": each.share} for each in recording],
         }
         print(json.dumps(found))
         return
-    print(truth_table(truths, options.mixes), cost_table(costs), sep="\n\n")
+    tables = (truth_table(truths, options.mixes), cost_table(costs), recording_table(recording))
+    print("\n\n".join(tables))
 
 
 if __name__ == "__main__":
