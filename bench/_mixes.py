@@ -4,7 +4,8 @@ Decided here: what is offered and how much of each resource there is, by seed; a
 is. Not decided here, and not known here: which of them limits. That is found by trying.
 
 Each mix draws, for each resource, how hard the offered traffic would use it (offered / capacity): mostly loose, and for
-a few, chosen in turn, tight. Odd numbers are held out: they are not looked at while rules are written.
+a few, chosen in turn, tight. Odd numbers are held out: they are not looked at while rules are written. They have a seed
+of their own, the one after that of the even ones; when they have been looked at, it is time for another one.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class Mix:
 
 def mix_of(number: int, seed: int) -> Mix:
     """One mix. Capacities are those of a fluid: what is offered, held for as long as it takes."""
-    rng = random.Random(f"{seed}-{number}")
+    rng = random.Random(f"{seed + number % 2}-{number}")
     tight = TIGHT[number // 2 % len(TIGHT)]
 
     def load(name: str) -> float:
@@ -99,8 +100,8 @@ def mix_of(number: int, seed: int) -> Mix:
     rate_rps = rng.uniform(7.0, 10.0)
     prompt, output = rng.randint(200, 600), rng.randint(20, 40)
     prompt_rate = rate_rps * prompt / (num_prefill * load("prefill"))
-    if "prompt" in tight:  # a few workers more, each so slow that a prompt is late by itself
-        prompt_rate, num_prefill = 0.6 * prompt / (1.0 + 0.0005 * prompt), 6
+    if "prompt" in tight:  # many workers, each so slow that a prompt is late by itself
+        prompt_rate, num_prefill = 0.6 * prompt / (1.0 + 0.0005 * prompt), 12
         rate_rps = min(rate_rps, 0.5 * num_prefill * prompt_rate / prompt)
     step_s = rng.uniform(0.03, 0.06) if "tpot" not in tight else TPOT_BOUND_S * rng.uniform(1.1, 1.5)
     overhead = rng.uniform(0.1, 0.8) if "tpot" not in tight else 0.1

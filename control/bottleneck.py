@@ -41,6 +41,11 @@ STARVED_LATE_S: Final = 0.25
 STARVED_CPU: Final = 0.9
 #: Time per token at this share of its bound: a larger batch would break it.
 TIGHT_TPOT: Final = 0.9
+NEAR_TPOT: Final = 1.1
+#: Of what is refused most: this part of it is many.
+MANY: Final = 0.33
+#: A gateway that is full refuses at once: of the room that shorter stays make there, so much meets an arrival.
+LOSS_SYSTEM: Final = 0.5
 #: A new verdict is told when it was found for so long.
 HOLD_S: Final = 5.0
 
@@ -78,16 +83,21 @@ def possible(evidence: Evidence) -> dict[Resource, float]:
     refused, late, served = refused_of(evidence), late_of(evidence), served_of(evidence)
     held = refused[Resource.KV_ROOM] + refused[Resource.DECODE_BANDWIDTH]
     stuck = refused[Resource.PREFILL] if (prefill.kv_used or 0.0) >= FULL else 0.0  # KV that waits to be fetched
-    more_kv = 0.0 if is_tight(decode) else served / max(1, decode.num_workers)
+    in_line = late[Resource.KV_ROOM]  # served late, as the KV of others came free late
+    bandwidth, link = served * sooner_by_bandwidth(evidence), served * sooner_by_link(evidence)
+    at_once = min(refused[Resource.GATEWAY], LOSS_SYSTEM * bandwidth)
+    more_kv = served / max(1, decode.num_workers)
     saved = {
         Resource.PREFILL: min(refused[Resource.PREFILL], served / max(1, prefill.num_workers)),
         Resource.KV_ROOM: min(refused[Resource.KV_ROOM], more_kv),
-        Resource.DECODE_BANDWIDTH: min(held + refused[Resource.GATEWAY], served * sooner_by_bandwidth(evidence)),
-        Resource.HANDOFF: min(held + stuck, served * sooner_by_link(evidence)),
+        Resource.DECODE_BANDWIDTH: in_line * min(1.0, bandwidth / more_kv) + max(min(held, bandwidth), at_once),
+        Resource.HANDOFF: in_line * min(1.0, link / more_kv) + min(held + stuck, link),
         Resource.GATEWAY: min(refused[Resource.GATEWAY], served / max(1, gateways.num)),
     }
     if not is_fast_enough(decode):
         late[Resource.DECODE_BANDWIDTH] = 0.0
+    if is_tight(decode) or late[Resource.HANDOFF] >= LEAST_GAIN:  # more sequences would make what is late later
+        saved[Resource.KV_ROOM] = late[Resource.KV_ROOM] = 0.0
     return {each: late[each] + saved[each] for each in saved}
 
 
@@ -115,8 +125,10 @@ def shorter_by(decode: Decode) -> float:
 
 
 def is_fast_enough(decode: Decode) -> bool:
-    """With one more unit of bandwidth the median would be within its bound; not known is taken as yes."""
-    return decode.tpot_s is None or decode.tpot_s * (1.0 - shorter_by(decode)) <= decode.tpot_bound_s
+    """With one more unit of bandwidth the median would be near its bound; not known is taken as yes.
+
+    Near, as shorter stays make smaller batches too, which this does not count."""
+    return decode.tpot_s is None or decode.tpot_s * (1.0 - shorter_by(decode)) <= NEAR_TPOT * decode.tpot_bound_s
 
 
 def sooner_by_link(evidence: Evidence) -> float:
@@ -145,14 +157,15 @@ def _sooner(evidence: Evidence, saved_s: float) -> float:
 def used(evidence: Evidence) -> dict[Resource, float]:
     """How much of a resource is in use, where that is known and where it limits as such.
 
-    What requests are refused for want of has run out at times, whatever its mean says."""
+    What many are refused for want of has run out at times, whatever its mean says."""
     refused = refused_of(evidence)
+    many = max(LEAST_GAIN, MANY * max(refused.values()))
     known: dict[Resource, float | None] = {
         Resource.PREFILL: evidence.prefill.busy,
         Resource.KV_ROOM: evidence.decode.kv_used,
         Resource.GATEWAY: evidence.gateways.cpu,
     }
-    out = {each: FULL for each in Resource if refused[each] >= LEAST_GAIN}
+    out = {each: FULL for each in Resource if refused[each] >= many}
     return {each: share for each, share in known.items() if share is not None} | out
 
 

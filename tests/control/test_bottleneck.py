@@ -64,7 +64,7 @@ CASES: list[tuple[str, Evidence, tuple[Resource, ...]]] = [
     ("steps are too slow", evidence({late(DECODE): 30}), (DECODE,)),
     (
         "steps are too slow, and would be with one more unit too",
-        evidence({late(DECODE): 100}, decode=replace(FULL_KV_AT_ITS_CEILING, tpot_s=0.16)),
+        evidence({late(DECODE): 100}, decode=replace(FULL_KV_AT_ITS_CEILING, tpot_s=0.2)),
         (),
     ),
     (
@@ -83,7 +83,17 @@ CASES: list[tuple[str, Evidence, tuple[Resource, ...]]] = [
         evidence({}, decode=FULL_KV, requests=STUCK_IN_HANDOFF),
         (HANDOFF,),
     ),
+    (
+        "links are late already, so that more KV would make them later",
+        evidence({refused(KV): 40, late(HANDOFF): 20}, decode=FULL_KV),
+        (HANDOFF,),
+    ),
     ("the gateway holds all that it may", evidence({refused(GATEWAY): 40}), (GATEWAY,)),
+    (
+        "of what is refused most, a little is refused for want of another one too",
+        evidence({refused(PREFILL): 40, refused(KV): 6}, prefill=BUSY_PREFILL),
+        (PREFILL,),
+    ),
     ("tokens are passed on late", evidence({late(GATEWAY): 40}), (GATEWAY,)),
     ("the gateway's core is used up", evidence({}, gateways=Gateways(num=1, cpu=0.97)), (GATEWAY,)),
     ("the gateway's loop is late", evidence({}, gateways=Gateways(num=1, loop_late_s=0.4)), (GATEWAY,)),
