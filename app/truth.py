@@ -6,8 +6,6 @@ with the difference in percentage points.
 
 from __future__ import annotations
 
-from datetime import tzinfo
-
 from app import cards, format
 from control.types import FleetSnapshot, PhaseUtilization, WorkerStatus
 
@@ -76,14 +74,23 @@ def _beside(measured: float | None, derived: float | None) -> cards.Cell:
     return cards.Cell(f"{format.percent(measured)} (derived {100 * (derived - measured):+.1f} points)", num=True)
 
 
-def note(snapshot: FleetSnapshot, tz: tzinfo) -> str:
+def is_measured(snapshot: FleetSnapshot) -> bool:
+    """Whether any device answers GPM."""
+    return any(each.measured_tensor_active is not None for each in snapshot.workers)
+
+
+def note(snapshot: FleetSnapshot) -> str:
     """What the two kinds of number are, and why one of them is missing."""
     words = "Each pair is wall / in-phase. "
-    if any(each.measured_tensor_active is not None for each in snapshot.workers):
+    if is_measured(snapshot):
         return (
-            words
-            + "Measured: NVML's GPM, over each device; the difference to the derived sum of both phases beside it."
+            words + "Measured: NVML's GPM, over each device; beside it how far the derived sum of both phases is off."
         )
+    return words + no_measured_source(snapshot)
+
+
+def no_measured_source(snapshot: FleetSnapshot) -> str:
+    """Why there is no second source here."""
     told = sorted({each.device_note for each in snapshot.workers if each.device_note})
-    why = "; ".join(told) if told else "no NVIDIA device answers on these hosts"
-    return words + f"There is no measured source beside the derived one here: {why}."
+    why = "; ".join(told) if told else "no NVIDIA device with GPM answers on these hosts"
+    return f"There is no measured source beside the derived one here: {why}."

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import cards, draw, push, roofline, session, truth, url
+from app import cards, draw, push, roofline, truth, url
 from app.source import Hub
+from app.views import measured
 from control.errors import ControlError
 from control.types import FleetSnapshot, Roofline
 
@@ -32,6 +33,7 @@ def page(hub: Hub, snapshot: FleetSnapshot) -> None:
     chart = push.live(_chart, "roofline") if over == "now" else st.fragment(_chart)
     chart(hub, over)
     push.live(_utilizations, "truth")(hub)
+    measured.section(hub, snapshot)
 
 
 def _chart(hub: Hub, over: str) -> None:
@@ -80,4 +82,4 @@ def _utilizations(hub: Hub) -> None:
     st.html(cards.legend([], "Every utilization, of each group, over the last seconds"))
     rows = truth.rows(snapshot)
     st.html(cards.table(truth.HEAD, rows[:MAX_ROWS], "Utilization of fleet, pools and workers, derived and measured"))
-    st.caption(truth.note(snapshot, session.tz()))
+    st.caption(truth.note(snapshot))

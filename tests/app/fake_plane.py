@@ -70,7 +70,8 @@ def metric_names() -> list[str]:
     ]
     rest = (
         "blended_busy num_workers goodput_rps offered_rps ttft_p50_s ttft_p99_s itl_p50_s itl_p99_s kv_usage "
-        "attainment queued_prefill_tokens num_running in_flight decode_tokens_per_s route_rps decode_bytes_per_s"
+        "attainment compute_wall bandwidth_wall gpm_tensor_active gpm_dram_active "
+        "queued_prefill_tokens num_running in_flight decode_tokens_per_s route_rps decode_bytes_per_s"
     )
     return [*phases, *rest.split()]
 
@@ -108,6 +109,7 @@ class FakePlane:
         self.events_: list[FleetEvent] = []
         self.alerts_: list[Alert] = []
         self.attached: list[str] = []  # names of other fleets
+        self.has_gpm = False  # its devices answer NVML's GPM
         self.kind = ""  # of its own fleet; "" for the usual one
 
     # --- one principal's view ------------------------------------------------------------
@@ -136,6 +138,8 @@ class FakePlane:
         if metric.startswith("decode_bandwidth"):
             level = min(0.9, 0.5 * 0.75 / max(0.05, 1 - share))
             return _bounded(level + 0.05 * wave if metric.endswith("wall") else 0.72 + 0.04 * wave)
+        if metric.startswith("gpm_"):
+            return _bounded(0.4 + 0.19 * wave) if self.has_gpm else None
         if metric == "blended_busy":
             return _bounded(0.96 + 0.03 * wave)
         if unit_of(metric) == "fraction":
@@ -328,6 +332,11 @@ class FakePlane:
             num_leased=0,
             prefill=None if starting else self.phase("prefill") if role != Role.DECODE else None,
             decode=None if starting else self.phase("decode") if role != Role.PREFILL else None,
+            measured_tensor_active=0.61 if self.has_gpm else None,
+            measured_dram_active=0.35 if self.has_gpm else None,
+            gpu_utilization=1.0 if self.has_gpm else None,
+            power_w=612.0 if self.has_gpm else None,
+            memory_used_bytes=71 * 2**30 if self.has_gpm else None,
         )
 
     def roofline(self, since_unix_s: float | None, until_unix_s: float) -> Roofline:

@@ -335,3 +335,13 @@ def test_a_page_drawn_while_the_fleet_was_empty_fills_when_workers_come() -> Non
     hub.refresh()
     app.run()
     assert [each.label for each in app.number_input][:1] == ["Prefill workers"]
+
+
+@pytest.mark.parametrize("has_gpm", [False, True])
+def test_the_roofline_page_draws_the_measured_source_or_says_that_there_is_none(has_gpm: bool) -> None:
+    plane, hub, _ = plane_and_hub("ok")
+    plane.has_gpm = has_gpm
+    app = opened(hub, "roofline")
+    assert not app.exception
+    assert ("no measured source" in text(app)) != has_gpm
+    assert ("Derived - measured" in text(app)) == has_gpm

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from app import roofline, truth
-from control.types import PhaseUtilization
+from app import measured, roofline, truth
+from control.types import PhaseUtilization, SeriesPoint
 from tests.app.builders import plane_and_hub
 from tests.app.fake_plane import FakePlane
 
@@ -57,3 +57,24 @@ def test_a_device_sees_both_phases_as_one_and_unknown_stays_unknown() -> None:
     assert truth.total(phase(0.2), phase(0.1), "wall_compute") == pytest.approx(0.3)
     assert truth.total(phase(0.2), phase(None), "wall_compute") is None
     assert truth.total(None, None, "wall_compute") is None
+
+
+def test_a_device_without_gpm_says_so_and_draws_nothing() -> None:
+    found, hub, _ = plane_and_hub("ok")
+    assert "no measured source" in truth.note(found.snapshot())
+    told = hub.live("gpm_tensor_active", "worker", 300, 10).result
+    assert measured.lines(hub.live("compute_wall", "worker", 300, 10).result, told, "w0") == []
+
+
+def test_the_difference_is_a_gap_where_either_source_is_silent() -> None:
+    ours = [SeriesPoint(t_unix_s=float(t), value=0.5) for t in (0, 10, 20)]
+    theirs = [SeriesPoint(t_unix_s=0.0, value=0.4), SeriesPoint(t_unix_s=10.0, value=None)]
+    assert [each.value for each in measured.difference(ours, theirs)] == [pytest.approx(0.1), None, None]
+
+
+def test_a_measured_number_stands_beside_how_far_the_derived_one_is_off() -> None:
+    found = plane()
+    found.has_gpm = True
+    cells = [cell.text for cell in truth.rows(found.snapshot())[-1]]
+    assert any("61.0% (derived" in text for text in cells)
+    assert "100%" in cells

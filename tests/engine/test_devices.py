@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pynvml
 import pytest
 
 from engine import calibrate, devices
@@ -143,27 +144,29 @@ def test_measuring_gives_four_positive_ceilings() -> None:
 
 
 def fake_nvml(*, gpm: bool = True, fail: str = "") -> Any:
-    """A pynvml with one GPU, 70% busy; `fail` names a function that raises."""
-    nvml = types.SimpleNamespace(
-        NVML_GPM_METRIC_ANY_TENSOR_UTIL=5,
-        NVML_GPM_METRIC_DRAM_BW_UTIL=10,
-        NVML_GPM_METRIC_SM_UTIL=2,
-        NVML_GPM_METRICS_GET_VERSION=1,
-        NVML_SUCCESS=0,
-        samples=0,
-        freed=0,
+    """One GPU, 70% busy, behind pynvml's own names and structures; `fail` names a function that raises."""
+    names = (
+        "NVML_GPM_METRIC_ANY_TENSOR_UTIL",
+        "NVML_GPM_METRIC_DRAM_BW_UTIL",
+        "NVML_GPM_METRIC_SM_UTIL",
+        "NVML_GPM_METRICS_GET_VERSION",
+        "NVML_SUCCESS",
     )
+    nvml = types.SimpleNamespace(samples=0, freed=0, **{name: getattr(pynvml, name) for name in names})
 
-    def sample_alloc() -> int:
+    def sample_alloc() -> Any:
         nvml.samples += 1
-        return int(nvml.samples)
+        return pynvml.c_nvmlGpmSample_t()
 
     def sample_free(_: object) -> None:
         nvml.freed += 1
 
     def metrics_get(request: Any) -> None:
-        for metric, value in zip(request.metrics, (90.0, 40.0, 95.0), strict=False):
-            metric.value = value
+        told = {names[0]: 90.0, names[1]: 40.0, names[2]: 95.0}
+        by_id = {getattr(pynvml, name): value for name, value in told.items()}
+        assert request.numMetrics == len(by_id)
+        for metric in request.metrics[: request.numMetrics]:
+            metric.value = by_id[metric.metricId]
 
     functions: dict[str, Any] = {
         "nvmlInit": lambda: None,
@@ -187,9 +190,7 @@ def fake_nvml(*, gpm: bool = True, fail: str = "") -> Any:
 
     for name, function in functions.items():
         setattr(nvml, name, refuse if name == fail else function)
-    nvml.c_nvmlGpmMetricsGet_t = lambda: types.SimpleNamespace(
-        metrics=[types.SimpleNamespace(nvmlReturn=0, value=0.0) for _ in range(8)]
-    )
+    nvml.c_nvmlGpmMetricsGet_t = pynvml.c_nvmlGpmMetricsGet_t
     return nvml
 
 
