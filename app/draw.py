@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import streamlit as st
 
@@ -28,6 +28,21 @@ def brushable(
         selection_mode=param,
     )
     return selected_interval(dict(event), param)
+
+
+def clickable(
+    spec: Spec, datasets: Mapping[str, bytes], *, key: str, param: str, alt: str, on_click: Callable[[], None]
+) -> None:
+    """A chart whose point selection calls `on_click` and reruns the page; the selection is in session_state[key]."""
+    st.vega_lite_chart(
+        None,
+        {**spec, "datasets": dict(datasets)},
+        width="stretch",
+        key=key,
+        alt=alt,
+        on_select=on_click,
+        selection_mode=param,
+    )
 
 
 def selected_interval(event: Mapping[str, object], param: str) -> tuple[float, float] | None:

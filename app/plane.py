@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, Unpack
 
 from control.client import AttachedInfo, Attachment, Survey
 from control.types import (
@@ -11,11 +11,14 @@ from control.types import (
     Command,
     CommandRequest,
     EventKind,
+    Explanation,
     FleetEvent,
     FleetSnapshot,
+    Heatmap,
     MetricInfo,
     Preview,
     Principal,
+    RequestFilters,
     RequestRecord,
     RoleInterval,
     Roofline,
@@ -55,11 +58,25 @@ class Plane(Protocol):
         since_unix_s: float | None = None,
         order: str = "recent",
         *,
-        rule: str | None = None,
-        worker_id: str | None = None,
-        good: bool | None = None,
-        moved: bool | None = None,
+        until_unix_s: float | None = None,
+        above_s: float | None = None,
+        up_to_s: float | None = None,
+        **filters: Unpack[RequestFilters],
     ) -> list[RequestRecord]: ...
+    def heatmap(
+        self, since_unix_s: float, until_unix_s: float | None = None, **filters: Unpack[RequestFilters]
+    ) -> Heatmap: ...
+    def explanation(
+        self,
+        since_unix_s: float,
+        until_unix_s: float | None = None,
+        *,
+        from_unix_s: float | None = None,
+        to_unix_s: float | None = None,
+        above_s: float | None = None,
+        up_to_s: float | None = None,
+        **filters: Unpack[RequestFilters],
+    ) -> Explanation: ...
     def request(self, request_id: str) -> RequestRecord: ...
     def fleets(self) -> list[str]: ...
     def attached(self) -> list[AttachedInfo]: ...

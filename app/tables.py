@@ -26,6 +26,7 @@ from control.types import (
     Role,
     RoleInterval,
     SeriesResult,
+    SloBound,
 )
 
 TOGETHER_S = 10.0
@@ -171,9 +172,18 @@ def request_rows(records: Sequence[RequestRecord], tz: tzinfo) -> pd.DataFrame:
             "tpot_ms": [_ms_or_none(each.tpot_s) for each in records],
             "gap_ms": [_ms_or_none(each.max_gap_s) for each in records],
             "e2e_s": [each.e2e_s for each in records],
+            "past": [broken_words(each) for each in records],
             "request": [each.request_id for each in records],
         }
     )
+
+
+BOUND_WORDS: Mapping[SloBound, str] = {"ttft": "TTFT", "tpot": "TPOT", "max_gap": "largest gap"}
+
+
+def broken_words(record: RequestRecord) -> str:
+    """Bounds of the SLO that it was past: "TTFT, largest gap"."""
+    return ", ".join(BOUND_WORDS[bound] for bound in record.broken)
 
 
 def went_on(record: RequestRecord) -> str:

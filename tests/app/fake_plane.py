@@ -8,10 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
+from control.differences import differences
 from control.errors import CommandRefused, ControlError, NotAllowed, NotFound, PlaneUnreachable, StaleVersion
 from control.fleets.attached.types import AttachedInfo, Attachment, EngineSurvey, Finding, Survey
+from control.heatmap import BIN_BUCKETS, bound_of, cells_of, column_step
+from control.sampling import latency_of
 from control.types import (
     Action,
     Alert,
@@ -25,8 +28,10 @@ from control.types import (
     CommandStep,
     Desired,
     EventKind,
+    Explanation,
     FleetEvent,
     FleetSnapshot,
+    Heatmap,
     LossCause,
     MetricInfo,
     Phase,
@@ -35,6 +40,8 @@ from control.types import (
     PoolStatus,
     Preview,
     Principal,
+    RecordCounts,
+    RequestFilters,
     RequestMove,
     RequestRecord,
     Resource,
@@ -48,12 +55,14 @@ from control.types import (
     SeriesPoint,
     SeriesResult,
     Session,
+    Slo,
     TrafficStatus,
     Verb,
     WhatIfRouting,
     WorkerState,
     WorkerStatus,
 )
+from engine.histogram import bucket_of
 
 STEP_S = 0.7  # how long each step of a command takes
 PEOPLE = {"operator-token": "operator", "viewer-token": "viewer"}
@@ -74,6 +83,21 @@ def metric_names() -> list[str]:
         "queued_prefill_tokens num_running in_flight decode_tokens_per_s route_rps decode_bytes_per_s"
     )
     return [*phases, *rest.split()]
+
+
+def passes(record: RequestRecord, filters: RequestFilters) -> bool:
+    """As the history understands the filters."""
+    wanted = {name: value for name, value in filters.items() if value is not None and name != "metric"}
+    told: dict[str, object] = {
+        "rule": record.rule,
+        "api_key_id": record.api_key_id,
+        "good": record.good,
+        "failed": record.status not in (200, 499),
+        "moved": bool(record.moves),
+        "batch": record.priority > 0,
+    }
+    workers = (record.prefill_worker, record.decode_worker)
+    return all(value in workers if name == "worker_id" else told[name] == value for name, value in wanted.items())
 
 
 def unit_of(metric: str) -> str:
@@ -108,6 +132,7 @@ class FakePlane:
         self.commands_: list[Command] = []
         self.events_: list[FleetEvent] = []
         self.alerts_: list[Alert] = []
+        self.num_requests = 120
         self.attached: list[str] = []  # names of other fleets
         self.has_gpm = False  # its devices answer NVML's GPM
         self.kind = ""  # of its own fleet; "" for the usual one
@@ -498,6 +523,8 @@ class FakePlane:
             max_gap_s=0.12,
             e2e_s=None if failed else ttft + 2.8,
             good=not late and not failed,
+            broken=("ttft",) if late else (),
+            kept="slow" if late else "failed" if failed else "share",
             moves=(self.move(index),) if index % 10 == 4 else (),
         )
 
@@ -704,21 +731,93 @@ class FakeClient:
         since_unix_s: float | None = None,
         order: str = "recent",
         *,
-        rule: str | None = None,
-        worker_id: str | None = None,
-        good: bool | None = None,
-        moved: bool | None = None,
+        until_unix_s: float | None = None,
+        above_s: float | None = None,
+        up_to_s: float | None = None,
+        **filters: Unpack[RequestFilters],
     ) -> list[RequestRecord]:
-        plane = self._answer()
+        plane, metric = self._answer(), filters.get("metric", "e2e")
         if plane.scene in ("empty", "starting"):
             return []
-        found = [plane.record(index) for index in range(120)]
-        found = [each for each in found if (rule in (None, each.rule)) and (good is None or each.good == good)]
-        found = [each for each in found if moved is None or bool(each.moves) == moved]
-        found = [each for each in found if since_unix_s is None or each.arrival_unix_s >= since_unix_s]
+        since, until = since_unix_s or 0.0, until_unix_s or plane.now() + 1.0
+        low, high = -1.0 if above_s is None else above_s, math.inf if up_to_s is None else up_to_s
+        found = [plane.record(index) for index in range(plane.num_requests)]
+        found = [each for each in found if since <= each.arrival_unix_s < until and passes(each, filters)]
+        if above_s is not None or up_to_s is not None:
+            found = [each for each in found if low < (latency_of(each, metric) or -1.0) <= high]
         if order == "slowest":
-            found.sort(key=lambda each: each.e2e_s or 0.0, reverse=True)
+            found.sort(key=lambda each: latency_of(each, metric) or 0.0, reverse=True)
         return found[:limit]
+
+    def heatmap(
+        self, since_unix_s: float, until_unix_s: float | None = None, **filters: Unpack[RequestFilters]
+    ) -> Heatmap:
+        plane, metric = self._answer(), filters.get("metric", "e2e")
+        until = until_unix_s or plane.now()
+        step_s = column_step(until - since_unix_s)
+        start = int(since_unix_s // step_s) * step_s
+        end = start + math.ceil((until - start) / step_s) * step_s
+        found = self.requests(100_000, start, until_unix_s=end, **filters)
+        counts: dict[tuple[int, int], float] = {}
+        for each in found:
+            value_s = latency_of(each, metric)
+            if value_s is not None:
+                key = (int((each.arrival_unix_s - start) // step_s), bucket_of(value_s) // BIN_BUCKETS)
+                counts[key] = counts.get(key, 0.0) + 1.0
+        bound_s, bound_text = bound_of(metric, Slo())
+        cells = cells_of(counts, bound_s)
+        is_estimated = any(filters.get(name) is not None for name in ("good", "worker_id", "moved", "failed", "batch"))
+        return Heatmap(
+            fleet_id="local",
+            metric=metric,
+            since_unix_s=start,
+            until_unix_s=end,
+            step_s=step_s,
+            edges_s=cells.edges_s,
+            columns=cells.columns,
+            bins=cells.bins,
+            counts=cells.counts,
+            is_estimated=is_estimated,
+            bound_s=bound_s,
+            bound_text=bound_text,
+            simulated=plane.simulated,
+            requests=RecordCounts(num_requests=len(found), kept={"share": len(found)} if found else {}, dropped={}),
+            note="every request is counted",
+        )
+
+    def explanation(
+        self,
+        since_unix_s: float,
+        until_unix_s: float | None = None,
+        *,
+        from_unix_s: float | None = None,
+        to_unix_s: float | None = None,
+        above_s: float | None = None,
+        up_to_s: float | None = None,
+        **filters: Unpack[RequestFilters],
+    ) -> Explanation:
+        among = self.requests(100_000, since_unix_s, until_unix_s=until_unix_s, **filters)
+        if above_s is None and from_unix_s is None:
+            asked = [each for each in among if each.good is False]
+        else:
+            start = from_unix_s or since_unix_s
+            cell = self.requests(*(100_000, start), until_unix_s=to_unix_s, above_s=above_s, up_to_s=up_to_s, **filters)
+            ids = {each.request_id for each in cell}
+            asked = [each for each in among if each.request_id in ids]
+        mine = {each.request_id for each in asked}
+        rest = [each for each in among if each.request_id not in mine]
+        return Explanation(
+            fleet_id="local",
+            asked="not good: past a bound of the SLO, refused or failed" if above_s is None else "this cell",
+            since_unix_s=since_unix_s,
+            until_unix_s=until_unix_s or self.plane.now(),
+            num_requests=len(asked),
+            num_rest=len(rest),
+            num_records=len(asked),
+            num_rest_records=len(rest),
+            differences=differences(asked, rest),
+            note="by all records that are kept, each weighted by the share that is kept",
+        )
 
     def events(self) -> Iterator[dict[str, Any]]:
         self._answer()
