@@ -93,6 +93,12 @@ def first_of_top(histograms: list[Mapping[int, int]], share: float) -> int | Non
     return found
 
 
+def _as(record: RequestRecord, kept: Kept, weight: float) -> RequestRecord:
+    """Copied only where it says something else: a record has many fields."""
+    is_so = record.kept == kept and record.weight == weight
+    return record if is_so else replace(record, kept=kept, weight=weight)
+
+
 class Sampler:
     """Judges records in the order in which they come."""
 
@@ -115,9 +121,9 @@ class Sampler:
             kept = "slow"
         else:
             share = self._next_share(now_s)
-            kept = "share" if places(record.request_id)[0] < share else "dropped"
-            return replace(record, kept=kept, weight=1.0 / share)
-        return replace(record, kept=kept, weight=1.0)
+            is_kept = share >= 1.0 or places(record.request_id)[0] < share
+            return _as(record, "share" if is_kept else "dropped", 1.0 / share)
+        return _as(record, kept, 1.0)
 
     def _is_top(self, record: RequestRecord) -> bool:
         found = False
