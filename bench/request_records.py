@@ -1,6 +1,6 @@
 """Request records: what one costs, and what questions about a day of them cost.
 
-    python bench/requests.py [--records 1000000] [--rounds 40] [--url sqlite:////path/history.db] [--json]
+    python bench/request_records.py [--records 1000000] [--rounds 40] [--url sqlite:////path/history.db] [--json]
 
 A day of made-up requests (one decode worker in twenty is slow for an hour) goes through the sampler, which keeps all,
 and `History.write_tick`, as a plane does it, in larger batches. Each question is asked `--rounds` times about ranges
