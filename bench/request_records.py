@@ -98,9 +98,8 @@ def day(count: int) -> Iterator[RequestRecord]:
 
 def fill(history: History, count: int, per_s: float) -> tuple[float, int]:
     """Write the day; seconds that the history took, and how many records it kept."""
-    sampler, rows, seq, took_s, kept = Sampler(per_s), [], 0, 0.0, 0
-    for record in day(count):
-        seq += 1
+    sampler, rows, took_s, kept = Sampler(per_s), [], 0.0, 0
+    for seq, record in enumerate(day(count), 1):
         at_s = record.arrival_unix_s + 5.0
         rows.append(("bench@1", seq, sampler.judge(record, at_s)))
         if len(rows) == BATCH or seq == count:
