@@ -17,6 +17,8 @@ NAMES: dict[Resource, str] = {
     Resource.HANDOFF: "Handoff link",
     Resource.GATEWAY: "Gateway",
 }
+#: Smaller estimates are nothing.
+LEAST_SHOWN = 0.005
 SOURCE = (
     "More good requests, of those offered, if the fleet had one more unit of it: a fluid estimate from what was lost."
 )
@@ -28,11 +30,11 @@ def card(found: Bottleneck | None) -> str:
         return ""
     tag = cards.tag("simulated" if found.simulated else "derived", SOURCE)
     told = f'<div style="font-size:13px;margin:2px 0 6px">{cards.with_code(headline(found))}</div>'
-    rows = "".join(_row(resource, found) for resource in Resource) if found.gains else ""
+    rows = "".join(_row(each, found) for each in Resource if found.gains.get(each.value, 0.0) >= LEAST_SHOWN)
     note = '<div class="pl-note" style="margin:0 0 2px">One more unit would save</div>' if rows else ""
     return (
-        f'<section class="pl pl-card" style="border-left:3px solid {_color(found)};padding:10px 12px;margin-top:8px">'
-        f'<div class="pl-row pl-between"><span class="pl-h">What limits now</span>{tag}</div>{told}{note}'
+        f'<section class="pl pl-card" style="border-left:3px solid {_color(found)};padding:10px 12px">'
+        f'<div class="pl-row pl-between"><span class="pl-h">Bottleneck</span>{tag}</div>{told}{note}'
         f'<div class="pl-load">{rows}</div></section>'
     )
 
@@ -43,8 +45,8 @@ def headline(found: Bottleneck) -> str:
 
 
 def _row(resource: Resource, found: Bottleneck) -> str:
-    gain = found.gains.get(resource.value)
-    filled = 100 * min(1.0, max(0.0, gain or 0.0))
+    gain = found.gains[resource.value]
+    filled = 100 * min(1.0, max(0.0, gain))
     limits = resource in found.resources
     name = f"<b>{escape(NAMES[resource])}</b>" if limits else escape(NAMES[resource])
     color = theme.ATTENTION if limits else theme.MIXED

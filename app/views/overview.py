@@ -34,8 +34,8 @@ def page(hub: Hub, snapshot: FleetSnapshot) -> None:
         draw(hub, chosen, past)
         st.fragment(day.strip, run_every=60.0)(hub, chosen[0])
     with right:
-        push.slot(hub, "loads")
         push.slot(hub, "limits")
+        push.slot(hub, "loads")
     push.slot(hub, "latest")
     push.slot(hub, "alert_list")
 

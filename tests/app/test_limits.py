@@ -38,10 +38,11 @@ def test_the_card_says_the_verdict_without_the_numbers_that_stand_elsewhere(
     assert headline(found(**changes)) == words
 
 
-def test_each_resource_has_its_estimate_and_what_limits_stands_out() -> None:
-    markup = card(found())
+def test_each_resource_that_would_help_has_its_estimate_and_what_limits_stands_out() -> None:
+    markup = card(found(gains={"prefill": 0.25, "kv_room": 0.04, "gateway": 0.001}))
     assert "<b>Prefill worker</b></span><b>25" in markup
-    assert "KV room</span><b>0" in markup
+    assert "KV room</span><b>4" in markup
+    assert "Gateway" not in markup
     assert ">derived<" in markup
     assert ">simulated<" in card(found(simulated=True))
 
