@@ -14,7 +14,6 @@ from control.alerts.conditions import CLEAR_S, PlaneFacts, conditions
 from control.alerts.life import Condition, Moved, advance
 from control.errors import SettingsError
 from control.history.deferred import AlertWrite, decode, encode
-from control.history.store import History
 from control.settings import Settings, webhook_secret
 from control.types import Alert
 from tests.control.builders import NOW, FakeFleet
@@ -157,25 +156,6 @@ async def test_requests_that_are_late_raise_an_alert_that_snapshot_api_and_page_
     assert 'phaseline_alerts{fleet="test",name="slo_burn_fast",state="firing"} 1.0' in page
     assert 'phaseline_slo_burn_rate{fleet="test",window="3600s"} 100.0' in page.replace("99.99999999999991", "100.0")
     assert (without_history.status_code, len(without_history.json()), ended.status_code) == (200, 2, 503)
-
-
-def test_the_history_keeps_the_newest_state_of_an_alert_and_finds_what_is_open(tmp_path: Path) -> None:
-    history = History.open(f"sqlite:///{tmp_path}/h.db")
-    (pending,) = look(None, 0.0, DEAD).changed
-    fired = replace(pending, state="firing", fired_unix_s=NOW + 15)
-    ended = replace(fired, state="resolved", resolved_unix_s=NOW + 60, told=("firing",))
-    history.put_alerts("test", [fired], [])
-    history.put_alerts("test", [pending], [])  # from a spool, late
-    assert history.open_alerts("test", NOW) == [fired]
-    history.put_alerts("test", [], [fired.alert_id])  # only what pends can be forgotten
-    history.put_alerts("test", [ended], [])
-    assert history.open_alerts("test", NOW) == [ended]  # its end was not told
-    assert history.open_alerts("test", NOW + 100) == []
-    told = replace(ended, told=("firing", "resolved"))
-    history.put_alerts("test", [told, replace(told, alert_id="other", resolved_unix_s=NOW + 70)], [])
-    assert [each.alert_id for each in history.ended_alerts("test", NOW, 10)] == ["other", told.alert_id]
-    assert history.open_alerts("test", NOW) == []
-    history.close()
 
 
 def test_new_states_of_alerts_wait_in_a_spool_like_anything_else() -> None:

@@ -26,6 +26,7 @@ from control.cli.shell import Exit, exit_code, one_line, plain, print_table, rem
 from control.errors import SettingsError
 from control.types import (
     Action,
+    Alert,
     Bottleneck,
     CommandState,
     Difference,
@@ -409,6 +410,30 @@ def test_settings_lists_each_with_default_and_meaning(settings: Path) -> None:
 def test_version_is_there_as_json(settings: Path) -> None:
     told = json.loads(CliRunner().invoke(app, ["version", "--json"]).stdout)
     assert set(told) >= {"phaseline", "ray"}
+
+
+def test_alerts_are_listed_with_what_became_of_them(settings: Path) -> None:
+    told = Alert(
+        alert_id="a1",
+        fleet_id="test",
+        name="pool_empty",
+        subject="decode",
+        severity="page",
+        state="firing",
+        text="The decode pool has no worker",
+        since_unix_s=1.0,
+        seen_unix_s=2.0,
+        not_told="given up after 18 tries",
+    )
+    with PlaneServer({("GET", "/api/v1/alerts"): [plain(told)]}) as plane:
+        result = ask(plane, "alerts", "--since", "24h")
+        as_json = ask(plane, "alerts", "--json")
+    assert "The decode pool" in result.output
+    assert "given up" in result.output
+    assert json.loads(as_json.output)[0]["alert_id"] == "a1"
+    assert ["since_unix_s" in path for _, path, _ in plane.asked] == [True, False]
+    with PlaneServer({("GET", "/api/v1/alerts"): []}) as plane:
+        assert "no alert pends or fires" in ask(plane, "alerts").output
 
 
 def test_events_are_told_in_words(settings: Path) -> None:
