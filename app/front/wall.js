@@ -16,9 +16,12 @@ function drawn(name, attributes, text) {
   return made;
 }
 
+const scaled = (dash, by) => (dash ? dash.split(" ").map((part) => part * by).join(" ") : "");
+
 const sample = (color, dash) => {
   const svg = drawn("svg", { viewBox: "0 0 44 10", class: "sample", "aria-hidden": "true" });
-  svg.append(drawn("line", { x1: 0, x2: 44, y1: 5, y2: 5, stroke: color, "stroke-width": 5, "stroke-dasharray": dash.split(" ").map((part) => part * 1.6 || "").join(" ") }));
+  const line = { x1: 0, x2: 44, y1: 5, y2: 5, stroke: color, "stroke-width": 5, "stroke-dasharray": scaled(dash, 1.6) };
+  svg.append(drawn("line", line));
   return svg;
 };
 
@@ -48,16 +51,21 @@ function chart(place, points, view) {
     const share = (top * tick) / 4;
     svg.append(drawn("line", { class: "grid", x1: box.left, x2: box.right, y1: y(share), y2: y(share) }));
     const label = `${+(share * 100).toFixed(1)}%`;
-    svg.append(drawn("text", { x: box.left - size * 0.5, y: y(share) + size * 0.35, "text-anchor": "end", "font-size": size }, label));
+    const spot = { x: box.left - size * 0.5, y: y(share) + size * 0.35, "text-anchor": "end", "font-size": size };
+    svg.append(drawn("text", spot, label));
   }
   const clock = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
   const every = 180;
   for (let at = Math.ceil((points.until - points.window) / every) * every; at <= points.until; at += every) {
     if (x(at) - box.left < size || box.right - x(at) < size) continue;
-    svg.append(drawn("text", { x: x(at), y: height - size * 0.4, "text-anchor": "middle", "font-size": size }, clock.format(at * 1000)));
+    const spot = { x: x(at), y: height - size * 0.4, "text-anchor": "middle", "font-size": size };
+    svg.append(drawn("text", spot, clock.format(at * 1000)));
   }
   for (const mark of view.marks ?? []) {
-    if (x(mark.t) >= box.left) svg.append(drawn("line", { class: "mark", x1: x(mark.t), x2: x(mark.t), y1: box.top, y2: box.bottom, stroke: view.looks[mark.kind]?.color ?? "#8b949e", "stroke-dasharray": mark.kind ? (view.looks[mark.kind]?.dash ?? []).join(" ") : "4 4" }));
+    if (x(mark.t) < box.left) continue;
+    const { color, dash } = view.looks[mark.kind] ?? { color: "#8b949e", dash: [4, 4] }; // a command
+    const ends = { x1: x(mark.t), x2: x(mark.t), y1: box.top, y2: box.bottom };
+    svg.append(drawn("line", { class: "mark", ...ends, stroke: color, "stroke-dasharray": dash.join(" ") }));
   }
   points.lines.forEach((values, index) => {
     let path = "", pen = "M";
@@ -67,8 +75,8 @@ function chart(place, points, view) {
     });
     const look = view.lines[index];
     const thick = Math.max(3, size / 7);
-    const dash = look.dash ? look.dash.split(" ").map((part) => (part * thick) / 2).join(" ") : "";
-    svg.append(drawn("path", { d: path, fill: "none", stroke: look.color, "stroke-width": thick, "stroke-linejoin": "round", "stroke-dasharray": dash }));
+    const stroke = { "stroke-width": thick, "stroke-linejoin": "round", "stroke-dasharray": scaled(look.dash, thick / 2) };
+    svg.append(drawn("path", { d: path, fill: "none", stroke: look.color, ...stroke }));
   });
   place.replaceChildren(svg);
 }
@@ -82,7 +90,8 @@ function head(view) {
   made.setAttribute("role", "status");
   made.dataset.at = view.at ?? "";
   const words = element("div", "health");
-  words.append(element("span", "dot", "", { background: view.color ?? "#8b949e" }), element("b", "", view.word), element("span", "said", view.text));
+  const dot = element("span", "dot", "", { background: view.color ?? "#8b949e" });
+  words.append(dot, element("b", "", view.word), element("span", "said", view.text));
   made.append(words);
   if (view.limit) made.append(element("div", "limit", view.limit));
   return made;
@@ -102,7 +111,7 @@ function lines(view) {
 }
 
 function card(label, value, note, color) {
-  const made = element("section", "card", undefined, color ? { borderLeft: `0.5vh solid ${color}` } : undefined);
+  const made = element("section", "card", undefined, color ? { borderLeft: `calc(0.5 * var(--u)) solid ${color}` } : undefined);
   made.setAttribute("aria-label", `${label}: ${value}`);
   made.append(element("span", "label", label), element("b", "", value), element("span", "note", note));
   return made;
@@ -154,12 +163,14 @@ function begin(place, looks) {
     view.looks = looks;
     screen.classList.toggle("stale", Boolean(view.stale));
     if (!view.lines || view.empty) {
-      alone.replaceChildren(element("b", "", view.word === "No data" ? "No data yet" : "No workers yet"), element("span", "", view.text));
+      const what = view.lines ? "No workers yet" : "No data yet";
+      alone.replaceChildren(element("b", "", what), element("span", "", view.text));
       screen.replaceChildren(head(view), alone, foot(view));
       return;
     }
     const left = element("div", "left");
-    left.append(lines(view), element("div", "title", "Wall utilization: work done / peak, over all the time, last 15 min"), plot);
+    const title = "Wall utilization: work done / peak, over all the time, last 15 min";
+    left.append(lines(view), element("div", "title", title), plot);
     const body = element("div", "body");
     body.append(left, side(view));
     screen.replaceChildren(head(view), body, events(view), foot(view));
@@ -186,7 +197,12 @@ function begin(place, looks) {
   awake();
   return {
     first: (value) => { if (!view) { view = value; show(); } },
-    end: () => { ends.forEach((each) => each()); clearInterval(clock); sized.disconnect(); document.removeEventListener("visibilitychange", awake); },
+    end: () => {
+      ends.forEach((each) => each());
+      clearInterval(clock);
+      sized.disconnect();
+      document.removeEventListener("visibilitychange", awake);
+    },
   };
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from urllib.parse import urlencode
 
 import streamlit as st
 
@@ -51,9 +52,11 @@ def _sidebar(fleets: Fleets, hub: Hub, pages: Sequence[Page], listed: Sequence[s
         who = session.principal()
         role = "" if who.role == who.name else f' <span class="pl-muted">({escape(who.role)})</span>'
         st.space("small")
+        wall = urlencode({"view": "wall"} | ({PARAM: asked} if asked else {}))
         st.html(
             f'<div class="pl" style="font-size:13px"><div>{escape(who.name)}{role}</div>'
-            f'<div class="pl-muted">Times in {escape(session.tz_name())}</div></div>'
+            f'<div class="pl-muted">Times in {escape(session.tz_name())}</div>'
+            f'<a class="pl-muted" style="color:inherit" href="/?{escape(wall)}" target="_blank">Wall display</a></div>'
         )
         st.button("Log out", on_click=session.log_out, args=(hub,), width="stretch")
 
