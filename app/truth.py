@@ -9,11 +9,14 @@ from __future__ import annotations
 from app import cards, format
 from control.types import FleetSnapshot, PhaseUtilization, WorkerStatus
 
-HEAD = (
-    "", "Prefill compute", "Prefill bandwidth", "Decode compute", "Decode bandwidth",
-    "Any step ran", "Tensor cores (GPM)", "DRAM (GPM)", "utilization.gpu", "Power", "Memory",
-)  # fmt: skip
+DERIVED_HEAD = ("", "Prefill compute", "Prefill bandwidth", "Decode compute", "Decode bandwidth", "Any step ran")
+MEASURED_HEAD = ("Tensor cores", "DRAM", "utilization.gpu", "Power", "Memory")
 _NOTHING = cards.Cell("–", num=True)
+
+
+def head(snapshot: FleetSnapshot) -> tuple[str, ...]:
+    """The columns of `rows`: those that devices measure only where one does."""
+    return (*DERIVED_HEAD, *MEASURED_HEAD) if has_readings(snapshot) else DERIVED_HEAD
 
 
 def rows(snapshot: FleetSnapshot) -> list[tuple[cards.Cell, ...]]:
@@ -25,7 +28,8 @@ def rows(snapshot: FleetSnapshot) -> list[tuple[cards.Cell, ...]]:
         if pool.num_ready or pool.num_desired
     ]
     workers = [(each.worker_id, each.prefill, each.decode, each) for each in snapshot.workers]
-    return [_row(*each) for each in (*found, *workers)]
+    num_columns = len(head(snapshot))
+    return [_row(*each)[:num_columns] for each in (*found, *workers)]
 
 
 def _row(
@@ -71,7 +75,12 @@ def _beside(measured: float | None, derived: float | None) -> cards.Cell:
         return cards.Cell("n/a", num=True)
     if derived is None:
         return cards.Cell(format.percent(measured), num=True)
-    return cards.Cell(f"{format.percent(measured)} (derived {100 * (derived - measured):+.1f} points)", num=True)
+    return cards.Cell(f"{format.percent(measured)} ({100 * (derived - measured):+.1f})", num=True)
+
+
+def has_readings(snapshot: FleetSnapshot) -> bool:
+    """Whether any device answers anything."""
+    return any(each.gpu_utilization is not None or each.power_w is not None for each in snapshot.workers)
 
 
 def is_measured(snapshot: FleetSnapshot) -> bool:

@@ -81,5 +81,9 @@ def _utilizations(hub: Hub) -> None:
         return
     st.html(cards.legend([], "Every utilization, of each group, over the last seconds"))
     rows = truth.rows(snapshot)
-    st.html(cards.table(truth.HEAD, rows[:MAX_ROWS], "Utilization of fleet, pools and workers, derived and measured"))
+    st.html(
+        cards.table(
+            truth.head(snapshot), rows[:MAX_ROWS], "Utilization of fleet, pools and workers, derived and measured"
+        )
+    )
     st.caption(truth.note(snapshot))

@@ -312,7 +312,7 @@ class FakePlane:
             wall_bandwidth=read["wall_bandwidth"],
             in_phase_compute=read["in_phase_compute"],
             in_phase_bandwidth=read["in_phase_bandwidth"],
-            busy=0.6,
+            busy=0.48,
             tokens_per_s=240.0,
             basis="datasheet" if self.simulated else "calibrated",
             provenance="simulated" if self.simulated else "derived",
