@@ -113,6 +113,7 @@ def loads(snapshot: FleetSnapshot) -> list[cards.Load]:
         rows=(
             ("In flight", format.count(traffic.num_in_flight)),
             ("Oldest waiting", format.duration(traffic.oldest_waiting_s)),
+            ("Past a bound now", format.count(traffic.num_overdue)),
             ("Errors", format.rate(traffic.error_rps)),
             ("Refused (429)", format.rate(traffic.rejected_rps)),
         ),

@@ -2,8 +2,8 @@
 
 Decided here: what is good, what counts against attainment, and where each rate comes from.
 - offered: arrivals that the gateways' beats counted in the window; without two beats, the records that arrived in it.
-- attainment: good / (ended and not cancelled by the client + overdue now). A request that waits for its first token
-  past its bound is bad now, not when it ends; beats say how long the oldest has waited: at least one per gateway.
+- attainment: good / (ended and not cancelled by the client + overdue now). A request that waits for its first or
+  its next token past its bound is bad now, not when it ends: beats say how many these are.
 - goodput: offered x attainment: those still in flight inside their bounds are expected to do as the others did. A plain
   count of good arrivals would read low by the share that has not ended yet.
 - token rates: by completion, since a request's tokens are known when it ends.
@@ -254,7 +254,8 @@ class TrafficStats:
         fresh = self._fresh(now_unix_s)
         waits = [waited for beat in fresh.values() if (waited := _waited_s(beat, now_unix_s)) is not None]
         bound_s = self.slo.ttft_base_s + self.slo.ttft_per_token_s * sums.longest_uncached
-        decided = sums.decided + sum(1 for waited in waits if waited > bound_s)
+        num_overdue = sum(_num_overdue(beat, bound_s, now_unix_s) for beat in fresh.values())
+        decided = sums.decided + num_overdue
         attainment = sums.good / decided if decided else None
         known = bool(fresh) or sums.offered > 0
         offered_rps = _offered_rps(sums, [self._arrived[name] for name in fresh], now_unix_s)
@@ -272,6 +273,7 @@ class TrafficStats:
             rejected_rps=sums.rejected / WINDOW_S if known else None,
             num_in_flight=sum(beat.num_in_flight for beat in fresh.values()),
             oldest_waiting_s=max(waits, default=None),
+            num_overdue=num_overdue if fresh else None,
             ttft_p50_s=quantile(sums.latencies["ttft"], 0.5),
             ttft_p99_s=quantile(sums.latencies["ttft"], 0.99),
             itl_p50_s=quantile(sums.latencies["itl"], 0.5),
@@ -327,6 +329,13 @@ def _waited_s(beat: Beat, now_unix_s: float) -> float | None:
     if beat.oldest_waiting_s is None:
         return None
     return beat.oldest_waiting_s + max(0.0, now_unix_s - beat.at_unix_s)
+
+
+def _num_overdue(beat: Beat, bound_s: float, now_unix_s: float) -> int:
+    """Requests that are bad by now. A gateway that does not count them has at least its oldest, if that is late."""
+    if beat.num_overdue is not None:
+        return beat.num_overdue
+    return int((_waited_s(beat, now_unix_s) or 0.0) > bound_s)
 
 
 def _served_s(record: RequestRecord) -> float | None:

@@ -392,6 +392,7 @@ class TrafficStatus:
     slo_text: str = ""
     sample_share: float | None = None  # of the offered requests, those of `phaseline up --traffic`
     attainment_by_length: dict[str, float] = field(default_factory=dict)  # class of prompt length -> attainment
+    num_overdue: int | None = None  # in flight and past a bound already: bad now, not when they end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ import streamlit as st
 from app import cards, push, url
 from app.lines import Basis
 from app.source import Hub
-from app.views import day, detail
+from app.views import day, detail, waiting
 from control.types import FleetSnapshot
 
 WINDOW_WORDS: dict[str, str] = {"5m": "5 min", "15m": "15 min", "60m": "60 min"}
@@ -32,6 +32,8 @@ def page(hub: Hub, snapshot: FleetSnapshot) -> None:
     with left:
         draw = st.fragment(detail.utilization) if past else push.live(detail.utilization, "lines")
         draw(hub, chosen, past)
+        if not past:
+            push.live(waiting.lines, "waiting")(hub, chosen[2])
         st.fragment(day.strip, run_every=60.0)(hub, chosen[0])
     with right:
         push.slot(hub, "limits")

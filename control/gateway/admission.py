@@ -14,7 +14,7 @@ from control.gateway.gatekeeper import AdmissionRules, Gatekeeper
 from control.gateway.lateness import Lateness
 from control.gateway.relay import Relay
 from control.traffic_stats import CLIENT_CLOSED, REJECTED, is_error
-from control.types import RequestRecord, Resource
+from control.types import RequestRecord, Resource, Slo
 
 RETRY_AFTER_S = 1.0
 
@@ -69,3 +69,16 @@ class Admission:
     def waiting_since_s(self) -> list[float]:
         """Arrival of each request that has no token yet."""
         return [relay.job.arrival_s for relay in self.in_flight.values() if not relay.tokens]
+
+    def num_overdue(self, now_s: float) -> int:
+        """Requests that are past a bound of theirs now, and so will not be good however they end."""
+        return sum(is_overdue(relay, self._rules.slo, now_s) for relay in self.in_flight.values())
+
+
+def is_overdue(relay: Relay, slo: Slo, now_s: float) -> bool:
+    """Its first token, or the next one, is later than the bound allows."""
+    since_s, bound_s = relay.timeline.last_s, slo.max_gap_s
+    if not relay.tokens:
+        uncached = len(relay.job.prompt) - relay.served.cached_tokens
+        since_s, bound_s = relay.job.arrival_s, slo.ttft_base_s + slo.ttft_per_token_s * uncached
+    return bool(now_s - since_s > bound_s)

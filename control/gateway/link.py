@@ -59,6 +59,7 @@ class Beat(LinkMessage, frozen=True, tag=True):
     departures: list[Departure] = []  # of the last minutes
     usage: Usage | None = None  # None: an older gateway, which takes no Elsewhere
     loop_late_s: float | None = None  # the event loop's worst lateness since the last beat; None: it does not say
+    num_overdue: int | None = None  # requests past a bound of theirs now; None: it does not say
 
 
 class Elsewhere(LinkMessage, frozen=True, tag=True):

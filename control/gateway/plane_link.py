@@ -201,6 +201,7 @@ class PlaneLink:
             usage=admission.gatekeeper.usage(),
             departures=self._fleet.mover.departures.told(),
             loop_late_s=admission.lateness.take(),
+            num_overdue=admission.num_overdue(now_s),
         )
 
     def load_kept_table(self) -> None:

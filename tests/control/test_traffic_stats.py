@@ -178,3 +178,12 @@ def test_attainment_per_length_shows_what_shedding_long_prompts_hides() -> None:
 )
 def test_length_classes(tokens: int, name: str) -> None:
     assert length_class(tokens) == name
+
+
+def test_a_gateway_that_counts_its_overdue_requests_is_believed() -> None:
+    stats = TrafficStats(SLO)
+    stats.beat("g", beat(NOW, num_in_flight=9, oldest_waiting_s=0.1, num_overdue=3))
+    stats.add(record(arrival_unix_s=NOW - 5))
+    status = stats.status(NOW)
+    assert status.num_overdue == 3
+    assert status.attainment == 1 / 4
