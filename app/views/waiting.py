@@ -62,7 +62,7 @@ def lines(hub: Hub, window: str) -> None:
             title=None,
             height=110,
             labels=False,
-        ),  # fmt: skip
+        ),
         {
             "live": frames.lines(named),
             "span": frames.span(since, until, top),

@@ -1,4 +1,4 @@
-"""A request past a bound of its own is bad now: before its first token by its uncached prompt, afterwards by its gap."""
+"""A request past a bound of its own is bad now: of its first token by its uncached prompt, afterwards by its gap."""
 
 from __future__ import annotations
 
