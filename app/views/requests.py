@@ -1,7 +1,7 @@
 """Requests: a heatmap of their latencies, what is different about the slow ones, the list, and one request's life.
 
-A click on a cell of the heatmap lists the requests in it. The page stands still until somebody asks again; range,
-filters, cell and the chosen request live in the URL.
+A click on a cell of the heatmap lists the requests in it. A live heatmap follows the traffic; the list and what is
+different stand still until somebody asks again. Range, filters, cell and the chosen request live in the URL.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ MOVED_WORDS: dict[str, str] = {"any": "Any", "yes": "Went on elsewhere", "no": "
 CLASS_WORDS: dict[str, str] = {"any": "Any", "interactive": "Interactive", "batch": "Batch"}
 LIMIT = 200
 HEATMAP_PX = 260
+LIVE_EVERY_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ def page(hub: Hub, snapshot: FleetSnapshot) -> None:
     cell = asked.cell or HeatCell(asked.since_unix_s, asked.until_unix_s, 0.0, 0.0)
     bounds = {} if asked.cell is None else {"above_s": cell.above_s, "up_to_s": cell.up_to_s}
     try:
-        found = client.heatmap(asked.since_unix_s, asked.until_unix_s, **asked.filters)
+        found = _read(hub, asked)
         records = client.requests(
             LIMIT, cell.since_unix_s, asked.order, until_unix_s=cell.until_unix_s, **bounds, **asked.filters
         )
@@ -64,7 +65,7 @@ def page(hub: Hub, snapshot: FleetSnapshot) -> None:
         return
     left, right = st.columns([5, 3], gap="medium")
     with left:
-        _heatmap(found, asked)
+        st.fragment(_heatmap, run_every=None if asked.is_past else LIVE_EVERY_S)(hub, asked)
     with right:
         _different(hub, asked)
     _said(found, asked, records)
@@ -84,7 +85,7 @@ def _controls(snapshot: FleetSnapshot) -> Asked:
         window = url.segmented("Arrived in the last", WINDOW_WORDS, name="arrived", default="1h", on_change=_to_live)
         order = url.segmented("Order", {"recent": "Recent", "slowest": "Slowest"}, name="order", default="recent")
         past = _past()
-        st.button("Read again", help="Nothing here refreshes by itself.")
+        st.button("Read again", help="The list does not refresh by itself.")
         if past:
             st.button("Back to live", type="primary", on_click=_to_live)
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
@@ -139,7 +140,24 @@ def _leave_cell() -> None:
 # --- heatmap ------------------------------------------------------------
 
 
-def _heatmap(found: Heatmap, asked: Asked) -> None:
+def _read(hub: Hub, asked: Asked) -> Heatmap:
+    """The heatmap of the range, or up to now; one reading for all who look at the same."""
+    since, until, now = asked.since_unix_s, asked.until_unix_s, hub.look().snapshot
+    if not asked.is_past and now is not None:
+        until = now.at_unix_s // LIVE_EVERY_S * LIVE_EVERY_S + LIVE_EVERY_S
+        since = until - (asked.until_unix_s - since)
+    key = ("heatmap", *asked.filters.items(), since, until)
+    return hub.cached(key, LIVE_EVERY_S / 2, lambda plane: plane.heatmap(since, until, **asked.filters))
+
+
+def _heatmap(hub: Hub, asked: Asked) -> None:
+    if st.session_state.pop("heat_clicked", False):
+        st.rerun()  # the whole page: the list is about the cell
+    try:
+        found = _read(hub, asked)
+    except ControlError as error:
+        st.html(cards.banner(f"The heatmap did not come: {error}", "broken", alert=True))
+        return
     tz = session.tz()
     window = f"{format.moment(found.since_unix_s, tz)} to {format.moment(found.until_unix_s, tz)}"
     source = "simulated" if found.simulated else "derived" if found.is_estimated else "measured"
@@ -159,6 +177,7 @@ def _heatmap(found: Heatmap, asked: Asked) -> None:
     key = f"heat_{found.metric}_{st.session_state.get('heat_drawn', 0)}"
 
     def clicked() -> None:
+        st.session_state["heat_clicked"] = True
         cell = heat.chosen_cell(dict(st.session_state[key]), found)
         if cell is None:
             st.query_params.pop("cell", None)
