@@ -129,6 +129,22 @@ async def test_a_plane_that_starts_goes_on_with_the_alert_of_the_last_one(tmp_pa
     assert [each.state for each in rig.history.alerts.values()] == ["resolved"]
 
 
+async def test_a_history_that_is_away_is_told_meanwhile_and_kept_once_it_is_back(tmp_path: Path) -> None:
+    rig = await Rig(tmp_path).start()
+    rig.history.broken = "disk full"
+    await rig.ticks()  # the first write that fails
+    await fire(rig)
+    (alert,) = rig.plane.monitor.alerts
+    assert (alert.name, alert.state) == ("history_away", "firing")
+    assert alert.text.startswith("The history cannot be written: disk full")
+    assert rig.history.alerts == {}
+    rig.history.broken = ""
+    await rig.ticks(2)
+    assert rig.history.alerts[alert.alert_id].state == "firing"
+    await fire(rig)
+    assert (rig.plane.monitor.alerts, rig.history.alerts[alert.alert_id].state) == ((), "resolved")
+
+
 async def fire(rig: Rig) -> None:
     for _ in range(3):
         rig.now += 10.0

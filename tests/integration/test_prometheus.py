@@ -17,7 +17,7 @@ import yaml
 from control.gateway.null_worker import NullConfig
 from engine.text import ModelText
 from engine.types import Role
-from tests.control.gateway.gateway_builders import house, load_text
+from tests.control.gateway.gateway_builders import chat_body, house, load_text
 from tests.integration.deployment import ROOT, free_ports
 from tests.integration.test_standby import Planes
 
@@ -26,6 +26,8 @@ DASHBOARD = ROOT / "data" / "grafana" / "phaseline.json"
 LIMIT_S = 90.0
 ROLES = {"p0": Role.PREFILL, "d0": Role.DECODE}
 pytestmark = pytest.mark.integration
+TRACED = f"00-{'ab' * 16}-{'cd' * 8}-01"
+TIMED = "phaseline_gateway_time_to_first_token_seconds_bucket"
 NEVER_GOOD = json.dumps({"ttft_base_s": 1e-6, "ttft_per_token_s": 0.0, "tpot_s": 1e-6, "max_gap_s": 1e-6})
 
 
@@ -118,6 +120,7 @@ async def test_rules_fire_on_made_faults_and_each_query_of_the_dashboard_answers
         async with house(text, workers) as place:
             for _ in range(3):
                 assert (await place.chat()).status_code == 200
+            await place.client.post("/v1/chat/completions", json=chat_body(), headers={"traceparent": TRACED})
             token = (tmp_path / "secrets" / "operator_token").read_text().strip()
             gateway = place.url.removeprefix("http://")
             targets = {"phaseline-plane": f"127.0.0.1:{planes.port}", "phaseline-gateway": gateway}
@@ -144,5 +147,7 @@ def _look(server: Prometheus) -> None:
         return [(panel, text) for panel, text in dashboard_queries(60) if not server.query(text)]
 
     server.until(lambda: not silent(), silent)
+    exemplars = server.ask("query_exemplars", query=TIMED, start="0", end="1e11")
+    assert exemplars[0]["exemplars"][0]["labels"]["trace_id"] in TRACED
     own = 'phaseline_alerts{name="slo_burn_fast", state="firing"} == 1'
     server.until(lambda: server.query(own), lambda: server.query("phaseline_alerts"))
