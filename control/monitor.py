@@ -13,7 +13,8 @@ from typing import Final
 from control.alerts.book import TOO_OLD_S, AlertBook, Kept, Objective
 from control.alerts.burn import LONGEST_S, STEP_S
 from control.alerts.conditions import PlaneFacts
-from control.alerts.webhook import Delivery, Webhook
+from control.alerts.webhook import Delivery, Webhook, key_of
+from control.errors import SettingsError
 from control.events import Events
 from control.exposition.families import Page
 from control.exposition.plane_page import AlertFacts, HistoryFacts, plane_page
@@ -124,5 +125,8 @@ def make_webhook(settings: Settings) -> Callable[[Callable[[Delivery, str], None
     """Makes the receiver's end, when there is a receiver. Raises SettingsError."""
     if not settings.alert_webhook_url:
         return lambda _on_end: None
-    url, secret = settings.alert_webhook_url, webhook_secret(settings)
-    return lambda on_end: Webhook(url, secret, on_end)
+    try:
+        key = key_of(webhook_secret(settings))
+    except ValueError as error:
+        raise SettingsError(f"setting alert_webhook_secret: not base64 after whsec_: {error}") from error
+    return lambda on_end: Webhook(settings.alert_webhook_url, key, on_end)

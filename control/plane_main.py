@@ -30,6 +30,7 @@ from control.fleets.base import Fleet
 from control.history.store import History, Retention
 from control.lease import Lease, this_process
 from control.lease_keeper import LOOK_EVERY_S, LeaseKeeper
+from control.monitor import make_webhook
 from control.plane import Plane
 from control.settings import Settings, load_settings
 from control.write_points import Reach, crash_point, pass_by
@@ -79,6 +80,7 @@ def main() -> int:
 
 async def serve(settings: Settings) -> int:
     """Run until a signal. Raises ControlError on a failed start, StaleFence when another plane has taken over."""
+    make_webhook(settings)  # a key that is not there is told before anything is taken over
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

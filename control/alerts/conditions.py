@@ -18,6 +18,8 @@ from control.types import AlertName, FleetSnapshot, PoolStatus, Role, WorkerStat
 WORKER_FOR_S: Final = 15.0
 POOL_FOR_S: Final = 30.0
 HISTORY_FOR_S: Final = 15.0
+#: More dead workers than this are one alert.
+MAX_NAMED: Final = 16
 #: A takeover is over in a moment; its alert stays long enough to be seen.
 TAKEOVER_SHOWN_S: Final = 300.0
 CLEAR_S: Final[dict[AlertName, float]] = {
@@ -45,7 +47,7 @@ def conditions(snapshot: FleetSnapshot, plane: PlaneFacts, now_unix_s: float) ->
     found = [*_of_plane(plane, now_unix_s)]
     if snapshot.health == "starting":
         return found
-    found += [_dead_worker(each) for each in snapshot.workers if _is_dead(each)]
+    found += _dead_workers([each for each in snapshot.workers if _is_dead(each)])
     return found + [_empty_pool(each) for each in snapshot.pools if each.num_desired and not each.num_ready]
 
 
@@ -71,6 +73,15 @@ def _is_dead(worker: WorkerStatus) -> bool:
     """Wanted, and neither alive nor about to be."""
     is_wanted = worker.desired_role != Role.UNASSIGNED and not worker.drained
     return is_wanted and (worker.state == WorkerState.FAILED or (worker.epoch > 0 and not worker.alive))
+
+
+def _dead_workers(dead: list[WorkerStatus]) -> list[Condition]:
+    """One alert each; of very many at once one for all, as they have one cause and one reader."""
+    if len(dead) <= MAX_NAMED:
+        return [_dead_worker(each) for each in dead]
+    names = ", ".join(each.worker_id for each in dead[:MAX_NAMED])
+    text = f"{len(dead)} workers are dead: {names} and {len(dead) - MAX_NAMED} more"
+    return [Condition(name="worker_dead", severity="page", text=text, for_s=WORKER_FOR_S, subject="many")]
 
 
 def _dead_worker(worker: WorkerStatus) -> Condition:

@@ -60,8 +60,10 @@ def wait_s(num_tries: int) -> float | None:
 
 
 def key_of(secret: str) -> bytes:
-    """The key behind a secret: `whsec_` + base64, or the text itself."""
-    return base64.b64decode(secret.removeprefix(_PREFIX)) if secret.startswith(_PREFIX) else secret.encode()
+    """The key behind a secret: `whsec_` + base64, or the text itself. Raises ValueError."""
+    return (
+        base64.b64decode(secret.removeprefix(_PREFIX), validate=True) if secret.startswith(_PREFIX) else secret.encode()
+    )
 
 
 def signed_headers(message_id: str, body: bytes, key: bytes, now_unix_s: float) -> dict[str, str]:
@@ -80,11 +82,11 @@ class Webhook:
     """One receiver. `on_end` is called on the event loop with why it could not be told; "" when it has been taken."""
 
     def __init__(
-        self, url: str, secret: str, on_end: Callable[[Delivery, str], None], *, first_wait_s: float = FIRST_WAIT_S
+        self, url: str, key: bytes, on_end: Callable[[Delivery, str], None], *, first_wait_s: float = FIRST_WAIT_S
     ) -> None:
         self.outcomes: Counter[Outcome] = Counter()
         self._url = url
-        self._key = key_of(secret)
+        self._key = key
         self._on_end = on_end
         self._pace = first_wait_s / FIRST_WAIT_S
         self._waiting: deque[Delivery] = deque()

@@ -14,6 +14,7 @@ from control.alerts.conditions import CLEAR_S, PlaneFacts, conditions
 from control.alerts.life import Condition, Moved, advance
 from control.errors import SettingsError
 from control.history.deferred import AlertWrite, decode, encode
+from control.monitor import make_webhook
 from control.settings import Settings, webhook_secret
 from control.types import Alert
 from tests.control.builders import NOW, FakeFleet
@@ -110,6 +111,18 @@ async def test_a_dead_worker_an_empty_pool_a_lost_history_and_a_takeover_are_ale
     ]
 
 
+async def test_very_many_dead_workers_are_one_alert(tmp_path: Path) -> None:
+    rig = await Rig(tmp_path, FakeFleet.of(20)).start()
+    for each in rig.fleet.workers.values():
+        each.alive = each.worker_id in ("w0", "w19")
+    await rig.ticks()
+    snapshot = rig.plane.monitor.snapshot
+    assert snapshot is not None
+    (found,) = conditions(snapshot, PlaneFacts(), NOW)
+    assert (found.name, found.subject, found.severity) == ("worker_dead", "many", "page")
+    assert found.text.startswith("18 workers are dead: w1, w2,")
+
+
 async def test_a_plane_that_starts_goes_on_with_the_alert_of_the_last_one(tmp_path: Path) -> None:
     rig = await Rig(tmp_path).start()
     rig.fleet.workers["w1"].alive = False
@@ -191,3 +204,10 @@ def test_new_states_of_alerts_wait_in_a_spool_like_anything_else() -> None:
 def test_a_secret_that_is_not_there_is_named_by_its_place(values: dict[str, Any], told: str) -> None:
     with pytest.raises(SettingsError, match=told):
         webhook_secret(Settings(alert_webhook_url="http://127.0.0.1/x", **values))
+
+
+def test_a_key_that_is_not_base64_after_its_prefix_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("whsec_not base64!")
+    settings = Settings(alert_webhook_url="http://127.0.0.1/x", alert_webhook_secret=f"file:{tmp_path}/key")
+    with pytest.raises(SettingsError, match="not base64 after whsec_"):
+        make_webhook(settings)

@@ -70,7 +70,9 @@ async def received(receiver: Receiver) -> AsyncIterator[str]:
 async def test_a_receiver_that_fails_first_gets_each_state_in_order_under_one_id() -> None:
     receiver, ends = Receiver(statuses=[500, 429, 302]), list[tuple[str, str]]()
     async with received(receiver) as url:
-        webhook = Webhook(url, SECRET, lambda each, why: ends.append((each.message_id, why)), first_wait_s=0.005)
+        webhook = Webhook(
+            url, key_of(SECRET), lambda each, why: ends.append((each.message_id, why)), first_wait_s=0.005
+        )
         webhook.offer(ALERT)
         webhook.offer(ENDED)
         await until(lambda: len(ends) == 2)
@@ -93,7 +95,7 @@ def test_a_changed_body_or_another_key_is_no_genuine_message() -> None:
 async def test_a_dead_receiver_is_given_up_and_what_waits_is_bounded() -> None:
     ends: list[tuple[str, str]] = []
     webhook = Webhook(
-        "http://127.0.0.1:9/", SECRET, lambda each, why: ends.append((each.message_id, why)), first_wait_s=0.0
+        "http://127.0.0.1:9/", key_of(SECRET), lambda each, why: ends.append((each.message_id, why)), first_wait_s=0.0
     )
     webhook.offer(ALERT)
     await until(lambda: len(ends) == 1)
