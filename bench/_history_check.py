@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from _history_writer import COMMAND_EACH, FIRST, cursor_of, link_of, tokens_of
+from control.history.store import History
 from control.points import WorkerCursor
 
 
@@ -40,7 +41,7 @@ def check(path: Path, told: int, found: Findings, seen: int = 0) -> int:
             found.add("num_lost", f"no database, and {told} batches were told")
         return 0
     with contextlib.closing(sqlite3.connect(path)) as database:
-        verdict = database.execute("PRAGMA integrity_check").fetchall()
+        verdict = _integrity(database)
         if verdict != [("ok",)]:
             found.add("num_broken", f"integrity_check: {verdict[:3]}")
             return 0
@@ -48,10 +49,18 @@ def check(path: Path, told: int, found: Findings, seen: int = 0) -> int:
             if told:
                 found.add("num_lost", f"no tables, and {told} batches were told")
             return 0
-        return _check_content(database, told, found, seen)
+        return _check_content(path, database, told, found, seen)
 
 
-def _check_content(database: sqlite3.Connection, told: int, found: Findings, seen: int) -> int:
+def _integrity(database: sqlite3.Connection) -> list[tuple[str]]:
+    """What SQLite says of its own pages; so broken that it cannot even look, that."""
+    try:
+        return database.execute("PRAGMA integrity_check").fetchall()
+    except sqlite3.DatabaseError as error:
+        return [(str(error),)]
+
+
+def _check_content(path: Path, database: sqlite3.Connection, told: int, found: Findings, seen: int) -> int:
     rows = database.execute("SELECT seq, record FROM request_records ORDER BY seq").fetchall()
     links = [(seq, json.loads(record)["reason"]) for seq, record in rows]
     before = FIRST
@@ -63,7 +72,7 @@ def _check_content(database: sqlite3.Connection, told: int, found: Findings, see
     number = len(links)
     if number < max(told, seen):
         found.add("num_lost", f"{told} batches were told and {seen} seen, {number} are there")
-    if whole := _torn(database, number):
+    if whole := _torn(path, database, number):
         found.add("num_torn", f"of batch {number}: {whole}")
     commands = dict(database.execute("SELECT idempotency_key, why FROM commands").fetchall())
     states = database.execute("SELECT count(*) FROM desired_states").fetchone()[0]
@@ -76,11 +85,14 @@ def _check_content(database: sqlite3.Connection, told: int, found: Findings, see
     return number
 
 
-def _torn(database: sqlite3.Connection, number: int) -> str:
+def _torn(path: Path, database: sqlite3.Connection, number: int) -> str:
     """What does not fit together of what one transaction writes; "" when all does."""
     blob = database.execute("SELECT cursor FROM cursors").fetchone()
     cursor = msgspec.msgpack.decode(blob[0], type=WorkerCursor) if blob else cursor_of(0, 0.0)
-    tokens, rows = database.execute("SELECT total(tokens), count(*) FROM phase_points WHERE step_s = 1").fetchone()
+    history = History.open(f"sqlite:///{path}")
+    totals = history.totals("bench").get(("worker", "w0", "decode"), {})
+    history.close()
+    tokens, rows = totals.get("tokens", 0.0), totals.get("steps", 0.0)  # a step each
     last_seq = database.execute("SELECT coalesce(max(last_seq), 0) FROM gateway_seqs").fetchone()[0]
     expected = float(sum(tokens_of(each) for each in range(1, number + 1)))
     found = (cursor.num_records, cursor.counters["decode/decode"].tokens, tokens, rows, last_seq)

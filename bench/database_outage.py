@@ -23,6 +23,7 @@ from _deployment import Deployment, deployment, report_of
 from _postgresql import Cluster, private_cluster
 from control.client import PhaselineClient
 from control.errors import ControlError
+from control.history.store import History
 from control.settings import Settings
 from control.types import Action, CommandRequest, Verb
 from engine.meter_reader import MeterReader, scan
@@ -113,12 +114,15 @@ class Pages:
 
 def counted_totals(cluster: Cluster) -> Totals:
     """What the history says, all seconds together."""
-    sums = ", ".join(f"sum({name})" for name in COLUMNS)
-    wanted = f"""SELECT scope, name, phase, {sums} FROM phase_points JOIN lines USING (line_id)
-                 WHERE step_s = 1 AND scope IN ('worker', 'role', 'fleet') GROUP BY scope, name, phase"""
-    with cluster.connect() as connection:
-        rows = connection.execute(wanted).fetchall()  # type: ignore[arg-type]
-    return {tuple(row[:3]): dict(zip(COLUMNS, row[3:], strict=True)) for row in rows}
+    history = History.open(cluster.url)
+    try:
+        found = history.totals("local")
+    finally:
+        history.close()
+    return {
+        (scope, "" if scope == "fleet" else name, phase): {column: sums[column] for column in COLUMNS}
+        for (scope, name, phase), sums in found.items()
+    }
 
 
 def differing(own: Totals, counted: Totals) -> list[str]:

@@ -232,7 +232,10 @@ class PhaselineClient:
         step_s: int | None = None,
         by: str = "fleet",
         fleet_id: str | None = None,
+        *,
+        names: Sequence[str] = (),
     ) -> SeriesResult:
+        """`names`: only these roles, workers or rules."""
         return self._get(
             SeriesResult,
             f"{API}/series",
@@ -242,6 +245,7 @@ class PhaselineClient:
             step_s=step_s,
             by=by,
             fleet_id=fleet_id,
+            name=list(names) or None,
         )
 
     def roofline(

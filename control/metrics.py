@@ -68,20 +68,15 @@ def _low(bucket: Bucket, name: str) -> float | None:
     return bucket.work.get(f"min_{name}")
 
 
-def _per_capacity(part: str, whole: str, unknown: str = "") -> Callable[[Bucket], Value]:
+def _per_capacity(part: str, whole: str, band: str, unknown: str = "") -> Callable[[Bucket], Value]:
     """Work over what the devices could have done in all the known time (or worker time)."""
 
     def formula(bucket: Bucket) -> Value:
-        capacity, seconds = _number(bucket.cover, whole), bucket.cover_s
-        if capacity <= 0 or seconds <= 0 or (unknown and _number(bucket.cover, unknown) > 0):
+        capacity = _number(bucket.cover, whole)
+        if capacity <= 0 or (unknown and _number(bucket.cover, unknown) > 0):
             return GAP
-        per_second = capacity / seconds
-        low, high = _low(bucket, part), bucket.work.get(f"max_{part}")
-        return Value(
-            _number(bucket.work, part) / capacity,
-            None if low is None else low / per_second,
-            0.0 if high is None else high / per_second,
-        )
+        high = bucket.work.get(f"max_{band}")
+        return Value(_number(bucket.work, part) / capacity, _low(bucket, band), 0.0 if high is None else high)
 
     return formula
 
@@ -90,7 +85,7 @@ def _busy(bucket: Bucket) -> Value:
     """Share of the workers' time in which steps ran; a gap where engines did steps and do not say for how long."""
     if _number(bucket.work, "steps") > 0 and _number(bucket.work, "busy_s") <= 0:
         return GAP
-    return _per_capacity("busy_s", "worker_s")(bucket)
+    return _per_capacity("busy_s", "worker_s", "busy_wall")(bucket)
 
 
 def _in_phase(part: str, band: str) -> Callable[[Bucket], Value]:
@@ -200,7 +195,7 @@ def _utilizations(phase: Phase) -> list[Metric]:
             "compute_wall",
             "fraction",
             f"{phase} FLOPs / (peak FLOP/s x all the time)",
-            _per_capacity("flops", "flops_peak", "no_flops_peak_s"),
+            _per_capacity("flops", "flops_peak", "compute_wall", "no_flops_peak_s"),
             "derived",
         ),
         (
@@ -214,7 +209,7 @@ def _utilizations(phase: Phase) -> list[Metric]:
             "bandwidth_wall",
             "fraction",
             f"{phase} bytes / (peak bytes/s x all the time)",
-            _per_capacity("bytes", "bytes_peak", "no_bytes_peak_s"),
+            _per_capacity("bytes", "bytes_peak", "bandwidth_wall", "no_bytes_peak_s"),
             "derived",
         ),
         (
@@ -336,12 +331,12 @@ def _whole_device(name: str, text: str, formula: Callable[[Bucket], Value]) -> M
 _COMPUTE: Final = _whole_device(
     "compute_wall",
     "FLOPs of both phases / (peak FLOP/s x all the time); beside gpm_tensor_active",
-    _per_capacity("flops", "flops_peak", "no_flops_peak_s"),
+    _per_capacity("flops", "flops_peak", "compute_wall", "no_flops_peak_s"),
 )
 _BANDWIDTH: Final = _whole_device(
     "bandwidth_wall",
     "bytes of both phases / (peak bytes/s x all the time); beside gpm_dram_active",
-    _per_capacity("bytes", "bytes_peak", "no_bytes_peak_s"),
+    _per_capacity("bytes", "bytes_peak", "bandwidth_wall", "no_bytes_peak_s"),
 )
 _WORKERS: Final = Metric(
     info=_info("num_workers", "workers", "living workers, by the role they have", _POOLS),

@@ -60,8 +60,6 @@ _log = logging.getLogger("phaseline.plane")
 _snapshot_json = TypeAdapter(FleetSnapshot)
 #: Ticks are at least this far apart, however often a fleet says that something changed.
 LEAST_GAP_S = 0.01
-#: A little each time: no order waits long for the history.
-PRUNE_EVERY_S = 10.0
 START_AGAIN_S = 2.0
 #: `close` waits this long for the tick that is under way.
 CLOSE_TICK_S = 5.0
@@ -121,7 +119,7 @@ class Plane:
         self._closing = False
         self._tick_problem = ""
         self._num_ticks = 0
-        self._pruned_unix_s = now()
+        self._upkeep_waits = False
         self._observation: Observation | None = None
         self._readings: Mapping[str, MeterReading] = {}
         self._utilization: UtilizationView | None = None
@@ -284,9 +282,13 @@ class Plane:
             dropped=partial(self.gateways.intake.restore, rows),
             frame=partial(encode, tick),
         )
-        if now - self._pruned_unix_s > PRUNE_EVERY_S:
-            self._pruned_unix_s = now
-            self.recorder.later(self.history.prune, now)
+        if not self._upkeep_waits:
+            self._upkeep_waits = True
+            over = self._upkeep_over
+            self.recorder.later(self.history.upkeep, now, then=over, dropped=over)
+
+    def _upkeep_over(self) -> None:
+        self._upkeep_waits = False
 
     def _publish(self, now: float) -> None:
         """The snapshot of this tick, serialised once for all who ask."""

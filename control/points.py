@@ -36,7 +36,16 @@ PHASE_SUMS: Final = (
     "fallback_s",  # of busy_s: spread from counters because ring records were lost
 )
 #: Per-second values whose smallest and largest a rollup keeps.
-PHASE_BANDS: Final = ("busy_s", "flops", "bytes", "tokens", "compute_in_phase", "bandwidth_in_phase")
+PHASE_BANDS: Final = (
+    "flops",
+    "bytes",
+    "tokens",
+    "compute_in_phase",
+    "bandwidth_in_phase",
+    "compute_wall",
+    "bandwidth_wall",
+    "busy_wall",
+)
 
 #: How much of a second is known, and what the line's devices could have done in it. A device shared by several workers
 #: (a host's CPU) counts once in every line.

@@ -510,13 +510,14 @@ class FleetSnapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeriesPoint:
-    """One bucket [t, t + step). `value` None is a gap."""
+    """One bucket [t, t + step). `value` None is a gap; `partial`: not all of its seconds are known, or over."""
 
     t_unix_s: float
     value: float | None
     min: float | None = None
     max: float | None = None
     count: int = 0
+    partial: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

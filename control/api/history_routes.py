@@ -31,8 +31,12 @@ async def series(
     step_s: Annotated[int | None, Query(ge=1, le=86_400)] = None,
     by: str = "fleet",
     fleet_id: str | None = None,
+    name: Annotated[list[str] | None, Query(max_length=1_000)] = None,
 ) -> Response:
-    """One metric over [since, until) in steps. A bucket of which nothing is known is null, not 0."""
+    """One metric over [since, until) in steps. A bucket of which nothing is known is null, not 0.
+
+    `name`, repeated: only these roles, workers or rules. A `partial` bucket: not all of it is known, or over.
+    """
     plane = context.plane(fleet_id)
     query = SeriesQuery(
         fleet_id=plane.fleet.fleet_id,
@@ -41,6 +45,7 @@ async def series(
         until_unix_s=context.now() if until_unix_s is None else until_unix_s,
         step_s=step_s,
         by=by,
+        names=tuple(name or ()),
     )
     return answer(SeriesResult, await plane.recorder.read(plane.history.series, query))
 

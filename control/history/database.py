@@ -84,6 +84,15 @@ def writing(engine: Engine, limit_s: float = ANSWER_LIMIT_S) -> Iterator[Connect
         yield connection
 
 
+@contextlib.contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """One snapshot of the database, however many statements look at it."""
+    is_server = engine.dialect.name == "postgresql"
+    options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True} if is_server else {}
+    with engine.connect().execution_options(**options) as connection:
+        yield connection
+
+
 def _parse(url: str) -> URL:
     try:
         parsed = make_url(url)

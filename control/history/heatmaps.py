@@ -15,6 +15,7 @@ from control.heatmap import BIN_BUCKETS, KIND_WORDS, binned, bound_of, cells_of,
 from control.history import schema
 from control.history.requests import LATENCY_COLUMNS, RequestFilter, checked_range, conditions
 from control.history.series import SeriesQuery, read_buckets
+from control.history.tail import Tail
 from control.types import Heatmap, LatencyKind, RecordCounts, Slo
 
 _METRICS: Final = {"ttft": "ttft_p99_s", "e2e": "e2e_p99_s", "gap": "max_gap_p99_s"}
@@ -22,11 +23,11 @@ KEPT: Final = ("slow", "failed", "moved", "share")
 DROPPED: Final = ("served", "refused", "cancelled")
 
 
-def read_heatmap(connection: Connection, query: RequestFilter, slo: Slo) -> Heatmap:
+def read_heatmap(connection: Connection, tail: Tail, query: RequestFilter, slo: Slo) -> Heatmap:
     """`query` needs both ends of its range. Raises CommandRefused on a range that is none."""
     since, until = checked_range(query)
     asked_s = column_step(until - since)
-    step_s, buckets, simulated = read_buckets(connection, _series(query, _METRICS[query.metric], asked_s))
+    step_s, buckets, simulated = read_buckets(connection, _series(query, _METRICS[query.metric], asked_s), tail)
     start = floor(since / step_s) * step_s
     is_estimated = not query.counts_all
     if is_estimated:
@@ -51,7 +52,7 @@ def read_heatmap(connection: Connection, query: RequestFilter, slo: Slo) -> Heat
         bound_s=bound_s,
         bound_text=bound_text,
         simulated=simulated,
-        requests=read_counts(connection, query),
+        requests=read_counts(connection, tail, query),
         note=_note(query.metric, is_estimated),
     )
 
@@ -86,9 +87,9 @@ def _estimated(
     return {(at, low // BIN_BUCKETS): weight for at, low, weight, _ in rows}, any(row[3] for row in rows)
 
 
-def read_counts(connection: Connection, query: RequestFilter) -> RecordCounts:
+def read_counts(connection: Connection, tail: Tail, query: RequestFilter) -> RecordCounts:
     """All requests of the filter's range and rule, by what became of their records."""
-    _, buckets, _ = read_buckets(connection, _series(query, "route_rps", None))
+    _, buckets, _ = read_buckets(connection, _series(query, "route_rps", None), tail)
     sums = [each.traffic for (name, _), each in buckets.items() if _is(query, name)]
 
     def total(column: str) -> int:

@@ -1,6 +1,6 @@
 """The tables of the history. Columns only; what they mean is in `control.points`, who writes them in `control.history`.
 
-    lines ──< phase_points, state_points, traffic_points, latency_points     one row per line, step and bucket
+    shelves ──< lines     shelves ──< chunks, parts     ticks      points, see below
     commands ──< command_steps            desired_states     request_records     role_intervals     worker_epochs
     alerts        what somebody should know, pending, firing and resolved
     fleet_events  what happened to workers, and to the requests that left them
@@ -9,6 +9,11 @@
 
 `line_id` stands for (fleet_id, model_id, scope, name, epoch, role, simulated). `step_s` 1 is what was measured; 10, 60,
 600 and 3600 are rolled up from the step below. Times are Unix seconds; `t` is the start of a bucket.
+
+Points are columns, not rows: 200 workers make a billion numbers a day. SHELF_LINES lines share a shelf, and one row of
+`chunks` is one column of one shelf, for CHUNK_S[step] seconds (`control.history.codec`). On their way there they lie in
+`ticks` (all that one tick found out, of all lines) for about a minute, then in `parts` (that minute of one shelf) until
+their block of BLOCK_S is over. Rows of the three for one line and second add up (`control.history.frames`).
 """
 
 from __future__ import annotations
@@ -31,29 +36,27 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-from control.points import (
-    PHASE_BANDS,
-    PHASE_SUMS,
-    STATE_EXTREMES,
-    STATE_SUMS,
-    TRAFFIC_EXTREMES,
-    TRAFFIC_SUMS,
-)
-
 STEPS: Final = (1, 10, 60, 600, 3600)
+#: Seconds in one chunk of each step. All are whole blocks; each block lies in one chunk.
+CHUNK_S: Final = {1: 600, 10: 3_600, 60: 14_400, 600: 86_400, 3600: 7 * 86_400}
+#: Seconds are rolled up, for all coarser steps, block by block.
+BLOCK_S: Final = 600
+SHELF_LINES: Final = 16
 metadata = MetaData()
 #: SQLite numbers rows by itself only in a column of type INTEGER.
 _Id = BigInteger().with_variant(Integer(), "sqlite")
 
 
-def _extremes(names: tuple[str, ...]) -> list[Column[float]]:
-    return [Column(name, Double) for name in names]
-
-
-def _sums(names: tuple[str, ...]) -> list[Column[float]]:
-    return [Column(name, Double, nullable=False, server_default="0") for name in names]
-
-
+shelves = Table(
+    "shelves",
+    metadata,
+    Column("shelf_id", _Id, primary_key=True, autoincrement=True),
+    Column("fleet_id", Text, nullable=False),
+    Column("scope", Text, nullable=False),
+    Column("num_lines", Integer, nullable=False),
+    Column("folded", BigInteger, nullable=False),  # the newest of `ticks` whose rows of these lines are in `parts`
+    Index("shelves_by_scope", "fleet_id", "scope"),
+)
 lines = Table(
     "lines",
     metadata,
@@ -65,43 +68,39 @@ lines = Table(
     Column("epoch", BigInteger, nullable=False),
     Column("role", Text, nullable=False),
     Column("simulated", Boolean, nullable=False),
+    Column("shelf_id", BigInteger, nullable=False, server_default="0"),
     UniqueConstraint("fleet_id", "scope", "name", "epoch", "role", "model_id", "simulated"),
+    Index("lines_by_shelf", "shelf_id"),
 )
 
 
-def _points(name: str, keys: list[Column[str]], values: list[Column[float]]) -> Table:
-    """Points clustered by line: one line over a long range is one scan. The index serves rollups and pruning."""
-    return Table(
-        name,
-        metadata,
-        Column("line_id", _Id, ForeignKey("lines.line_id"), primary_key=True, autoincrement=False),
-        Column("step_s", SmallInteger, primary_key=True, autoincrement=False),
-        *keys,
-        Column("t", BigInteger, primary_key=True, autoincrement=False),
-        *values,
-        Index(f"{name}_by_time", "step_s", "t"),
-        sqlite_with_rowid=False,
-    )
-
-
-phase_points = _points(
-    "phase_points",
-    [Column("phase", Text, primary_key=True)],
-    _sums(PHASE_SUMS) + _extremes(tuple(f"{side}_{name}" for name in PHASE_BANDS for side in ("min", "max"))),
-)
-state_points = _points("state_points", [], _sums(STATE_SUMS) + _extremes(STATE_EXTREMES))
-traffic_points = _points("traffic_points", [], _sums(TRAFFIC_SUMS) + _extremes(TRAFFIC_EXTREMES))
-latency_points = Table(
-    "latency_points",
+ticks = Table(
+    "ticks",
     metadata,
-    Column("line_id", _Id, ForeignKey("lines.line_id"), primary_key=True, autoincrement=False),
-    Column("step_s", SmallInteger, primary_key=True, autoincrement=False),
+    Column("tick_id", _Id, primary_key=True, autoincrement=True),
+    Column("data", LargeBinary, nullable=False),
+    sqlite_autoincrement=True,  # an id that is folded must never come again
+)
+parts = Table(
+    "parts",
+    metadata,
+    Column("shelf_id", _Id, primary_key=True, autoincrement=False),
+    Column("t", BigInteger, primary_key=True, autoincrement=False),  # start of the block
     Column("kind", Text, primary_key=True),
+    Column("tick_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("data", LargeBinary, nullable=False),
+    Index("parts_by_time", "t", "shelf_id"),
+)
+chunks = Table(
+    "chunks",
+    metadata,
+    Column("shelf_id", _Id, primary_key=True, autoincrement=False),
+    Column("kind", Text, primary_key=True),  # control.history.chunks
+    Column("step_s", SmallInteger, primary_key=True, autoincrement=False),
+    Column("name", Text, primary_key=True),
     Column("t", BigInteger, primary_key=True, autoincrement=False),
-    Column("count", BigInteger, nullable=False),
-    Column("buckets", LargeBinary, nullable=False),
-    Index("latency_points_by_time", "step_s", "t"),
-    sqlite_with_rowid=False,
+    Column("data", LargeBinary, nullable=False),
+    Index("chunks_by_time", "step_s", "t"),
 )
 
 worker_epochs = Table(
@@ -296,7 +295,7 @@ attached_fleets = Table(  # what an operator said to attach them, as JSON
     Column("who", Text, nullable=False),
     Column("at_unix_s", Double, nullable=False),
 )
-marks = Table(  # rolled-<step>: buckets before it are rolled up; pruned-<step>: points before it are gone
+marks = Table(  # pruned-<step>: points before it are gone
     "marks",
     metadata,
     Column("name", Text, primary_key=True),

@@ -1,37 +1,41 @@
-"""Series: one metric over a range, per group, from the coarsest points that fit and finer ones where those end.
+"""Series: one metric over a range, per group.
 
-Decided here: the step (at most about MAX_POINTS points a line), which stored steps are read for it, and that missing
-buckets are gaps. What a bucket's value is stands in `control.metrics`.
+Decided here: the step (at most MAX_POINTS points a line, fewer when there are many lines), and that missing buckets are
+gaps. What is read for a bucket stands in `control.history.sums`, what its value is in `control.metrics`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, floor
 from typing import Any, Final
 
-from sqlalchemy import Connection, Integer, Table, cast, func, select, union_all
-from sqlalchemy.sql.elements import ColumnElement
+import numpy as np
+from sqlalchemy import Connection, select
 
 from control.errors import CommandRefused, NotFound
 from control.history import schema
-from control.history.points import decode_counts
-from control.history.rollup import aggregate, read_marks
-from control.metrics import METRICS_BY_NAME, Bucket, Metric, Sums
-from control.types import Phase, Series, SeriesPoint, SeriesResult
-from engine.histogram import merge
+from control.history.chunks import STATE, TRAFFIC, latency_kind, phase_kind
+from control.history.marks import read_marks
+from control.history.sums import Lines, Range, Source, Sums, histograms
+from control.history.tail import Tail
+from control.metrics import METRICS_BY_NAME, Bucket, Metric
+from control.types import Series, SeriesPoint, SeriesResult
 
 MAX_POINTS: Final = 1_000
+#: Of all lines together: a chart of 200 lines has 200 points of each, and no extreme less.
+MAX_ALL_POINTS: Final = 40_000
+LEAST_POINTS: Final = 100
 LIMIT_POINTS: Final = 20_000
 NICE_STEPS: Final = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 10_800, 21_600, 43_200, 86_400)
 
-_Table = dict[tuple[str, int], Sums]  # (group, bucket) -> sums
+_Buckets = dict[tuple[str, int], Bucket]  # by group and time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeriesQuery:
-    """[since, until) of one metric of one fleet. `step_s` None: chosen."""
+    """[since, until) of one metric of one fleet. `step_s` None: chosen. `names`: only these groups; () is all."""
 
     fleet_id: str
     metric: str
@@ -39,6 +43,7 @@ class SeriesQuery:
     until_unix_s: float
     step_s: int | None = None
     by: str = "fleet"
+    names: tuple[str, ...] = ()
 
 
 def _bad(field: str, value: Any, bound: str) -> CommandRefused:
@@ -62,10 +67,11 @@ def checked_metric(query: SeriesQuery) -> Metric:
     return metric
 
 
-def choose_step(query: SeriesQuery, pruned: dict[int, int]) -> int:
-    """Smallest nice step with at most MAX_POINTS points that is still stored back to the range's start."""
+def choose_step(query: SeriesQuery, pruned: Mapping[int, int], num_lines: int = 1) -> int:
+    """Smallest nice step with few enough points a line that is still stored back to the range's start."""
     length_s = query.until_unix_s - query.since_unix_s
-    nice = (step for step in NICE_STEPS if length_s / step <= MAX_POINTS)
+    most = min(MAX_POINTS, max(LEAST_POINTS, MAX_ALL_POINTS // max(1, num_lines)))
+    nice = (step for step in NICE_STEPS if length_s / step <= most)
     step_s = query.step_s or next(nice, NICE_STEPS[-1])
     while query.since_unix_s < pruned.get(base_step(step_s), 0) and base_step(step_s) < schema.STEPS[-1]:
         coarser = schema.STEPS[schema.STEPS.index(base_step(step_s)) + 1]
@@ -78,26 +84,24 @@ def base_step(step_s: int) -> int:
     return next(step for step in reversed(schema.STEPS) if step_s % step == 0)
 
 
-def read_buckets(connection: Connection, query: SeriesQuery) -> tuple[int, dict[tuple[str, int], Bucket], bool]:
+def read_buckets(
+    connection: Connection, query: SeriesQuery, tail: Tail
+) -> tuple[int, dict[tuple[str, int], Bucket], bool]:
     """The sums behind a series: step, what is known per group and bucket, whether any of it is simulated. Raises
     NotFound and CommandRefused on a bad query."""
-    metric = checked_metric(query)
-    step_s = choose_step(query, read_marks(connection, "pruned-"))
-    reader = _Reader(connection, query, metric, step_s)
-    return step_s, reader.buckets(), reader.simulated
+    reader = _Reader(connection, query, checked_metric(query), tail)
+    return reader.step_s, reader.buckets(), reader.simulated
 
 
-def read_series(connection: Connection, query: SeriesQuery) -> SeriesResult:
+def read_series(connection: Connection, query: SeriesQuery, tail: Tail) -> SeriesResult:
     """Raises NotFound and CommandRefused on a bad query."""
     metric = checked_metric(query)
-    step_s = choose_step(query, read_marks(connection, "pruned-"))
-    reader = _Reader(connection, query, metric, step_s)
-    buckets = reader.buckets()
-    first = floor(query.since_unix_s / step_s) * step_s
-    times = range(first, ceil(query.until_unix_s), step_s)
+    reader = _Reader(connection, query, metric, tail)
+    buckets, step_s = reader.buckets(), reader.step_s
+    times = range(floor(query.since_unix_s / step_s) * step_s, ceil(query.until_unix_s), step_s)
     groups = sorted({group for group, _ in buckets}, key=_natural)
     series = tuple(
-        Series(label=group, points=tuple(_point(metric, t, buckets.get((group, t))) for t in times)) for group in groups
+        Series(label=group, points=tuple(reader.point(t, buckets.get((group, t))) for t in times)) for group in groups
     )
     return SeriesResult(
         fleet_id=query.fleet_id,
@@ -114,13 +118,13 @@ def read_series(connection: Connection, query: SeriesQuery) -> SeriesResult:
 
 
 def read_good_counts(
-    connection: Connection, fleet_id: str, since_unix_s: float, until_unix_s: float, step_s: int
+    connection: Connection, tail: Tail, fleet_id: str, since_unix_s: float, until_unix_s: float, step_s: int
 ) -> list[tuple[int, int, int]]:
     """Per step that has any: (its begin, good requests, requests that count), by arrival."""
     query = SeriesQuery(
         fleet_id=fleet_id, metric="attainment", since_unix_s=since_unix_s, until_unix_s=until_unix_s, step_s=step_s
     )
-    found = _Reader(connection, query, METRICS_BY_NAME["attainment"], step_s).buckets()
+    found = _Reader(connection, query, METRICS_BY_NAME["attainment"], tail).buckets()
     return [
         (t, int(bucket.traffic.get("good") or 0), int(decided))
         for (_, t), bucket in sorted(found.items())
@@ -134,69 +138,84 @@ def _natural(name: str) -> tuple[str, int]:
     return head, int(name[len(head) :] or -1)
 
 
-def _point(metric: Metric, t: int, bucket: Bucket | None) -> SeriesPoint:
-    if bucket is None:
-        return SeriesPoint(t_unix_s=t, value=None)
-    found = metric.formula(bucket)
-    count = sum(bucket.latencies.values()) or int(bucket.cover.get("num_cover_s") or bucket.traffic.get("offered") or 0)
-    return SeriesPoint(t_unix_s=t, value=found.value, min=found.min, max=found.max, count=count)
-
-
 class _Reader:
-    """Reads the sums of one query."""
+    """Reads what one query asks for."""
 
-    def __init__(self, connection: Connection, query: SeriesQuery, metric: Metric, step_s: int) -> None:
-        self._connection = connection
-        self._query = query
-        self._metric = metric
-        self._step_s = step_s
-        self._marks = read_marks(connection, "rolled-")
-        last_step_s, _, until = self._ranges()[-1]
-        self._end_s = ceil(until / last_step_s) * last_step_s  # up to where the points that are read reach
+    def __init__(self, connection: Connection, query: SeriesQuery, metric: Metric, tail: Tail) -> None:
+        self._connection, self._query, self._metric, self._tail = connection, query, metric, tail
+        self._pruned = read_marks(connection, "pruned-")
+        lines = find_lines(connection, query.fleet_id, query.by, query.names)
+        self.step_s = choose_step(query, self._pruned, len(lines.names))
+        self._end_s = ceil(query.until_unix_s)
+        self._source = self._source_of(lines)
         self.simulated = False  # until a simulated line has given something
 
-    def buckets(self) -> dict[tuple[str, int], Bucket]:
+    def _source_of(self, lines: Lines) -> Source:
+        since = floor(self._query.since_unix_s / self.step_s) * self.step_s
+        base_s = base_step(self.step_s)
+        span = Range(since, self._end_s, self.step_s, base_s, self._pruned.get(1, 0))
+        return Source(self._connection, self._tail, lines, span)
+
+    def buckets(self) -> _Buckets:
         """Everything that is known, per group and bucket."""
-        by = self._query.by
         match self._metric.source:
             case "phase":
-                work = self._sums(schema.phase_points, by, _WORK, self._metric.phases)
-                cover = self._sums(schema.state_points, by, _COVER)
-                keys = cover.keys() | work.keys()
-                seconds = "worker_s" if by == "worker" else "num_cover_s"  # a flip shares a second between two lines
-                return {
-                    key: Bucket(
-                        length_s=self._length_s(key[1]),
-                        cover_s=cover.get(key, {}).get(seconds) or 0.0,
-                        work=work.get(key, {}),
-                        cover=cover.get(key, {}),
-                    )
-                    for key in keys
-                }
+                return self._phase_buckets()
             case "state":
-                return self._state_buckets(by)
+                return self._state_buckets()
             case "traffic":
-                found = self._sums(schema.traffic_points, by, None)
-                return {key: Bucket(length_s=self._length_s(key[1]), traffic=sums) for key, sums in found.items()}
+                found = self._noted(Sums(self._source, (TRAFFIC,)))
+                return {key: Bucket(length_s=self._length_s(key[1]), traffic=sums) for key, sums in found.rows.items()}
             case "latency":
-                counts = self._latencies(by)
+                counts, simulated = histograms(self._source, latency_kind(self._metric.kind))
+                self.simulated |= simulated
                 return {key: Bucket(length_s=self._length_s(key[1]), latencies=each) for key, each in counts.items()}
 
-    def _state_buckets(self, by: str) -> dict[tuple[str, int], Bucket]:
-        cover = self._sums(schema.state_points, by, None)
-        fleet: _Table = {}
-        keys = set(cover)
+    def _noted(self, sums: Sums) -> Sums:
+        self.simulated |= sums.simulated
+        return sums
+
+    def _phase_buckets(self) -> _Buckets:
+        cover = self._noted(Sums(self._source, (STATE,)))
+        kinds = [phase_kind(phase) for phase in self._metric.phases]
+        work = self._noted(Sums(self._source, kinds, cover.seconds[0]))
+        seconds = "worker_s" if self._query.by == "worker" else "num_cover_s"  # a flip: one second in two lines
+        return {
+            key: Bucket(
+                length_s=self._length_s(key[1]),
+                cover_s=cover.rows[key].get(seconds) or 0.0 if key in cover.rows else 0.0,
+                work=work.rows.get(key, {}),
+                cover=cover.rows.get(key, {}),
+            )
+            for key in cover.rows.keys() | work.rows.keys()
+        }
+
+    def _state_buckets(self) -> _Buckets:
+        cover = self._noted(Sums(self._source, (STATE,)))
+        fleet, keys = cover, set(cover.rows)
         if self._metric.needs_fleet:
-            fleet = cover if by == "fleet" else self._sums(schema.state_points, "fleet", None)
-            keys = {(group, t) for group in {group for group, _ in cover} for _, t in fleet}
+            if self._query.by != "fleet":
+                everybody = find_lines(self._connection, self._query.fleet_id, "fleet")
+                fleet = self._noted(Sums(self._source_of(everybody), (STATE,)))
+            keys = {(group, t) for group in {group for group, _ in cover.rows} for _, t in fleet.rows}
         return {
             (group, t): Bucket(
                 length_s=self._length_s(t),
-                cover=cover.get((group, t), {}),
-                fleet_cover=fleet.get((_FLEET_LABEL, t), {}),
+                cover=cover.rows.get((group, t), {}),
+                fleet_cover=fleet.rows.get((_FLEET_LABEL, t), {}),
             )
             for group, t in keys
         }
+
+    def point(self, t: int, bucket: Bucket | None) -> SeriesPoint:
+        is_cut = t + self.step_s > self._query.until_unix_s
+        if bucket is None:
+            return SeriesPoint(t_unix_s=t, value=None, partial=is_cut)
+        found = self._metric.formula(bucket)
+        known_s = bucket.cover.get("num_cover_s")
+        count = sum(bucket.latencies.values()) or int(known_s or bucket.traffic.get("offered") or 0)
+        is_partial = is_cut or (known_s is not None and known_s < self.step_s - 0.5)
+        return SeriesPoint(t_unix_s=t, value=found.value, min=found.min, max=found.max, count=count, partial=is_partial)
 
     def note(self) -> str:
         """What a reader of the chart should know."""
@@ -208,95 +227,31 @@ class _Reader:
             return f"peak: {', '.join(sorted(self._connection.execute(found).scalars())) or 'unknown'}"
         return ""
 
-    # --- SQL --------------------------------------------------------------------------------------------------------
-
     def _length_s(self, t: int) -> float:
         """Seconds of this bucket that the points read for it stand for."""
-        return float(min(t + self._step_s, self._end_s) - t)
-
-    def _ranges(self) -> list[tuple[int, int, int]]:
-        """(stored step, since, until): the base step as far as it is rolled up, then finer ones, last the seconds."""
-        since = floor(self._query.since_unix_s / self._step_s) * self._step_s
-        until, found = ceil(self._query.until_unix_s), []
-        for step_s in reversed(schema.STEPS[: schema.STEPS.index(base_step(self._step_s)) + 1]):
-            end = until if step_s == 1 else min(until, self._marks.get(step_s, since))
-            if since < end:
-                found.append((step_s, since, end))
-                since = end
-        return found
-
-    def _line_names(self, by: str) -> dict[int, tuple[str, bool]]:
-        """Group and `simulated` of every line that the query is about."""
-        lines = schema.lines.c
-        wanted = select(lines.line_id, lines.name, lines.simulated)
-        rows = self._connection.execute(wanted.where(lines.fleet_id == self._query.fleet_id, lines.scope == by))
-        return {line_id: (name or _FLEET_LABEL, simulated) for line_id, name, simulated in rows}
-
-    def _rows(self, table: Table, by: str, columns: list[Any], *where: ColumnElement[bool]) -> Any:
-        """Rows of the query's lines and ranges, each range by its own index; None when there is no such line."""
-        names = self._line_names(by)
-        if not names:
-            return None
-        if len(names) <= _MANY_LINES:  # else reading by time and leaving out the other lines is cheaper
-            mine: ColumnElement[bool] = table.c.line_id.in_(names)
-        else:
-            lines = schema.lines.c
-            ids = select(lines.line_id).where(lines.fleet_id == self._query.fleet_id, lines.scope == by)
-            mine = table.c.line_id.in_(ids)
-        parts = [
-            select(*columns).where(mine, table.c.step_s == step_s, table.c.t >= since, table.c.t < until, *where)
-            for step_s, since, until in self._ranges()
-        ]
-        return union_all(*parts) if len(parts) > 1 else parts[0]
-
-    def _sums(self, table: Table, by: str, names: Iterable[str] | None, phases: tuple[Phase, ...] = ()) -> _Table:
-        """Columns of every group and bucket, aggregated as their names say."""
-        values = [column.name for column in table.columns if not column.primary_key] if names is None else list(names)
-        where = [table.c.phase.in_([phase.value for phase in phases])] if phases else []
-        read = [table.c.line_id, table.c.t, *(table.c[name] for name in values)]
-        rows = self._rows(table, by, read, *where)
-        if rows is None:
-            return {}
-        points = rows.subquery("points")
-        bucket = (points.c.t - points.c.t % self._step_s).label("bucket")
-        wanted = (
-            select(
-                schema.lines.c.name,
-                bucket,
-                _any_simulated,
-                *(aggregate(points.c, table, name).label(f"v_{name}") for name in values),
-            )
-            .join_from(points, schema.lines, schema.lines.c.line_id == points.c.line_id)
-            .group_by(schema.lines.c.name, bucket)
-        )
-        found: _Table = {}
-        for name, t, simulated, *sums in self._connection.execute(wanted):
-            self.simulated |= bool(simulated)
-            found[name or _FLEET_LABEL, int(t)] = dict(zip(values, sums, strict=True))
-        return found
-
-    def _latencies(self, by: str) -> dict[tuple[str, int], dict[int, int]]:
-        table, names = schema.latency_points, self._line_names(by)
-        rows = self._rows(table, by, [table.c.line_id, table.c.t, table.c.buckets], table.c.kind == self._metric.kind)
-        found: dict[tuple[str, int], dict[int, int]] = {}
-        for line_id, t, buckets in () if rows is None else self._connection.execute(rows):
-            name, simulated = names[line_id]
-            self.simulated |= simulated
-            key = (name, t - t % self._step_s)
-            found[key] = merge(found.get(key, {}), decode_counts(buckets))
-        return found
+        reach = self._end_s if self._end_s >= self._pruned.get(1, 0) else t + self.step_s
+        return float(min(t + self.step_s, reach) - t)
 
 
-_MANY_LINES: Final = 200
+def find_lines(connection: Connection, fleet_id: str, scope: str, names: tuple[str, ...] = ()) -> Lines:
+    """Lines of one scope of a fleet; a group is all lines of one name."""
+    line, shelf = schema.lines.c, schema.shelves.c
+    wanted = (
+        select(line.line_id, line.shelf_id, shelf.folded, line.name, line.simulated)
+        .join_from(schema.lines, schema.shelves, line.shelf_id == shelf.shelf_id)
+        .where(line.fleet_id == fleet_id, line.scope == scope)
+        .order_by(line.line_id)
+    )
+    rows = connection.execute(wanted.where(line.name.in_(names)) if names else wanted).all()
+    labels = {name: index for index, name in enumerate(dict.fromkeys(row.name for row in rows))}
+    return Lines(
+        ids=np.array([row.line_id for row in rows], np.int64),
+        shelves=np.array([row.shelf_id for row in rows], np.int64),
+        folded=np.array([row.folded for row in rows], np.int64),
+        groups=np.array([labels[row.name] for row in rows], np.int64),
+        names=tuple(name or _FLEET_LABEL for name in labels),
+        simulated=np.array([row.simulated for row in rows], np.bool_),
+    )
+
+
 _FLEET_LABEL: Final = "fleet"
-_any_simulated = func.max(cast(schema.lines.c.simulated, Integer)).label("any_simulated")
-_COVER: Final = (
-    "num_cover_s",
-    "worker_s",
-    "device_s",
-    "flops_peak",
-    "bytes_peak",
-    "no_flops_peak_s",
-    "no_bytes_peak_s",
-)
-_WORK: Final = tuple(column.name for column in schema.phase_points.columns if not column.primary_key)

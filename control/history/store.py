@@ -10,10 +10,9 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from math import floor
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from sqlalchemy import Connection, Engine, case, or_, select
@@ -22,17 +21,21 @@ from sqlalchemy.exc import SQLAlchemyError
 from control.fleet_events import move_events
 from control.history import alerts, attachments, cursors, events, journal, leases, requests, schema
 from control.history.attachments import AttachmentRow
-from control.history.database import history_error, open_engine, writing
+from control.history.chunks import Frames
+from control.history.database import history_error, open_engine, reading, writing
 from control.history.deferred import AlertWrite, TickWrite, decode
 from control.history.differences import ExplainQuery, read_explanation
 from control.history.events import EventQuery
 from control.history.heatmaps import read_heatmap
+from control.history.marks import read_marks
 from control.history.points import LineIds, PointBatch, line_ids, upsert
 from control.history.postgresql import ANSWER_LIMIT_S, WRITE_LIMIT_S
 from control.history.requests import RequestFilter, RequestQuery
-from control.history.retention import Retention, prune_events, prune_intervals, prune_records, prune_step
-from control.history.rollup import read_marks, roll_up
+from control.history.retention import Retention, prune_events, prune_intervals, prune_points, prune_records
 from control.history.series import SeriesQuery, read_good_counts, read_series
+from control.history.tail import Tail
+from control.history.totals import Totals, read_totals
+from control.history.upkeep import FOLD_TICKS, block_to_roll, fold, roll_block, shelf_to_fold
 from control.lease import MAX_LOCK_WAIT_S, Holder, Lease, Standing, Verdict
 from control.points import MAX_KNOWN_LINES, Ingested, WorkerCursor, WorkerEpoch, is_new
 from control.spool import Frame
@@ -55,7 +58,21 @@ from control.types import (
 )
 from control.write_points import Reach, pass_by
 
+#: A call of `upkeep` begins no more work after this.
+UPKEEP_S: Final = 0.05
+FORGET_EVERY_S: Final = 10.0
+FOREVER: Final = 1e11
+
 __all__ = ["EventQuery", "ExplainQuery", "History", "RequestFilter", "RequestQuery", "Retention", "SeriesQuery"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Put:
+    """What a tick's transaction made: to be remembered once it is durable."""
+
+    ids: LineIds
+    tick_id: int = 0
+    frames: Frames = field(default_factory=dict)
 
 
 class History:
@@ -68,6 +85,8 @@ class History:
         self._held: tuple[str, int] | None = None  # the fleet and fence under which everything is written
         self._line_ids: LineIds = {}
         self._saved: dict[tuple[str, str], WorkerCursor] = {}  # cursors as the database has them
+        self._tail = Tail()
+        self._forget_unix_s: float | None = None  # not before then
         self._is_unsure = False  # the last tick failed, and its commit may have been done all the same
 
     @classmethod
@@ -99,7 +118,7 @@ class History:
     @contextlib.contextmanager
     def _reading(self) -> Iterator[Connection]:
         try:
-            with self._engine.connect() as connection:
+            with reading(self._engine) as connection:
                 yield connection
         except SQLAlchemyError as error:
             raise history_error(error) from error
@@ -213,9 +232,9 @@ class History:
         changed = {name: each for name, each in cursors.items() if self._saved.get((fleet_id, name)) is not each}
         was_unsure, self._is_unsure = self._is_unsure, True
         with self._writing("write_tick", WRITE_LIMIT_S) as connection:
-            ids = self._put_tick(connection, TickWrite(ingested, changed, records, traffic), may_be_counted=was_unsure)
+            put = self._put_tick(connection, TickWrite(ingested, changed, records, traffic), may_be_counted=was_unsure)
         self._is_unsure = False
-        self._remember(ids)
+        self._remember(put)
         self._saved |= {(fleet_id, name): cursor for name, cursor in changed.items()}
 
     def replay(self, frame: Frame) -> None:
@@ -228,9 +247,9 @@ class History:
         with self._writing("replay", WRITE_LIMIT_S) as connection:
             if place.number <= cursors.replayed(connection, place.owner):
                 return
-            ids: LineIds = {}
+            put = _Put({})
             if isinstance(write, TickWrite):
-                ids = self._put_tick(connection, write, may_be_counted=True)
+                put = self._put_tick(connection, write, may_be_counted=True)
             elif isinstance(write, AlertWrite):
                 alerts.put_alerts(connection, write.fleet_id, write.alerts, write.forgotten)
             else:
@@ -238,21 +257,23 @@ class History:
                     connection, write.command_id, write.state, write.step, write.result, is_late=True
                 )
             cursors.put_replayed(connection, place)
-        self._remember(ids)
+        self._remember(put)
 
     def put_alerts(self, fleet_id: str, changed: Sequence[Alert], forgotten: Sequence[str]) -> None:
         """New states of alerts; `forgotten`: ids of those that pended in vain."""
         with self._writing("put_alerts", WRITE_LIMIT_S) as connection:
             alerts.put_alerts(connection, fleet_id, changed, forgotten)
 
-    def _remember(self, ids: LineIds) -> None:
-        """Look these up no more. Now and then all others are forgotten: most are of lives that have ended."""
+    def _remember(self, put: _Put) -> None:
+        """Look these up no more. Now and then all other lines are forgotten: most are of lives that have ended."""
         if len(self._line_ids) > MAX_KNOWN_LINES:
             self._line_ids = {}
-        self._line_ids |= ids
+        self._line_ids |= put.ids
+        if put.tick_id:
+            self._tail.remember(put.tick_id, put.frames)
 
-    def _put_tick(self, connection: Connection, write: TickWrite, *, may_be_counted: bool) -> LineIds:
-        """Everything of one tick that is not there yet; ids of the lines that it needed."""
+    def _put_tick(self, connection: Connection, write: TickWrite, *, may_be_counted: bool) -> _Put:
+        """Everything of one tick that is not there yet."""
         ingested, fleet_id = write.ingested, write.ingested.fleet_id
         counts = not may_be_counted or is_new(ingested, cursors.marks(connection, fleet_id))
         batch = PointBatch()
@@ -265,15 +286,15 @@ class History:
         if counts and write.traffic is not None and fleet_lines:
             batch.add_gauges(write.traffic, fleet_lines[0], floor(ingested.at_unix_s))
         ids = line_ids(connection, fleet_id, batch.lines(), self._line_ids)
-        touched = batch.write(connection, fleet_id, ids, read_marks(connection, "pruned-"))
-        roll_up(connection, touched, floor(ingested.at_unix_s))
+        frames = batch.frames(fleet_id, ids)
+        tick_id = self._tail.add(connection, frames) if frames else 0
         _put_epochs(connection, fleet_id, ingested.epochs)
         events.add_moves(connection, move_events(fresh))
         if counts:
             events.put_lives(connection, ingested.events)
             _put_intervals(connection, fleet_id, ingested.roles)
             cursors.put_cursors(connection, fleet_id, write.cursors)
-        return ids
+        return _Put(ids, tick_id, frames)
 
     def load_cursors(self, fleet_id: str) -> dict[str, WorkerCursor]:
         """How far each worker's meter has been counted: for `Accountant.restore`."""
@@ -290,7 +311,12 @@ class History:
     def series(self, query: SeriesQuery) -> SeriesResult:
         """One metric over a range. Raises NotFound or CommandRefused on a bad query."""
         with self._reading() as connection:
-            return read_series(connection, query)
+            return read_series(connection, query, self._tail)
+
+    def totals(self, fleet_id: str, since_unix_s: float = 0.0, until_unix_s: float = FOREVER) -> Totals:
+        """Everything that a fleet's lines did in [since, until), added up, by scope, name and phase."""
+        with self._reading() as connection:
+            return read_totals(connection, self._tail, fleet_id, since_unix_s, until_unix_s)
 
     def requests(self, query: RequestQuery) -> list[RequestRecord]:
         with self._reading() as connection:
@@ -299,7 +325,7 @@ class History:
     def heatmap(self, query: RequestFilter, slo: Slo) -> Heatmap:
         """Requests by arrival and latency. Raises CommandRefused on a range that is none."""
         with self._reading() as connection:
-            return read_heatmap(connection, query, slo)
+            return read_heatmap(connection, self._tail, query, slo)
 
     def explanation(self, query: ExplainQuery) -> Explanation:
         """What is different about some requests. Raises CommandRefused on a range that is none."""
@@ -330,7 +356,7 @@ class History:
     ) -> list[tuple[int, int, int]]:
         """Per step of arrival that has any: (its begin, good requests, requests that count)."""
         with self._reading() as connection:
-            return read_good_counts(connection, fleet_id, since_unix_s, until_unix_s, step_s)
+            return read_good_counts(connection, self._tail, fleet_id, since_unix_s, until_unix_s, step_s)
 
     def role_intervals(self, fleet_id: str, since_unix_s: float, until_unix_s: float) -> list[RoleInterval]:
         """Intervals that overlap [since, until), by worker and start."""
@@ -356,30 +382,71 @@ class History:
             for row in rows
         ]
 
-    # --- retention --------------------------------------------------------------------------------------------------
+    # --- upkeep -----------------------------------------------------------------------------------------------------
 
-    def prune(self, now_unix_s: float, retention: Retention | None = None, max_batches: int = 1) -> int:
-        """Delete of what is too old at most so many batches of each kind, each in its own transaction.
+    def upkeep(self, now_unix_s: float, limit_s: float = UPKEEP_S) -> int:
+        """Bring what ticks wrote to where it is kept, and delete what is too old: call it after each tick.
 
-        Returns how many batches it took. The writer does nothing else meanwhile: call it often, for a little.
+        Each piece of work is a transaction of its own; another one is begun only within `limit_s`, so that nobody
+        waits for the writer for long. Returns how many there were: 0 when nothing waits.
         """
-        keep, num_batches = retention or self._retention, 0
-        kinds = [
-            partial(prune_step, step_s=step_s, keep_s=keep.raw_s if step_s == 1 else keep.rollup_s)
-            for step_s in schema.STEPS
-        ]
-        for prune_batch in (*kinds, partial(prune_records, keep_s=keep.requests_s, max_records=keep.max_records)):
-            for _ in range(max_batches):
-                with self._writing("prune", WRITE_LIMIT_S) as connection:
-                    more = prune_batch(connection, now_unix_s=now_unix_s)
-                num_batches += 1
-                if not more:
-                    break
+        begun_s, num_pieces = time.monotonic(), 0
+        while self._fold() or self._roll(now_unix_s) or self._forget(now_unix_s):
+            num_pieces += 1
+            if time.monotonic() - begun_s > limit_s:
+                break
+        return num_pieces
+
+    def settle(self, now_unix_s: float) -> None:
+        """All of `upkeep` at once, also what would wait for more: before a history is measured or looked at."""
+        while self._fold(num_ticks=1) or self._roll(now_unix_s) or self._forget(now_unix_s):
+            pass
+
+    def _fold(self, num_ticks: int = FOLD_TICKS) -> bool:
+        """Fold one shelf that is due."""
+        with self._reading() as connection:
+            due = shelf_to_fold(connection, self._tail.newest(connection), num_ticks)
+        if due is None:
+            return False
+        with self._writing("fold", WRITE_LIMIT_S) as connection:
+            everywhere = fold(connection, self._tail, *due, read_marks(connection, "pruned-"))
+        self._tail.forget(everywhere)
+        return True
+
+    def _roll(self, now_unix_s: float) -> bool:
+        """Roll up one block that is due."""
+        with self._reading() as connection:
+            due = block_to_roll(connection, floor(now_unix_s))
+        if due is None:
+            return False
+        with self._writing("roll", WRITE_LIMIT_S) as connection:
+            roll_block(connection, *due, read_marks(connection, "pruned-"))
+        return True
+
+    def _forget(self, now_unix_s: float) -> bool:
+        """Now and then delete one batch of what is too old. True when there is more of it."""
+        if self._forget_unix_s is None:
+            self._forget_unix_s = now_unix_s + FORGET_EVERY_S
+        if now_unix_s < self._forget_unix_s:
+            return False
+        more = self.prune(now_unix_s)
+        self._forget_unix_s = 0.0 if more else now_unix_s + FORGET_EVERY_S
+        return more
+
+    def prune(self, now_unix_s: float, retention: Retention | None = None) -> bool:
+        """Delete one batch of each kind that is too old, each in its own transaction; True when there is more."""
+        keep = retention or self._retention
+        more = False
+        for step_s in schema.STEPS:
+            with self._writing("prune", WRITE_LIMIT_S) as connection:
+                more |= prune_points(connection, step_s, keep, now_unix_s)
+        with self._writing("prune_records", WRITE_LIMIT_S) as connection:
+            more |= prune_records(connection, keep.requests_s, keep.max_records, now_unix_s)
         with self._writing("prune_intervals", WRITE_LIMIT_S) as connection:
             prune_intervals(connection, keep.rollup_s, now_unix_s)
             prune_events(connection, keep.rollup_s, now_unix_s)
             alerts.prune_alerts(connection, keep.rollup_s, now_unix_s)
-        return num_batches
+        return more
 
 
 def _put_intervals(connection: Connection, fleet_id: str, intervals: Sequence[RoleInterval]) -> None:

@@ -96,7 +96,7 @@ class FakeHistory:
     def last_seq(self, spool: str) -> int:
         return max((seq for name, seq in self.records if name == spool), default=0)
 
-    def prune(self, now_unix_s: float) -> None:
+    def upkeep(self, now_unix_s: float) -> None:
         self._check()
 
     def requests(self, query: object) -> list[RequestRecord]:

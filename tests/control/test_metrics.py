@@ -36,12 +36,12 @@ def test_every_promised_metric_is_in_the_catalogue(name: str) -> None:
 
 
 def test_wall_utilization_is_work_over_peak_times_all_known_time() -> None:
-    work = {"num_s": 10.0, "flops": 4_000.0, "min_flops": 100.0, "max_flops": 900.0}
+    work = {"num_s": 10.0, "flops": 4_000.0, "min_compute_wall": 0.1, "max_compute_wall": 0.9}
     assert value("prefill_compute_wall", work=work, cover=COVER) == Value(0.4, 0.1, 0.9)
 
 
 def test_seconds_without_work_are_the_low_end_of_the_band() -> None:
-    work = {"num_s": 4.0, "flops": 4_000.0, "min_flops": 900.0, "max_flops": 1_000.0}
+    work = {"num_s": 4.0, "flops": 4_000.0, "min_compute_wall": 0.9, "max_compute_wall": 1.0}
     assert value("prefill_compute_wall", work=work, cover=COVER) == Value(0.4, 0.0, 1.0)
 
 

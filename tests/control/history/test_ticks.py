@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import Connection, Engine, select
 from sqlalchemy.exc import DBAPIError
 
 from control.accounting import Accountant
 from control.errors import CommandRefused, HistoryError, NotFound
 from control.fleets.base import WorkerLife
 from control.history import schema
+from control.history.chunks import phase_kind, read_chunk
 from control.history.database import writing
+from control.history.marks import read_marks
 from control.history.retention import Retention
 from control.history.series import choose_step
 from control.history.store import EventQuery, History, RequestQuery, SeriesQuery
@@ -53,14 +55,19 @@ def values(
 
 
 def total(history: History, column: str, step_s: int) -> float:
-    points, lines = schema.phase_points.c, schema.lines.c
-    wanted = (
-        select(func.sum(points[column]))
-        .join_from(schema.phase_points, schema.lines)
-        .where(points.step_s == step_s, lines.scope == "worker", points.phase == "decode")
-    )
-    with history._engine.connect() as connection:
-        return float(connection.execute(wanted).scalar() or 0.0)
+    """Of all decode points of this step that are stored for workers, once all is rolled up."""
+    history.settle(T0 + 5_000)
+    kind, c, lines = phase_kind("decode"), schema.chunks.c, schema.lines.c
+    with history._reading() as connection:
+        shelves = connection.execute(select(lines.shelf_id).where(lines.scope == "worker").distinct()).scalars().all()
+        places = connection.execute(select(c.shelf_id, c.t).where(c.kind == kind, c.step_s == step_s).distinct()).all()
+        frames = [read_chunk(connection, *place, kind, step_s, t) for *place, t in places if place[0] in shelves]
+    return float(sum(frame.columns[column].sum() for frame in frames))
+
+
+def flops(history: History) -> float:
+    """Of w0's decode steps, wherever they are stored."""
+    return history.totals("f").get(("worker", "w0", "decode"), {}).get("flops", 0.0)
 
 
 def test_sums_at_every_rolled_up_step_equal_the_counters(history: History) -> None:
@@ -70,9 +77,7 @@ def test_sums_at_every_rolled_up_step_equal_the_counters(history: History) -> No
         worker.step(130.0, 131.7, flops=77)
     history.write_tick(observe(accountant, 145.0, *workers), accountant.snapshot())
     counted = sum(worker.reader.read(0).counters["decode/decode"].flops for worker in workers)
-    assert total(history, "flops", 1) == pytest.approx(counted)
-    assert total(history, "flops", 10) == pytest.approx(counted)
-    assert total(history, "flops", 60) == pytest.approx(2 * 120 * 100)
+    assert [total(history, "flops", step_s) for step_s in schema.STEPS] == [pytest.approx(counted)] * 5
 
 
 def test_one_metric_reads_the_same_at_every_step(history: History) -> None:
@@ -149,7 +154,7 @@ def test_a_restart_of_the_plane_counts_nothing_twice_and_loses_nothing(
     accountant.restore(history.load_cursors("f"))
     worker.cursor = 0
     history.write_tick(observe(accountant, 20.0, worker), accountant.snapshot())
-    assert total(history, "flops", 1) == pytest.approx(2000)
+    assert flops(history) == pytest.approx(2000)
     assert values(history, "decode_compute_wall", 20, 10) == {"fleet": [pytest.approx(0.1)] * 2}
 
 
@@ -163,9 +168,9 @@ def test_an_unsaved_tick_leaves_cursors_and_points_as_they_were(
         patch.setattr("control.history.cursors.put_cursors", _fail)
         with pytest.raises(HistoryError, match="disk full"):
             history.write_tick(ingested, cursors)
-    assert (total(history, "flops", 1), history.load_cursors("f")) == (0.0, {})
+    assert (flops(history), history.load_cursors("f")) == (0.0, {})
     history.write_tick(ingested, cursors)
-    assert total(history, "flops", 1) == 100.0
+    assert flops(history) == 100.0
     assert history.load_cursors("f") == cursors
 
 
@@ -180,10 +185,10 @@ def test_a_tick_whose_commit_was_done_but_not_answered_counts_once(
         with pytest.raises(HistoryError, match="connection is lost"):
             history.write_tick(ingested, cursors, [("g", 1, record())])
     history.write_tick(ingested, cursors, [("g", 1, record())])
-    assert (total(history, "flops", 1), history.last_seq("g")) == (100.0, 1)
+    assert (flops(history), history.last_seq("g")) == (100.0, 1)
     worker.step(1.0, 1.5, flops=100)
     history.write_tick(observe(accountant, 2.0, worker), accountant.snapshot())
-    assert total(history, "flops", 1) == 200.0
+    assert flops(history) == 200.0
 
 
 @contextlib.contextmanager
@@ -354,6 +359,28 @@ def test_a_line_has_at_most_a_thousand_points_and_is_read_where_it_is_kept(
     assert choose_step(query, pruned) == step_s
 
 
+def test_only_the_groups_that_were_named_are_read(history: History) -> None:
+    run(history, 12, FakeWorker("w0"), FakeWorker("w1"), FakeWorker("w2"))
+    query = SeriesQuery(
+        fleet_id="f",
+        metric="decode_busy",
+        since_unix_s=T0,
+        until_unix_s=T0 + 12,
+        by="worker",
+        names=("w2", "w0", "gone"),
+    )
+    assert [line.label for line in history.series(query).series] == ["w0", "w2"]
+
+
+def test_buckets_that_are_not_whole_are_marked(history: History) -> None:
+    worker = FakeWorker(at_s=5.0)
+    run(history, 20, worker, start=5)
+    query = SeriesQuery(fleet_id="f", metric="decode_busy", since_unix_s=T0, until_unix_s=T0 + 24, step_s=5, by="fleet")
+    points = history.series(query).series[0].points
+    assert [point.value is None for point in points] == [True, False, False, False, False]
+    assert [point.partial for point in points] == [False, False, False, False, True]
+
+
 def test_every_metric_answers_for_every_group_it_names(history: History) -> None:
     run(history, 12, FakeWorker("w0"), FakeWorker("w1"))
     history.write_tick(nothing(13), {}, [("g", 1, record(arrival_unix_s=T0 + 1, itl_buckets={5: 1}))])
@@ -365,29 +392,49 @@ def test_every_metric_answers_for_every_group_it_names(history: History) -> None
             assert all(len(line.points) == 12 for line in result.series)
 
 
-def test_seconds_are_forgotten_by_whole_buckets_of_the_next_step(history: History) -> None:
-    """Or a late record would roll up what is left of a bucket over the whole of it."""
-    history.write_tick(nothing(600), {}, [("g", i + 1, record(arrival_unix_s=T0 + 7 + 50 * i)) for i in range(10)])
-    for _ in range(2):
-        history.prune(T0 + 5_003, Retention(raw_s=401, rollup_s=1e6, requests_s=1e6), max_batches=1)
-        with history._engine.connect() as connection:
-            mark = connection.execute(select(schema.marks.c.t).where(schema.marks.c.name == "pruned-1")).scalar_one()
-        assert mark % 10 == 0
+def forget(history: History, now_s: float, **keep: float) -> None:
+    """Roll all up that is over, and delete everything that is too old."""
+    history.settle(T0 + 1.0)
+    while history.upkeep(T0 + now_s, 10.0):
+        pass
+    while history.prune(T0 + now_s, Retention(**keep)):
+        pass
 
 
-def test_pruning_takes_one_batch_of_each_kind_at_a_time(history: History) -> None:
+def test_seconds_are_forgotten_by_whole_blocks_and_their_rollups_stay(history: History) -> None:
+    history.write_tick(nothing(600), {}, [("g", i + 1, record(arrival_unix_s=T0 + 7 + 130 * i)) for i in range(10)])
+    forget(history, 5_003, raw_s=4_000, rollup_s=1e6, requests_s=1e6)
+    with history._engine.connect() as connection:
+        assert read_marks(connection, "pruned-") == {1: T0 + 600}
+    assert values(history, "offered_rps", 1_200, 600) == {"fleet": [pytest.approx(5 / 600)] * 2}
+    assert values(history, "offered_rps", 600, 60)["fleet"][0] == pytest.approx(1 / 60)
+
+
+def test_one_batch_of_forgetting_is_one_shelf_and_a_bounded_number_of_records(history: History) -> None:
     """The plane's writer waits for it, and so does a command."""
-    rows = [("g", i + 1, record(arrival_unix_s=T0 + 20 * i)) for i in range(30)]
-    history.write_tick(nothing(605), {}, rows)
+    history.write_tick(nothing(600), {}, [("g", i + 1, record(arrival_unix_s=T0 + 20 * i)) for i in range(30)])
+    history.settle(T0 + 5_000)
     keep = Retention(raw_s=401, rollup_s=1e6, requests_s=10)
-    assert history.prune(T0 + 5_003, keep) == len(schema.STEPS) + 1
+    with history._reading() as connection:
+        wanted = select(schema.chunks.c.shelf_id).where(schema.chunks.c.step_s == 1).distinct()
+        shelves = connection.execute(wanted).scalars().all()
+    assert len(shelves) == 2  # of the fleet, of the rules
+    assert history.prune(T0 + 5_003, keep)
+    with history._reading() as connection:
+        assert connection.execute(wanted).scalars().all() == shelves[1:]
+    assert not history.prune(T0 + 5_003, keep)
     assert history.requests(RequestQuery(fleet_id="f")) == []
     assert values(history, "offered_rps", 600, 60)["fleet"] == [pytest.approx(0.05)] * 10
-    with history._engine.connect() as connection:
-        left = connection.execute(
-            select(func.min(schema.traffic_points.c.t)).where(schema.traffic_points.c.step_s == 1)
-        )
-        assert left.scalar_one() == T0 + 300
+
+
+def test_a_history_that_has_grown_too_large_gives_up_its_oldest_seconds_first(history: History) -> None:
+    for hour in range(3):
+        sent = record(arrival_unix_s=T0 + 3_600 * hour, request_id=f"r{hour}")
+        history.write_tick(nothing(3_600 * hour), {}, [("g", hour + 1, sent)])
+    forget(history, 10_000, max_bytes=1.0)
+    with history._reading() as connection:
+        assert read_marks(connection, "pruned-") == {1: T0 + 4_200}
+    assert values(history, "offered_rps", 7_800, 600)["fleet"][0] == pytest.approx(1 / 600)
 
 
 def test_a_record_older_than_the_kept_seconds_is_added_to_coarser_steps(history: History) -> None:
@@ -395,21 +442,21 @@ def test_a_record_older_than_the_kept_seconds_is_added_to_coarser_steps(history:
     first = [("g", 1, record(arrival_unix_s=T0 + 1, ttft_s=0.1))]
     history.write_tick(nothing(5), {}, first)
     history.write_tick(nothing(20_000), {}, [("g", 2, record(arrival_unix_s=T0 + 19_990))])
-    while history.prune(T0 + 20_000, Retention(raw_s=3_600, rollup_s=1e6, requests_s=1e6), max_batches=50) > 7:
-        pass
+    forget(history, 20_000, raw_s=3_600, rollup_s=1e6, requests_s=1e6)
     late = [("g", seq, record(arrival_unix_s=T0 + seq, ttft_s=0.1)) for seq in (3, 4, 5)]
     history.write_tick(nothing(20_001), {}, late)
-    for step_s in (10, 60, 600):
-        assert values(history, "offered_rps", step_s, step_s) == {"fleet": [pytest.approx(4 / step_s)]}
-        assert values(history, "ttft_p50_s", step_s, step_s) == {"fleet": [pytest.approx(0.1, rel=0.01)]}
+    for is_folded in (False, True):
+        if is_folded:
+            history.settle(T0 + 20_100)
+        for step_s in (10, 60, 600, 3600):
+            assert values(history, "offered_rps", step_s, step_s) == {"fleet": [pytest.approx(4 / step_s)]}
+            assert values(history, "ttft_p50_s", step_s, step_s) == {"fleet": [pytest.approx(0.1, rel=0.01)]}
 
 
-def test_pruning_keeps_rollups_and_the_series_says_them(history: History) -> None:
+def test_forgetting_keeps_rollups_and_the_series_says_them(history: History) -> None:
     run(history, 30, FakeWorker())
     history.write_tick(nothing(20_000), {}, [("g", 1, record(arrival_unix_s=T0 + 1))])
-    keep = Retention(raw_s=3_600, rollup_s=1e6, requests_s=3_600)
-    while history.prune(T0 + 20_000, keep, max_batches=50) > 6:
-        pass
+    forget(history, 20_000, raw_s=3_600, rollup_s=1e6, requests_s=3_600)
     assert (total(history, "flops", 1), total(history, "flops", 10)) == (0.0, pytest.approx(3000))
     assert values(history, "decode_compute_wall", 30, 1) == {"fleet": [pytest.approx(0.1)] * 3}
     assert history.request("r") is None

@@ -14,13 +14,11 @@ from math import inf
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func, select
 
 from control.adoption import adopt
 from control.errors import HistoryError
 from control.fleets.sim import SimFleet, sim_config
 from control.fleets.sim_traffic import SimTraffic
-from control.history import schema
 from control.history.store import History, RequestQuery, SeriesQuery
 from control.lease import Holder, Standing
 from control.plane import Plane
@@ -153,17 +151,11 @@ class TroubleRig:
 
     def counted(self, scope: str) -> dict[tuple[str, str], dict[str, float]]:
         """Sums of all seconds, by (line's name, phase)."""
-        points, lines = schema.phase_points.c, schema.lines.c
-        sums = [func.sum(points[name]).label(name) for name in COLUMNS]
-        wanted = (
-            select(lines.name, points.phase, *sums)
-            .join_from(schema.phase_points, schema.lines)
-            .where(points.step_s == 1, lines.scope == scope)
-            .group_by(lines.name, points.phase)
-        )
-        with self.history._engine.connect() as connection:
-            rows = connection.execute(wanted).mappings().all()
-        return {(row["name"], row["phase"]): {name: row[name] for name in COLUMNS} for row in rows}
+        return {
+            ("" if scope == "fleet" else name, phase): {column: sums[column] for column in COLUMNS}
+            for (each, name, phase), sums in self.history.totals("local").items()
+            if each == scope
+        }
 
     async def check_points(self) -> None:
         """Every total equals the workers' own counters: nothing is missing and nothing is there twice."""
