@@ -50,15 +50,15 @@ def lines(hub: Hub, window: str) -> None:
         )
         for name, color, dash, value in zip(NAMES, COLORS, DASHES, values, strict=True)
     ]  # fmt: skip
-    st.html(cards.legend(entries, "Waiting"))
+    st.html(cards.legend(entries, "Waiting, in seconds"))
     top = max(LEAST_TOP_S, 1.05 * (frames.largest(named) or 0.0))
     draw.chart(
         charts.lines(
             names=NAMES,
             colors=COLORS,
             dashes=DASHES,
-            number_format="~s",
-            read_format=".3~s",
+            number_format=".2~f",
+            read_format=".3~f",
             title=None,
             height=110,
             labels=False,

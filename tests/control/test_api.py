@@ -274,3 +274,11 @@ async def test_the_bottleneck_is_told_with_its_evidence(rig: Rig) -> None:
         shown = (await http.get(f"{API}/fleets/-/snapshot")).json()["bottleneck"]
         assert shown["text"] == found["text"]
         await problem(await http.get(f"{API}/bottleneck?fleet_id=other"), 404)
+
+
+async def test_the_roofline_of_the_last_minute_is_read_by_a_viewer(rig: Rig) -> None:
+    await rig.ticks(2)
+    async with caller(rig, "viewer") as http:
+        live = (await http.get(f"{API}/roofline")).json()
+    assert (live["fleet_id"], live["provenance"]) == (rig.plane.fleet.fleet_id, "derived")
+    assert live["until_unix_s"] - live["since_unix_s"] == 60.0
