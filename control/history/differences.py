@@ -8,7 +8,7 @@ weight. Not decided here: what is a difference (`control.differences`).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import inf, nextafter
+from math import inf
 from typing import Final
 
 from sqlalchemy import Connection, func, select
@@ -19,6 +19,7 @@ from control.history import schema
 from control.history.requests import LATENCY_COLUMNS, RequestFilter, checked_range, conditions, some_of
 from control.stories import time_words
 from control.types import Explanation
+from engine.histogram import GAMMA, MIN_S
 
 MAX_A_SIDE: Final = 4_000
 SLOWEST_SHARE: Final = 0.05
@@ -79,14 +80,19 @@ def _asked(connection: Connection, query: ExplainQuery) -> tuple[RequestFilter, 
     return replace(among, above_s=_slow_from(connection, among)), f"the slowest {SLOWEST_SHARE:.0%}: {kind}"
 
 
-def _slow_from(connection: Connection, among: RequestFilter) -> float | None:
-    """Which the slowest are above, and all that took as long; None when no request has this time."""
-    value, bucket = LATENCY_COLUMNS[among.metric]
-    timed = select(value).where(*conditions(among), bucket.is_not(None))
-    num = connection.execute(select(func.count()).select_from(timed.subquery())).scalar_one()
-    at = int(num * SLOWEST_SHARE)
-    found: float | None = connection.execute(timed.order_by(value.desc()).offset(at).limit(1)).scalar()
-    return None if found is None else nextafter(found, 0.0)
+def _slow_from(connection: Connection, among: RequestFilter) -> float:
+    """Which the slowest are above: a whole histogram bucket is slow or not, and by the weights of the records it is at
+    least their share of the requests. None are when no request has this time."""
+    _, bucket = LATENCY_COLUMNS[among.metric]
+    weight = func.sum(schema.request_records.c.weight)
+    wanted = select(bucket, weight).where(*conditions(among), bucket.is_not(None)).group_by(bucket)
+    weights = connection.execute(wanted.order_by(bucket.desc())).all()
+    left: float = SLOWEST_SHARE * sum(row[1] for row in weights)
+    for number, held in weights:
+        left -= held
+        if left <= 0:
+            return MIN_S * GAMMA ** (number - 1) if number else 0.0
+    return inf
 
 
 def _total(connection: Connection, query: RequestFilter) -> tuple[int, float]:
