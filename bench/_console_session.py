@@ -161,9 +161,8 @@ class Session:
                 self._saw(float(value["at"]))
             elif isinstance(value, str):
                 self._look(value)
-        lines = parts.get("wall_lines")
-        if lines:
-            self._saw_chart(float(lines["until"]))
+        if parts.get("wall_lines"):  # its seconds are whole: the words of the same message know the tick
+            self._saw_chart(self._at)
 
     # --- what it sees ------------------------------------------------------------
 
