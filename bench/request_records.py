@@ -211,9 +211,9 @@ def questions(history: History, rounds: int) -> list[Row]:
             "heatmap of the day by SQL over all records",
             few,
             lambda _: history.heatmap(among(T0 + DAY_S, DAY_S, metric="ttft", batch=False), SLO),
-            "what the histograms save",
+            "by weights: what the histograms save",
         ),
-        asked("pruning: one batch of 2,000", 3, lambda _: history.prune(T0 + DAY_S + 1.0)),
+        asked("pruning: one batch of 1,000", 3, lambda _: history.prune(T0 + DAY_S + 1.0)),
     ]
     return found
 

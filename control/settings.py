@@ -124,7 +124,7 @@ class Settings(BaseSettings):
     retention_rollup_s: Seconds = Field(30 * 86_400.0, description="How long 10 s and coarser points are kept.")
     retention_requests_s: Seconds = Field(7 * 86_400.0, description="How long request records are kept.")
     max_request_records: int = Field(
-        2_000_000, ge=1_000, description="Request records that are kept at most, 1.2 kB each; the oldest go first."
+        2_000_000, ge=1_000, description="Request records that are kept at most, 1.5 kB each; the oldest go first."
     )
     request_records_per_s: float = Field(
         20.0,

@@ -12,7 +12,7 @@ from control.history import schema
 from control.history.marks import read_marks, write_mark
 
 #: One batch deletes one shelf's oldest chunk of one step, and at most this many request records.
-MAX_RECORDS_A_BATCH: Final = 2_000
+MAX_RECORDS_A_BATCH: Final = 1_000
 #: Seconds are kept at least so long, however little room there is.
 LEAST_RAW_S: Final = 3_600.0
 
