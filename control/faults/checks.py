@@ -40,6 +40,7 @@ class Evidence:
     desired_before: Desired
     desired_after: Desired
     not_converged: str  # what is not as desired; "" when all is
+    num_only_counted: int = 0  # requests of this time, ours among them, of which no record is kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,12 +142,18 @@ def _one_effect(seen: Evidence) -> CheckResult:
 
 def _one_record(seen: Evidence) -> CheckResult:
     """A client that hung up before it had any answer may not have been heard of at all."""
-    problems = [
-        f"stream {index} has {seen.num_records.get(index, 0)} records"
+    missing = [
+        index
         for index, ours in sorted(seen.outcomes.items())
-        if seen.num_records.get(index, 0) != 1
-        and not (index in seen.cancelled and not ours.status and not seen.num_records.get(index, 0))
+        if not seen.num_records.get(index, 0) and not (index in seen.cancelled and not ours.status)
     ]
+    problems = [f"stream {index} has {num} records" for index, num in sorted(seen.num_records.items()) if num > 1]
+    if missing and not problems and seen.num_only_counted:
+        told = (
+            f"{len(missing)} streams have no record, but {seen.num_only_counted} requests of this time are only counted"
+        )
+        return CheckResult(name="one_record", state="unknown", evidence=told)
+    problems += [f"stream {index} has 0 records" for index in missing]
     return _result("one_record", problems, f"{len(seen.outcomes)} requests, one record each")
 
 

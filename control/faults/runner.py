@@ -157,6 +157,7 @@ class _Run:
             desired_before=before,
             desired_after=self.place.client.desired(),
             not_converged=problem,
+            num_only_counted=sum(self.place.client.heatmap(self.began_unix_s - 1.0).requests.dropped.values()),
         )
         return Report(
             scenario=self.scenario.name,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -139,3 +140,12 @@ def test_nobody_is_in_a_stage_of_which_there_is_less_than_asked() -> None:
 
 def test_nobody_receives_when_nobody_leaves() -> None:
     assert worker_at(Stage.MIGRATING_TARGET, [at("w1", Role.DECODE, kv_blocks_reserved=4)]) is None
+
+
+def test_a_stream_whose_record_may_have_been_only_counted_is_unknown_and_two_records_are_not() -> None:
+    counts = evidence().num_records
+    first = min(counts)
+    seen = evidence(num_records={index: num for index, num in counts.items() if index != first})
+    assert states(seen)["one_record"] == "failed"
+    assert states(replace(seen, num_only_counted=9))["one_record"] == "unknown"
+    assert states(evidence(num_records={**counts, first: 2}, num_only_counted=9))["one_record"] == "failed"
