@@ -80,9 +80,6 @@ def running(mix: Mix) -> Iterator[Sites]:
             name: _start_gateways(stack, run_dir, name, site, rows[name], plane_port if name == "as it is" else None)
             for name, site in found.items()
         }
-        for each in urls.values():
-            for url in each:
-                wait_ready(url)
         yield Sites(
             urls, PhaselineClient((f"http://127.0.0.1:{plane_port}",), read_token(run_dir / "base", "operator"))
         )
@@ -192,9 +189,10 @@ def _start_gateways(
         settings = {"run_dir": folder, "fleet_id": FLEET, "worker_kind": "paced", "paced_model": MODEL}
         settings |= {"gateway_port": port, "api_port": plane_port or free_port(), "max_in_flight": site.max_in_flight}
         pid = _start(stack, _serve_gateway, settings)
+        urls.append(f"http://127.0.0.1:{port}")
+        wait_ready(urls[-1])
         if site.cpu_share < 1.0:
             stack.enter_context(_throttled(pid, site.cpu_share))
-        urls.append(f"http://127.0.0.1:{port}")
     return urls
 
 

@@ -90,7 +90,9 @@ class PagesFleet:
     simulated = True
     fleet_id = FLEET
     model_id = MODEL
-    capabilities = frozenset({Capability.OBSERVE, Capability.ROUTE})
+    capabilities = frozenset(
+        {Capability.OBSERVE, Capability.ROUTE, Capability.FLIP}
+    )  # a plane routes what it can order
 
     def __init__(self, rows: tuple[WorkerRoute, ...], shm_dir: Path) -> None:
         self._rows = rows

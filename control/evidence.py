@@ -83,17 +83,18 @@ def look_at(
     prefilling, decoding = pools_of(readings)
     prefill, decode = _phase(utilization, prefilling, Phase.PREFILL), _phase(utilization, decoding, Phase.DECODE)
     roof = ceilings_of([*prefilling, *decoding])
+    unsaid = {name for each in (*prefilling, *decoding) for name in each.unknown}  # what nobody measures there
     queued = line_tokens + sum(each.load.queued_prefill_tokens for each in prefilling)
     rate = prefill.tokens_per_s / prefill.busy if prefill and prefill.tokens_per_s and prefill.busy else None
     return Look(
         at_unix_s=at_unix_s,
-        queue_s=0.0 if not queued else queued / rate if rate else None,
+        queue_s=None if "queued_prefill_tokens" in unsaid else 0.0 if not queued else queued / rate if rate else None,
         prefill_busy=prefill.busy if prefill else None,
         compute=_share(prefill.in_phase_compute if prefill else None, roof.compute if roof else None),
         prefill_kv_used=_kv_used(prefilling),
         kv_used=_kv_used(decoding),
         bandwidth=_share(decode.in_phase_bandwidth if decode else None, roof.bandwidth if roof else None),
-        batch=fmean(each.load.num_running for each in decoding) if decoding else None,
+        batch=fmean(each.load.num_running for each in decoding) if decoding and "num_running" not in unsaid else None,
     )
 
 
@@ -111,6 +112,8 @@ def _phase(utilization: UtilizationView | None, pool: Sequence[MeterReading], ph
 
 
 def _kv_used(pool: Sequence[MeterReading]) -> float | None:
+    if any("kv_blocks_held" in each.unknown or "kv_blocks_reserved" in each.unknown for each in pool):
+        return None
     total = sum(each.load.kv_blocks_total for each in pool)
     used = sum(each.load.kv_blocks_held + each.load.kv_blocks_reserved for each in pool)
     return min(1.0, used / total) if total else None

@@ -71,6 +71,12 @@ def test_a_queue_of_unknown_rate_is_an_unknown_queue() -> None:
     assert look_at([reading("w0", Role.PREFILL)], None, 0.0, NOW).queue_s == 0.0
 
 
+def test_what_an_engine_does_not_say_is_unknown_evidence() -> None:
+    silent = [reading("w0", Role.MIXED, unknown=("queued_prefill_tokens", "num_running", "kv_blocks_held"))]
+    look = look_at(silent, None, 0.0, NOW)
+    assert (look.queue_s, look.kv_used, look.batch) == (None, None, None)
+
+
 def test_growth_is_the_slope_of_the_queue() -> None:
     looks = [look_at(workers(), VIEW, 400.0 * at, NOW + at) for at in range(5)]
     assert growth_of(looks) == pytest.approx(0.1)
