@@ -1,9 +1,12 @@
-"""History: what one tick costs to account for and to write, and what common queries cost, by fleet size.
+"""History: what a tick costs to account for and to write, and what zooms into a month of a large fleet cost.
 
-    python bench/history.py [--workers 4 48 256] [--ticks 130] [--url sqlite:////path/history.db]
+    phaseline bench history [-- --quick] [--database postgresql] [--workers 100 1000] [--zoom-workers 200 --days 30]
 
-Each worker does 20 decode steps and one prefill step a second on an in-memory meter under simulated time, and 5
-requests a second end. The last ticks include rolling up 10 s and 60 s. Times are of this process alone, here.
+All simulated. Ticks: each worker does 20 decode steps and one prefill step a second on an in-memory meter, and 5
+requests a second end; upkeep is the folding, rolling up and forgetting that follows each tick, beside the commit.
+Zooms: a generated history (seconds of the last day, rollups of all days), random ranges and metrics, each checked
+against the generator's true extremes; beside them one day as plain rows and SQL's GROUP BY. Percentiles: of merged
+histograms against exact ones. Times are of this process alone, here.
 """
 
 from __future__ import annotations
@@ -15,14 +18,19 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from math import ceil
 from pathlib import Path
 
+import numpy as np
+
+from _postgresql import private_cluster
+from _zooms import measure_zooms, plain_sql
 from control.accounting import Accountant
 from control.fleets.base import Observation
 from control.history.store import History, SeriesQuery
 from control.traffic.report import quantiles
 from control.types import RequestRecord
-from engine.histogram import of_values
+from engine.histogram import MAX_RELATIVE_ERROR, MAX_S, MIN_S, merge_all, of_values, quantile
 from engine.meter import Clock, Meter, MeterReader
 from engine.readings import DeviceInfo
 from engine.types import Load, Phase, PhaseTiming, Role, WorkerState
@@ -125,7 +133,7 @@ def timed(call: Callable[[], object]) -> float:
 def measure(url: str, num_workers: int, num_ticks: int) -> dict[str, object]:
     """Costs in ms of ticks and queries on a fleet of this size."""
     history, fleet, accountant = History.open(url), BenchFleet(num_workers), Accountant("bench")
-    spent: dict[str, list[float]] = {"read meters": [], "account": [], "utilization": [], "write": []}
+    spent: dict[str, list[float]] = {"read meters": [], "account": [], "utilization": [], "commit": [], "upkeep": []}
     for _ in range(num_ticks):
         fleet.second()
         begin = time.perf_counter()
@@ -138,7 +146,8 @@ def measure(url: str, num_workers: int, num_ticks: int) -> dict[str, object]:
         rows, cursors = fleet.records(5), accountant.snapshot()
         begin = time.perf_counter()
         history.write_tick(ingested, cursors, rows)
-        spent["write"].append(time.perf_counter() - begin)
+        spent["commit"].append(time.perf_counter() - begin)
+        spent["upkeep"].append(timed(partial(history.upkeep, T0 + fleet.now_s)))
     result: dict[str, object] = {"workers": num_workers}
     for name, values in spent.items():
         found = quantiles(values)
@@ -160,26 +169,69 @@ def _ms(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds * 1000, 2)
 
 
+def percentiles() -> dict[str, object]:
+    """Worst relative error of percentiles from merged histograms, over ten spreads of requests in a hundred pieces."""
+    worst = 0.0
+    for seed in range(10):
+        dice = np.random.default_rng(seed)
+        values = np.exp(dice.normal(-2.0, 0.3 + 0.2 * seed, 20_000)).clip(MIN_S, MAX_S)
+        merged = merge_all(of_values(part.tolist()) for part in np.array_split(values, 100))
+        for q in (0.5, 0.9, 0.99, 0.999):
+            exact = float(np.sort(values)[max(0, ceil(q * len(values)) - 1)])
+            found = quantile(merged, q)
+            assert found is not None
+            worst = max(worst, abs(found - exact) / exact)
+    return {"percentiles, worst relative error": round(worst, 5), "its stated bound": MAX_RELATIVE_ERROR}
+
+
+def of_database(url: str, options: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
+    """Ticks by fleet size, then zooms. `url` "": a new SQLite file each."""
+    results = []
+    for num_workers in options.workers:
+        path = folder / f"{num_workers}.db"
+        result = measure(url or f"sqlite:///{path}", num_workers, options.ticks)
+        if not url:
+            size = sum(each.stat().st_size for each in folder.glob(f"{path.name}*"))
+            result["KiB a tick"] = round(size / options.ticks / 1024, 1)
+        results.append(result)
+    zoomed = folder / "zooms.db"
+    found = measure_zooms(url or f"sqlite:///{zoomed}", options.zoom_workers, options.days, options.zooms)
+    if not url:
+        num_values = options.zoom_workers * (86_400 * NUM_VALUES + options.days * 86_400 // 10 * NUM_ROLLED)
+        size = zoomed.stat().st_size
+        found |= {"MB on disk": round(size / 1e6), "bytes a stored value": round(size / num_values, 2)}
+    found |= plain_sql(folder / "plain.db", min(20, options.zoom_workers)) | percentiles()
+    return [*results, found]
+
+
+#: Values that a generated second has, and a bucket of 10 s; the coarser ones add a fifth and are not counted.
+NUM_VALUES, NUM_ROLLED = 12 + 2 * 9, 24 + 2 * 25
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workers", type=int, nargs="+", default=[4, 48, 256])
+    parser.add_argument("--workers", type=int, nargs="+", default=[100, 1000])
     parser.add_argument("--ticks", type=int, default=130)
-    parser.add_argument("--url", default="", help="default: a new SQLite file for each fleet size")
+    parser.add_argument("--zoom-workers", type=int, default=200)
+    parser.add_argument("--days", type=int, default=30)
+    parser.add_argument("--zooms", type=int, default=1000)
+    parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
+    parser.add_argument("--quick", action="store_true", help="32 workers, 3 days, 100 zooms, ticks of 20 workers")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if options.quick:
+        options.workers, options.zoom_workers, options.days, options.zooms = [20], 32, 3, 100
     with tempfile.TemporaryDirectory() as folder:
-        for num_workers in options.workers:
-            path = Path(folder) / f"{num_workers}.db"
-            result = measure(options.url or f"sqlite:///{path}", num_workers, options.ticks)
-            if path.exists():
-                size = sum(each.stat().st_size for each in Path(folder).glob(f"{path.name}*"))
-                result["KiB a tick"] = round(size / options.ticks / 1024, 1)
-            print(json.dumps(result) if options.json else _table(result))
+        if options.database == "postgresql":
+            with private_cluster() as cluster:
+                results = of_database(cluster.url, options, Path(folder))
+        else:
+            results = of_database("", options, Path(folder))
+    print(json.dumps(results) if options.json else "\n".join(map(_table, results)))
 
 
 def _table(result: dict[str, object]) -> str:
-    lines = [f"{result['workers']} workers ({os.cpu_count()} cores here)"]
-    return "\n".join([*lines, *(f"  {name:32} {value}" for name, value in result.items() if name != "workers")])
+    return "\n".join([f"on {os.cpu_count()} cores", *(f"  {name:48} {value}" for name, value in result.items())])
 
 
 if __name__ == "__main__":

@@ -24,9 +24,9 @@ from control.metrics import METRICS_BY_NAME, Bucket, Metric
 from control.types import Series, SeriesPoint, SeriesResult
 
 MAX_POINTS: Final = 1_000
-#: Of all lines together: a chart of 200 lines has 200 points of each, and no extreme less.
-MAX_ALL_POINTS: Final = 40_000
-LEAST_POINTS: Final = 100
+#: Of all lines together: a chart of 200 lines has 40 points of each, and no extreme less.
+MAX_ALL_POINTS: Final = 4_000
+LEAST_POINTS: Final = 40
 LIMIT_POINTS: Final = 20_000
 NICE_STEPS: Final = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 10_800, 21_600, 43_200, 86_400)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from sqlalchemy import Connection, select
@@ -268,12 +268,14 @@ class Sums:
         found = zip(self._groups.first(groups).tolist(), self._groups.first(times).tolist(), strict=True)
         self.rows = {(lines.names[group], time): BucketSums(self, row) for row, (group, time) in enumerate(found)}
 
-    def value(self, row: int, name: str) -> float | None:
-        if name not in self._values:
+    def values(self, name: str) -> list[float | None]:
+        """A column, by row."""
+        values = self._values.get(name)
+        if values is None:
             joined = np.concatenate([piece.column(name) for piece in self._pieces])
             found = self._groups.named(name, joined).tolist()
-            self._values[name] = [None if value != value else value for value in found]
-        return self._values[name][row]
+            values = self._values[name] = [None if value != value else value for value in found]
+        return values
 
 
 class BucketSums(Mapping[str, float | None]):
@@ -285,7 +287,10 @@ class BucketSums(Mapping[str, float | None]):
         self._sums, self._row = sums, row
 
     def __getitem__(self, name: str) -> float | None:
-        return self._sums.value(self._row, name)
+        return self._sums.values(name)[self._row]
+
+    def get(self, name: str, default: Any = None) -> float | None:  # of any name there is a value, so no look first
+        return self._sums.values(name)[self._row]
 
     def __iter__(self) -> Iterator[str]:
         raise TypeError("columns are read when they are asked for; which there are is not known")
