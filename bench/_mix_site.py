@@ -51,6 +51,8 @@ READY_LIMIT_S = 60.0
 #: A throttled gateway runs for its share of each period.
 PERIOD_S = 0.1
 _context = multiprocessing.get_context("forkserver")
+#: A gateway names its requests by a number that it draws when it is imported: no two may be copies of one process.
+_fresh = multiprocessing.get_context("spawn")
 _context.set_forkserver_preload(["_mix_site"])
 
 
@@ -87,8 +89,9 @@ def running(mix: Mix) -> Iterator[Sites]:
 
 def _start(stack: contextlib.ExitStack, target: Callable[..., None], *arguments: Any) -> Any:
     """Start a process that says something when it is ready; what it said."""
-    ours, theirs = _context.Pipe()
-    child = _context.Process(target=target, args=(theirs, *arguments), daemon=True)
+    context = _fresh if target is _serve_gateway else _context
+    ours, theirs = context.Pipe()
+    child = context.Process(target=target, args=(theirs, *arguments), daemon=True)
     child.start()
     stack.callback(_end, child)
     if not ours.poll(READY_LIMIT_S):
