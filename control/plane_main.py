@@ -233,6 +233,7 @@ def retention_of(settings: Settings) -> Retention:
         raw_s=settings.retention_raw_s,
         rollup_s=settings.retention_rollup_s,
         requests_s=settings.retention_requests_s,
+        max_bytes=settings.retention_max_bytes or None,
         max_records=settings.max_request_records,
     )
 

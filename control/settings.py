@@ -122,6 +122,13 @@ class Settings(BaseSettings):
     )
     retention_raw_s: Seconds = Field(86_400.0, description="How long 1 s points are kept.")
     retention_rollup_s: Seconds = Field(30 * 86_400.0, description="How long 10 s and coarser points are kept.")
+    retention_max_bytes: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Above it the oldest 1 s points go before their time, then 10 s ones; 0: no bound. "
+        "A stored value takes about 3 bytes: a worker 6 MB for a day of seconds, 2.5 MB for each day of rollups.",
+    )
     retention_requests_s: Seconds = Field(7 * 86_400.0, description="How long request records are kept.")
     max_request_records: int = Field(
         2_000_000, ge=1_000, description="Request records that are kept at most, 1.5 kB each; the oldest go first."
