@@ -127,7 +127,7 @@ class Settings(BaseSettings):
         ge=0,
         allow_inf_nan=False,
         description="Above it the oldest 1 s points go before their time, then 10 s ones; 0: no bound. "
-        "A stored value takes about 3 bytes: a worker 6 MB for a day of seconds, 2.5 MB for each day of rollups.",
+        "A stored value takes 3 to 4 bytes: a worker 6 MB for a day of seconds, 2.5 MB for each day of rollups.",
     )
     retention_requests_s: Seconds = Field(7 * 86_400.0, description="How long request records are kept.")
     max_request_records: int = Field(
