@@ -30,7 +30,7 @@ UNTIL: Final = 20_800 * DAY_S
 
 def measure_zooms(url: str, num_workers: int, days: int, num_zooms: int) -> dict[str, object]:
     """Fill an empty database, zoom, compare. Times in ms; a zoom is of one worker, of eight, or of all."""
-    demo = Demo(fleet_id="bench", until_s=UNTIL, num_workers=num_workers, days=days)
+    demo = Demo(fleet_id="zooms", until_s=UNTIL, num_workers=num_workers, days=days)
     history, begun_s = History.open(url), time.perf_counter()
     for shelf in range(num_shelves(demo)):
         with writing(history._engine, inf) as connection:
@@ -49,7 +49,7 @@ def _zooms(history: History, demo: Demo, num_zooms: int) -> dict[str, object]:
         begun_s = time.perf_counter()
         found = history.series(query)
         spent.setdefault(kind, []).append(time.perf_counter() - begun_s)
-        most = max(most, *(len(line.points) for line in found.series))
+        most = max([most, *(len(line.points) for line in found.series)])
         wrong += kind == "of one worker" and not shows_extremes(demo, query, found)
     spent["of any kind"] = [each for times in spent.values() for each in times]
     result: dict[str, object] = {"zooms": num_zooms, "most points a line": most, "zooms without a true extreme": wrong}

@@ -11,7 +11,7 @@ def test_random_zooms_into_a_generated_history_show_every_true_extreme(url: str)
     assert found["zooms without a true extreme"] == 0
     history = History.open(url)
     query = SeriesQuery(
-        fleet_id="bench", metric="decode_busy", since_unix_s=UNTIL - 600, until_unix_s=UNTIL, by="worker"
+        fleet_id="zooms", metric="decode_busy", since_unix_s=UNTIL - 600, until_unix_s=UNTIL, by="worker"
     )
     result = history.series(query)
     history.close()
