@@ -82,10 +82,20 @@ class Cluster:
     def stop(self) -> None:
         """As `pg_ctl stop -m immediate` does: no checkpoint, no goodbye; the next start recovers from the log."""
         self.go_on()
+        server = self._running()
+        if server is not None:
+            server.send_signal(signal.SIGQUIT)
+            server.wait(30)
         if self._server is not None:
-            self._server.send_signal(signal.SIGQUIT)
             self._server.wait(30)
             self._server = None
+
+    def _running(self) -> psutil.Process | None:
+        """The server, also when somebody else has started it again (`pg_ctl restart`)."""
+        try:
+            return psutil.Process(int((self.folder / "data" / "postmaster.pid").read_text().split()[0]))
+        except (OSError, psutil.NoSuchProcess):
+            return None
 
     def stand_still(self) -> None:
         """SIGSTOP to the server and all its backends: connections stay open and nothing is answered."""

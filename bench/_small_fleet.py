@@ -103,6 +103,14 @@ class SmallFleet:
                     await self._wake.wait()
             self._wake.clear()
 
+    async def look_when_told(self) -> None:
+        """As the plane does when a beat tells it that the gateway has lost a worker."""
+        news = self.gateway.fleet.mover.departures.has_news
+        while True:
+            await news.wait()
+            news.clear()
+            self._wake.set()
+
     async def _revive(self, worker: Worker) -> None:
         if worker.worker_id in self.holds_back:
             return
@@ -184,13 +192,17 @@ async def small_fleet(
     try:
         await asyncio.gather(*(asyncio.to_thread(each.start) for each in workers))
         async with running(gateway):
-            tasks = [asyncio.create_task(server.serve(sockets=[listener])), asyncio.create_task(fleet.run())]
+            tasks = [
+                asyncio.create_task(each)
+                for each in (server.serve(sockets=[listener]), fleet.run(), fleet.look_when_told())
+            ]
             tasks[1].add_done_callback(_end_loudly)
             try:
                 yield fleet, f"http://127.0.0.1:{listener.getsockname()[1]}"
             finally:
                 server.should_exit = server.force_exit = True
-                tasks[1].cancel()
+                for each in tasks[1:]:
+                    each.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
     finally:
         for each in (*workers, spares):

@@ -4,25 +4,29 @@ python bench/migration.py                      paced 70B workers (simulated): 42
 python bench/migration.py --workers tiny       real workers with a random model of two layers
 python bench/migration.py --workers real       the real model on the CPU, few streams
 
-Two deployments after one another, with live migration and without, get the same: some streams are always open, and a
-worker is taken through decode -> mixed -> prefill -> mixed -> decode -> prefill -> decode, then others are drained, and
-one is flipped and flipped back before the first flip is complete. Every text is compared with the same request on the
-undisturbed fleet (a paced worker's text depends on the length of the prompt alone, so one per length is asked there).
-Accepted and ready are the journal's own times; first token: the first one that anybody got from the worker in its new
-role (a prefill worker's is a stream's first, a decode worker's the second). The stall is the time between last token
-before a move and first one after it, on the gateway's clock. Predicted: by the gateway's estimate, before the move,
-or the worker's leaving, began. The steps of paced workers, and the links that their KV moves over, are modelled: copies
-that use one worker's link at the same time slow each other down.
+Two deployments beside each other, one with live migration and one that drains by waiting, get the same traffic at the
+same time, and turn by turn the same commands: some streams are always open, and a worker is taken through decode ->
+mixed -> prefill -> mixed -> decode -> prefill -> decode, then others are drained, and one is flipped and flipped back
+before the first flip is complete. Every text is compared with the same request on the undisturbed fleet (a paced
+worker's text depends on the length of the prompt alone, so one per length is asked there).
+Accepted and ready are the journal's own times; first token: the first one that a client got from the worker in its new
+role (a prefill worker's is a stream's first, a decode worker's the second), with all that this request waited for and
+computed; first step: the end of the worker's own first step in that role, by its meter page. The stall is the time
+between last token before a move and first one after it, on the gateway's clock. Predicted: by the gateway's estimate,
+before the move, or the worker's leaving, began. The steps of paced workers, and the links that their KV moves over, are
+modelled: copies that use one worker's link at the same time slow each other down.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import re
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,12 +35,14 @@ import httpx
 from _deployment import ROOT, Deployment, deployment
 from _steady_load import Asked, SteadyLoad
 from control.client import PhaselineClient
+from control.faults.place import Place
 from control.traffic.report import quantiles
 from control.types import Action, Command, CommandRequest, CommandState, Role, Verb, WorkerState, WorkerStatus
 from engine.convert import make_tiny_model
 from engine.device_catalogue import cost_model
 from engine.seeded_pool import WORD_BYTES
 
+LIVE, WAITING = "with_migration", "drain_and_wait"
 LIMIT_S = 180.0
 POLL_S = 0.005
 PATIENCE_S = 4.0
@@ -65,13 +71,32 @@ class Tally:
     """One deployment's commands; times in seconds, by what was done."""
 
     ready_s: dict[str, list[float]] = field(default_factory=dict)
+    first_step_s: dict[str, list[float]] = field(default_factory=dict)
     first_token_s: dict[str, list[float]] = field(default_factory=dict)
     num_running: list[float] = field(default_factory=list)  # on a worker that leaves decode
 
-    def note(self, what: str, ready_s: float, first_token_s: float | None = None) -> None:
+    def note(self, what: str, ready_s: float) -> None:
         self.ready_s.setdefault(what, []).append(ready_s)
-        if first_token_s is not None:
-            self.first_token_s.setdefault(what, []).append(first_token_s)
+
+    def note_first(self, what: str, step_s: float | None, token_s: float) -> None:
+        self.first_token_s.setdefault(what, []).append(token_s)
+        if step_s is not None:
+            self.first_step_s.setdefault(what, []).append(step_s)
+
+
+@dataclass(slots=True)
+class Side:
+    """One of the deployments, its streams, and what was seen of it."""
+
+    name: str
+    fleet: Deployment
+    load: SteadyLoad
+    tally: Tally = field(default_factory=Tally)
+    began_unix_s: float = field(default_factory=time.time)
+
+    @property
+    def client(self) -> PhaselineClient:
+        return self.fleet.client
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -134,8 +159,8 @@ def until_running(client: PhaselineClient, worker_id: str, least: int) -> None:
 # --- one cycle --------------------------------------------------------------------------------------------------------
 
 
-async def cycle(client: PhaselineClient, load: SteadyLoad, kind: Kind, tally: Tally) -> None:
-    least = kind.num_streams // 5
+async def cycle(side: Side, kind: Kind) -> None:
+    client, tally, least = side.client, side.tally, kind.num_streams // 5
 
     async def victim() -> WorkerStatus:
         found = await asyncio.to_thread(busiest, client, least)
@@ -146,12 +171,14 @@ async def cycle(client: PhaselineClient, load: SteadyLoad, kind: Kind, tally: Ta
     for role in WAY:
         await asyncio.to_thread(until_running, client, worker_id, least)
         command = await asyncio.to_thread(carry_out, client, flip(worker_id, role))
-        ready_s, first_token_s = took_s(command, worker_id), None
+        what, ready_s = f"flip {before} -> {role}", took_s(command, worker_id)
+        tally.note(what, ready_s)
         if role is not Role.MIXED and before is not Role.MIXED:
             since_unix_s = command.created_unix_s + ready_s
-            at_unix_s = await load.first_token_unix_s(worker_id, role, since_unix_s, LIMIT_S)
-            first_token_s = at_unix_s - command.created_unix_s
-        tally.note(f"flip {before} -> {role}", ready_s, first_token_s)
+            at_unix_s = await side.load.first_token_unix_s(worker_id, role, since_unix_s, LIMIT_S)
+            step_unix_s = first_step_unix_s(side.fleet, worker_id, role, since_unix_s)
+            step_s = None if step_unix_s is None else step_unix_s - command.created_unix_s
+            tally.note_first(what, step_s, at_unix_s - command.created_unix_s)
         before = role
     for _ in range(DRAINS_PER_CYCLE):
         worker_id = (await victim()).worker_id
@@ -165,30 +192,39 @@ async def cycle(client: PhaselineClient, load: SteadyLoad, kind: Kind, tally: Ta
     tally.note("flipped back at once", took_s(command, worker_id))
 
 
-async def disturb(fleet: Deployment, model_id: str, kind: Kind, tally: Tally, *, live: bool) -> dict[str, Any]:
-    """All cycles under load; what the clients saw."""
-    load = SteadyLoad(
-        fleet.gateway_url,
-        model_id,
-        num_streams=kind.num_streams,
-        max_tokens=kind.max_tokens,
-        contexts=kind.contexts,
-        limit_s=LIMIT_S,
-    )
-    async with load:
+def first_step_unix_s(fleet: Deployment, worker_id: str, role: Role, since_unix_s: float) -> float | None:
+    """When the worker's first step in its new role ended; None when its page holds only later ones."""
+    with Place(fleet.run_dir) as place:
+        reading = next(each for each in place.readings() if each.worker_id == worker_id)
+    before = [each for each in reading.steps if each.start_unix_s < since_unix_s]
+    ends = [each.end_unix_s for each in reading.steps if each.role == role and each.start_unix_s >= since_unix_s]
+    return min(ends) if ends and before else None
+
+
+async def disturb(sides: list[Side], kind: Kind) -> dict[str, dict[str, Any]]:
+    """All cycles under load, turn by turn; what the clients of each side saw."""
+    async with contextlib.AsyncExitStack() as loads:
+        for side in sides:
+            await loads.enter_async_context(side.load)
         for number in range(kind.cycles):
-            await cycle(fleet.client, load, kind, tally)
-            print(f"migration {'on' if live else 'off'}: cycle {number + 1} of {kind.cycles}", flush=True)
+            for side in sides:
+                await cycle(side, kind)
+            print(f"cycle {number + 1} of {kind.cycles}", flush=True)
+    return {side.name: await seen_by_clients(side, kind) for side in sides}
+
+
+async def seen_by_clients(side: Side, kind: Kind) -> dict[str, Any]:
     is_paced = kind.settings["worker_kind"] == "paced"
 
     def key(asked: Asked) -> object:
         return asked.heard.num_prompt_tokens if is_paced else asked.prompt
 
-    num_compared, num_different = await load.num_different(key)
-    problems = [each.heard.problem[:150] for each in load.asked if each.heard.problem and not each.heard.is_refused]
+    asked = side.load.asked
+    num_compared, num_different = await side.load.num_different(key)
+    problems = [each.heard.problem[:150] for each in asked if each.heard.problem and not each.heard.is_refused]
     return {
-        "streams": len(load.asked),
-        "refused (429)": sum(each.heard.is_refused for each in load.asked),
+        "streams": len(asked),
+        "refused (429)": sum(each.heard.is_refused for each in asked),
         "failed": len(problems),
         "problems": dict(Counter(problems)),
         "compared with undisturbed": num_compared,
@@ -196,31 +232,46 @@ async def disturb(fleet: Deployment, model_id: str, kind: Kind, tally: Tally, *,
     }
 
 
-def measure(kind: Kind, *, live: bool) -> dict[str, Any]:
-    """All cycles on one deployment."""
-    tally, began_unix_s = Tally(), time.time()
+@contextlib.contextmanager
+def opened(name: str, kind: Kind) -> Iterator[Side]:
+    """A deployment in which a flipped worker is the one that prefills, and its load."""
     shape = {"num_workers": NUM_WORKERS, "num_prefill": 1, "profile": "local", "max_moves": 8}
-    with deployment(live_migration=live, **shape, **kind.settings) as fleet:
+    with deployment(live_migration=name == LIVE, **shape, **kind.settings) as fleet:
         model_id = httpx.get(f"{fleet.gateway_url}/v1/models").json()["data"][0]["id"]
         prefer = {f"w{index}": GREAT_WEIGHT if index else 0.001 for index in range(NUM_WORKERS)}
-        carry_out(fleet.client, Action(verb=Verb.SET_ROUTING, weights=prefer))  # so that a flipped one prefills
-        clients = asyncio.run(disturb(fleet, model_id, kind, tally, live=live))
+        carry_out(fleet.client, Action(verb=Verb.SET_ROUTING, weights=prefer))
+        lengths = {"max_tokens": kind.max_tokens, "contexts": kind.contexts}
+        load = SteadyLoad(fleet.gateway_url, model_id, num_streams=kind.num_streams, limit_s=LIMIT_S, **lengths)
+        yield Side(name, fleet, load)
+
+
+def measure(kind: Kind, names: list[str]) -> dict[str, dict[str, Any]]:
+    """All cycles on each of the deployments."""
+    with contextlib.ExitStack() as deployments:
+        sides = [deployments.enter_context(opened(name, kind)) for name in names]
+        clients = asyncio.run(disturb(sides, kind))
         time.sleep(2.5)  # records come once a second
-        records = fleet.client.requests(10_000, began_unix_s)
-        lines = fleet.client.series("itl_p50_s", began_unix_s).series
-        step_s = quantiles(point.value for line in lines for point in line.points).p50
-        moves = [move for record in records for move in record.moves]
-        left = LEFT.findall("".join(each.read_text() for each in (fleet.run_dir / "logs").glob("gateway*.log")))
+        return {side.name: clients[side.name] | figures(side, kind) for side in sides}
+
+
+def figures(side: Side, kind: Kind) -> dict[str, Any]:
+    """Times of the commands, and what the product's own records say of the moves."""
+    tally, client = side.tally, side.client
+    records = client.requests(10_000, side.began_unix_s)
+    lines = client.series("itl_p50_s", side.began_unix_s).series
+    step_s = quantiles(point.value for line in lines for point in line.points).p50
+    moves = [move for record in records for move in record.moves]
+    left = LEFT.findall("".join(each.read_text() for each in (side.fleet.run_dir / "logs").glob("gateway*.log")))
     by_kind = {each: sum(move.kind == each for move in moves) for each in sorted({move.kind for move in moves})}
     foreseen = [(each.predicted_stall_s, each.stall_s) for each in moves if each.predicted_stall_s and each.stall_s]
     predicted = [(float(said), float(was)) for number, said, was in left if said != "unknown" and int(number)]
     return {
-        **clients,
         "running_on_the_worker_p50": quantiles(tally.num_running).p50,
         "one_decode_step_p50_s": step_s,
         **{f"{what}: accepted to ready": row(each, step_s) for what, each in tally.ready_s.items()},
-        **{f"{what}: to first token": row(each, step_s) for what, each in tally.first_token_s.items()},
         "all flips: accepted to ready": row([s for w, v in tally.ready_s.items() if "->" in w for s in v], step_s),
+        **{f"{what}: to first step's end": row(each, step_s) for what, each in tally.first_step_s.items()},
+        **{f"{what}: to first token": row(each, step_s) for what, each in tally.first_token_s.items()},
         "moves": by_kind,
         "bytes_copied": sum(each.num_bytes for each in moves),
         "bytes_modelled": round(sum(each.num_bytes for each in moves) * kind.modelled_per_byte),
@@ -292,19 +343,16 @@ def main() -> None:
     kind = kinds()[options.workers]
     if options.cycles:
         kind = Kind(**{each: getattr(kind, each) for each in Kind.__slots__} | {"cycles": options.cycles})
-    names = {"on": "with_migration", "off": "drain_and_wait"}
-    wanted = [options.only] if options.only else list(names)
-    result: dict[str, dict[str, Any]] = {}
-    for each in wanted:
-        result[names[each]] = measure(kind, live=each == "on")
-        if not options.json:
-            show(kind, result)
+    names = {"on": LIVE, "off": WAITING}
+    result = measure(kind, [names[options.only]] if options.only else list(names.values()))
     if options.json:
         print(json.dumps({"workers": kind.words} | result))
+    else:
+        show(kind, result)
 
 
 def show(kind: Kind, result: dict[str, dict[str, Any]]) -> None:
-    """The deployments that have been measured so far, side by side."""
+    """The deployments side by side."""
     print(f"\n{kind.words}: {', '.join(result)}")
     for name in {name: None for each in result.values() for name in each}:
         cells = [str(each.get(name, "-")).strip("{}").replace("'", "") for each in result.values()]

@@ -137,7 +137,8 @@ class PlaneProcess:
         """The history, once its database answers. Meanwhile the API says what we wait for, where nobody else does."""
         while True:
             try:
-                return await asyncio.to_thread(open_history, self._settings, crash_point(os.environ))
+                reach = crash_point(os.environ, self._settings.run_dir)
+                return await asyncio.to_thread(open_history, self._settings, reach)
             except DatabaseAway as away:
                 if self._problem != away.detail:
                     _log.warning("waiting for the database: %s", away.detail)

@@ -25,6 +25,7 @@ from control.faults.stages import Stage, is_at, worker_at
 from control.faults.streams import Streams
 from control.processes import ProcessId, send_signal
 from control.types import Action, Verb
+from control.write_points import FILE_NAME
 from engine.readings import MeterReading
 
 POLL_S: Final = 0.002
@@ -174,7 +175,22 @@ class Events:
     # --- other processes -----------------------------------------------------------------------------------------
 
     async def kill_plane(self, event: Event) -> tuple[str, str]:
-        return self._kill_component("plane")
+        if event.point is None:
+            return self._kill_component("plane")
+        return await asyncio.to_thread(self._kill_at_point, event.point)
+
+    def _kill_at_point(self, point: str) -> tuple[str, str]:
+        """The plane ends itself when it comes by that moment of a write, and takes the file away first."""
+        process, asks = self.place.process("plane"), self.place.run_dir / FILE_NAME
+        asks.write_text(point, "utf-8")
+        try:
+            while asks.exists():
+                if not self.has_streams:
+                    raise CommandRefused(f"no plane came by {point} while streams ran", field="point", value=point)
+                time.sleep(POLL_S)
+        finally:
+            asks.unlink(missing_ok=True)
+        return "plane", f"process {process.pid} ended at {point}"
 
     async def kill_gateway(self, event: Event) -> tuple[str, str]:
         return self._kill_component("gateway")

@@ -26,8 +26,16 @@ def restart_postgresql(run_dir: Path) -> str:
         )
     command = [control, "-D", str(data.resolve()), "-m", "immediate", "-w", "-l", str(data.resolve() / "restart.log")]
     user = data.stat().st_uid if os.geteuid() == 0 else None  # the server refuses to run as root
+    # The server is no process of the deployment: what marks those must not reach it.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PHASELINE_")}
     done = subprocess.run(
-        [*command, "restart"], user=user, capture_output=True, text=True, timeout=LIMIT_S, check=False
+        [*command, "restart"],
+        user=user,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
     )
     if done.returncode:
         raise CommandRefused(

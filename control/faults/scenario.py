@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass as checked
 from control.errors import SettingsError
 from control.faults.stages import Stage
 from control.types import Role
+from control.write_points import POINT
 
 DATA: Final = Path(__file__).resolve().parents[2] / "data" / "faults"
 _STRICT: Final = ConfigDict(extra="forbid")
@@ -33,7 +34,7 @@ FIELDS: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "resize": (("prefill", "decode", "mixed"), ()),
     "set_routing": (("policy", "weights"), ()),
     "cancel": (("count",), ("count",)),
-    "kill_plane": ((), ()),
+    "kill_plane": (("point",), ()),
     "kill_gateway": ((), ()),
     "fill_disk": (("for_s",), ("for_s",)),
     "restart_postgresql": ((), ()),
@@ -123,6 +124,7 @@ class Event:
     policy: dict[str, float | int] | None = None
     weights: dict[str, float] | None = None
     count: Annotated[int | None, Field(ge=1)] = None
+    point: Annotated[str | None, Field(pattern=f"^{POINT.pattern}$")] = None  # of a write: <write>:<moment>[#n]
 
     @model_validator(mode="after")
     def _only_its_fields(self) -> Event:

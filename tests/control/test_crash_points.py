@@ -15,7 +15,7 @@ import pytest
 from control.errors import SettingsError
 from control.history.store import History
 from control.types import Verb
-from control.write_points import MOMENTS, crash_point, pass_by
+from control.write_points import FILE_NAME, MOMENTS, crash_point, pass_by
 from tests.control.crash_rig import CrashRig, Trouble
 from tests.control.crash_scripts import check, points_to_try, run, settle
 
@@ -91,6 +91,22 @@ def test_a_crash_point_in_the_environment_names_a_write_and_a_moment() -> None:
     for bad in ("update_command", "update_command:during", "update_command:after#x"):
         with pytest.raises(SettingsError, match="PHASELINE_CRASH_AT"):
             crash_point({"PHASELINE_CRASH_AT": bad})
+
+
+def test_a_file_in_the_run_folder_names_a_point_for_as_long_as_it_is_there(tmp_path: Path) -> None:
+    """Each call may be the last one of this process: those below are all points that are not asked for."""
+    reach = crash_point({}, tmp_path)
+    asks = tmp_path / FILE_NAME
+    reach("write_tick:after")
+    asks.write_text("write_tick:after#2")
+    reach("write_tick:after")  # the first time: goes by
+    reach("write_tick:before")
+    asks.unlink()
+    reach("write_tick:after")  # nobody asks any more
+    asks.write_text("write_tick:after#2")
+    reach("write_tick:after")  # the first time of another ask
+    asks.write_text("no point at all")
+    reach("write_tick:after")
 
 
 def test_the_planes_own_process_dies_at_the_point_that_its_environment_names(tmp_path: Path) -> None:

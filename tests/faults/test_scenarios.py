@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+from bench._postgresql import private_cluster
 from control.faults.place import Place
+from control.faults.postgresql import DATA_NAME
 from control.faults.runner import Session
 from control.faults.scenario import shipped
+from tests.faults.conftest import tiny_settings
 from tests.integration.deployment import Deployment
 
 pytestmark = pytest.mark.integration
@@ -26,6 +30,19 @@ def test_a_scenario_that_ships_holds_all_its_checks(place: Place, name: str) -> 
             break
     assert report.ok, json.dumps(report.as_dict(), indent=1)
     assert not report.simulated
+
+
+def test_a_postgresql_that_restarts_loses_nothing(tmp_path: Path) -> None:
+    with private_cluster() as cluster:
+        own = {**tiny_settings(tmp_path), "PHASELINE_DATABASE_URL": cluster.url}
+        deployment = Deployment(tmp_path / "run", **own)
+        try:
+            deployment.must("up", "--detach")
+            (deployment.run_dir / DATA_NAME).symlink_to(cluster.folder / "data")
+            (report,) = deployment.json("faults", "run", "restart-postgresql", "--yes", "--unsafe", "--seed", "1")
+            assert report["ok"], json.dumps(report, indent=1)
+        finally:
+            deployment.end()
 
 
 def test_the_command_line_runs_a_scenario_and_reports_it(tiny: Deployment) -> None:
