@@ -12,7 +12,7 @@ from control.faults.place import Place
 from control.faults.postgresql import DATA_NAME
 from control.faults.runner import Session
 from control.faults.scenario import shipped
-from tests.faults.conftest import tiny_settings
+from tests.faults.conftest import LIMITS
 from tests.integration.deployment import Deployment
 
 pytestmark = pytest.mark.integration
@@ -33,9 +33,11 @@ def test_a_scenario_that_ships_holds_all_its_checks(place: Place, name: str) -> 
 
 
 def test_a_postgresql_that_restarts_loses_nothing(tmp_path: Path) -> None:
+    """On paced workers: what is asked here is the history's, and they start in a moment."""
+    own = {"worker_kind": "paced", "num_workers": "4", "num_prefill": "1", "profile": "local", **LIMITS}
     with private_cluster() as cluster:
-        own = {**tiny_settings(tmp_path), "PHASELINE_DATABASE_URL": cluster.url}
-        deployment = Deployment(tmp_path / "run", **own)
+        settings = {f"PHASELINE_{name.upper()}": value for name, value in {**own, "database_url": cluster.url}.items()}
+        deployment = Deployment(tmp_path / "run", **settings)
         try:
             deployment.must("up", "--detach")
             (deployment.run_dir / DATA_NAME).symlink_to(cluster.folder / "data")
