@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Protocol, Unpack
 
 from control.client import AttachedInfo, Attachment, Survey
@@ -43,6 +43,16 @@ class Plane(Protocol):
         self, policy: dict[str, float | int], *, window_s: float = 3600.0, fleet_id: str | None = None
     ) -> WhatIfRouting: ...
     def metrics(self) -> list[MetricInfo]: ...
+    def export(
+        self,
+        metrics: Sequence[str],
+        since_unix_s: float,
+        until_unix_s: float | None = None,
+        step_s: int | None = None,
+        by: str = "fleet",
+        *,
+        format: str = "csv",
+    ) -> bytes: ...
     def series(
         self,
         metric: str,

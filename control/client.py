@@ -248,6 +248,29 @@ class PhaselineClient:
             name=list(names) or None,
         )
 
+    def export(
+        self,
+        metrics: Sequence[str],
+        since_unix_s: float,
+        until_unix_s: float | None = None,
+        step_s: int | None = None,
+        by: str = "fleet",
+        *,
+        format: str = "csv",
+    ) -> bytes:
+        """Series as a file, `csv` or `parquet`: a row per metric, group and bucket."""
+        asked: dict[str, Any] = {
+            "metric": list(metrics),
+            "since_unix_s": since_unix_s,
+            "until_unix_s": until_unix_s,
+            "step_s": step_s,
+            "by": by,
+            "format": format,
+            "fleet_id": self.fleet_id,
+        }
+        query = {name: value for name, value in asked.items() if value is not None}
+        return self._answer("GET", f"{API}/series/export", True, params=query).content
+
     def roofline(
         self, since_unix_s: float | None = None, until_unix_s: float | None = None, fleet_id: str | None = None
     ) -> Roofline:

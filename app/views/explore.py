@@ -53,7 +53,7 @@ def page(hub: Hub, snapshot: FleetSnapshot) -> None:
         st.html(cards.banner(str(error), "broken", alert=True))
         return
     _chart(hub, metric, result, past, events, shift_s)
-    _numbers(metric, result, past)
+    _numbers(hub, metric, result, past)
 
 
 def _controls(catalogue: list[MetricInfo]) -> tuple[MetricInfo, str, str, int | None]:
@@ -161,13 +161,28 @@ def _chart(
     st.caption(" ".join(notes))
 
 
-def _numbers(metric: MetricInfo, result: SeriesResult, past: SeriesResult | None) -> None:
+def _parquet(hub: Hub, result: SeriesResult) -> bytes:
+    """The same buckets as a file, made by the plane when it is asked for."""
+    client = hub.client(session.token(hub))
+    return client.export(
+        [result.metric], result.since_unix_s, result.until_unix_s, result.step_s, result.by, format="parquet"
+    )
+
+
+def _numbers(hub: Hub, metric: MetricInfo, result: SeriesResult, past: SeriesResult | None) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         st.download_button(
             "Download CSV",
             data=lambda: tables.csv_text([("chosen", result), *([("earlier", past)] if past else [])]),
             file_name=f"phaseline-{metric.name}-{result.by}-{result.since_unix_s:.0f}.csv",
             mime="text/csv",
+            on_click="ignore",
+        )
+        st.download_button(
+            "Download Parquet",
+            data=lambda: _parquet(hub, result),
+            file_name=f"phaseline-{metric.name}-{result.by}-{result.since_unix_s:.0f}.parquet",
+            mime="application/vnd.apache.parquet",
             on_click="ignore",
         )
         st.button(

@@ -11,8 +11,9 @@ import typer
 from control.cli.shell import JsonFlag, connect, print_json, print_table, say
 from control.errors import SettingsError
 from control.stories import event_words
-from control.types import EventKind, LifeKind, MoveKind, PlaneKind, SeriesResult
+from control.types import EventKind, LifeKind, MoveKind, PlaneKind, Series, SeriesResult
 
+BLOCKS = "▁▂▃▄▅▆▇█"
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
@@ -30,6 +31,7 @@ def series(
     until: Annotated[str, typer.Option(help="How far back the end is; empty is now.")] = "",
     step: Annotated[str, typer.Option(help="Bucket: 1s, 10s, 1m ..; empty chooses.")] = "",
     by: Annotated[str, typer.Option(help="fleet, role, worker or rule, as the metric allows.")] = "fleet",
+    compare: Annotated[str, typer.Option(help="The same window so much earlier beside it: 1h, 1d, 7d.")] = "",
     as_json: JsonFlag = False,
 ) -> None:
     """One metric over time. n/a is a gap, not zero."""
@@ -43,14 +45,18 @@ def series(
                 print_table(("metric", "unit", "by", "source", "meaning"), rows)
             return
         now_unix_s = time.time()
-        result = client.series(
-            metric,
-            now_unix_s - parse_duration(since, "since"),
-            now_unix_s - parse_duration(until, "until") if until else None,
-            max(1, round(parse_duration(step, "step"))) if step else None,
-            by,
-        )
-    print_json(result) if as_json else _show_series(result)
+        begin = now_unix_s - parse_duration(since, "since")
+        end = now_unix_s - parse_duration(until, "until") if until else now_unix_s
+        step_s = max(1, round(parse_duration(step, "step"))) if step else None
+        shift_s = parse_duration(compare, "compare") if compare else 0.0
+        result = client.series(metric, begin, end if until else None, step_s, by)
+        past = client.series(metric, begin - shift_s, end - shift_s, result.step_s, by) if shift_s else None
+    if as_json:
+        print_json(result if past is None else {"chosen": result, "earlier": past})
+        return
+    _show_series(result)
+    for line in (*spark_lines(result), *(compared_lines(result, past, compare) if past else ())):
+        say(line)
 
 
 def _show_series(result: SeriesResult) -> None:
@@ -70,6 +76,46 @@ def _show_series(result: SeriesResult) -> None:
     print_table(("time", *labels), rows, right=labels)
     if result.note:
         say(f"note: {result.note}")
+
+
+def spark_lines(result: SeriesResult, width: int = 60) -> list[str]:
+    """Each line as blocks from its least to its largest value; a blank where nothing is known."""
+    lines = []
+    for each in result.series:
+        parts = [each.points[n * len(each.points) // width : (n + 1) * len(each.points) // width] for n in range(width)]
+        values = [
+            [p.value for p in part if p.value is not None] for part in (parts if len(each.points) > width else [])
+        ]
+        values = values or [[p.value] if p.value is not None else [] for p in each.points]
+        known = [max(part) for part in values if part]
+        if known:
+            low, high = min(known), max(known)
+            blocks = "".join(_block(max(part), low, high) if part else " " for part in values)
+            lines.append(f"{each.label or result.by}  {blocks}  {low:.4g} .. {high:.4g} {result.unit}")
+    return lines
+
+
+def _block(value: float, low: float, high: float) -> str:
+    return BLOCKS[round((value - low) / (high - low) * (len(BLOCKS) - 1))] if high > low else BLOCKS[0]
+
+
+def compared_lines(result: SeriesResult, past: SeriesResult, ago: str) -> list[str]:
+    """The means of both windows, line by line, over the buckets of which something is known."""
+    earlier = {each.label: _mean(each) for each in past.series}
+    lines = []
+    for each in result.series:
+        now, before = _mean(each), earlier.get(each.label)
+        words = "n/a" if now is None or before is None else f"{now - before:+.4g} {result.unit}"
+        if now is not None and before:
+            words += f" ({now / before - 1:+.0%})"
+        shown = ["n/a" if value is None else f"{value:.4g}" for value in (now, before)]
+        lines.append(f"{each.label or result.by}: mean {shown[0]}, {ago} earlier {shown[1]}: {words}")
+    return lines
+
+
+def _mean(line: Series) -> float | None:
+    known = [point.value for point in line.points if point.value is not None]
+    return sum(known) / len(known) if known else None
 
 
 #: What `--kind` takes.

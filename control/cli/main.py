@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from control.cli import alerts, attached, bench, commands, faults, history, lifecycle, requests, tokens
+from control.cli import alerts, attached, bench, commands, export, faults, history, lifecycle, requests, tokens
 from control.cli.bottleneck import bottleneck
 from control.cli.shell import Exit, exit_code, one_line, remote
 from control.cli.traffic import traffic
@@ -55,6 +55,7 @@ for function, name in (
     (commands.undo, "undo"),
     (commands.commands, "commands"),
     (history.series, "series"),
+    (export.export, "export"),
     (history.events, "events"),
     (alerts.alerts, "alerts"),
     (requests.requests, "requests"),

@@ -6,7 +6,7 @@ It decides nothing: scenes, courses and commands are just enough to see what the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Unpack
 
@@ -623,6 +623,9 @@ class FakeClient:
 
     def command(self, command_id: int) -> Command:
         return next(each for each in self.commands() if each.command_id == command_id)
+
+    def export(self, metrics: Sequence[str], since_unix_s: float, *more: Any, format: str = "csv") -> bytes:
+        return f"{format} of {', '.join(metrics)}".encode()
 
     def fleets(self) -> list[str]:
         return ["local", *self.plane.attached]

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from pyarrow.parquet import read_table
 
 from control.auth import read_token
 from control.client import PhaselineClient
@@ -63,6 +64,13 @@ def test_a_fleet_is_attached_seen_kept_over_a_restart_and_let_go(sim: Deployment
         sim.until(lambda: prefilled(sim) == 7000, "the work of the attached fleet")
         assert sim.run("--fleet", "theirs", "flip", "p0", "decode").returncode == 4  # observed only
         assert "theirs" not in str(sim.json("status"))
+        file = sim.run_dir / "theirs.parquet"
+        asked = ("export", "prefill_tokens_per_s", "kv_usage", "--since", "10m", "--step", "1s", "--out", str(file))
+        wrote = sim.json("--fleet", "theirs", *asked)
+        assert (wrote["format"], wrote["bytes"]) == ("parquet", file.stat().st_size)
+        rows = read_table(file).to_pylist()
+        assert {(each["fleet_id"], each["metric"]) for each in rows} >= {("theirs", "prefill_tokens_per_s")}
+        assert sum(each["value"] or 0.0 for each in rows if each["metric"] == "prefill_tokens_per_s") > 6999
 
         plane = sim.root("plane")
         send_signal(plane, signal.SIGKILL)

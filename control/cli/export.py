@@ -1,0 +1,59 @@
+"""`phaseline export`: series as a CSV or Parquet file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from control.cli.history import parse_duration
+from control.cli.shell import JsonFlag, connect, print_json, say
+from control.errors import SettingsError
+from control.export import MAX_METRICS, MEDIA_TYPES
+
+
+def export(
+    metrics: Annotated[list[str], typer.Argument(help="Metric names; `phaseline series list` lists them.")],
+    since: Annotated[str, typer.Option(help="How far back: 30s, 15m, 1h, 7d.")] = "24h",
+    until: Annotated[str, typer.Option(help="How far back the end is; empty is now.")] = "",
+    step: Annotated[str, typer.Option(help="Bucket: 1s, 10s, 1m ..; empty chooses.")] = "",
+    by: Annotated[str, typer.Option(help="fleet, role, worker or rule, as the metrics allow.")] = "fleet",
+    out: Annotated[str, typer.Option(help="File to write; - is standard output.")] = "-",
+    kind: Annotated[
+        str, typer.Option("--format", help="csv or parquet; empty: as the file's name ends, else csv.")
+    ] = "",
+    as_json: JsonFlag = False,
+) -> None:
+    """Write series to a file: a row per metric, group and bucket, with units and provenance. Unknown is empty."""
+    chosen = kind or (Path(out).suffix.removeprefix(".") if Path(out).suffix in (".csv", ".parquet") else "csv")
+    if chosen not in MEDIA_TYPES:
+        known = " or ".join(MEDIA_TYPES)
+        raise SettingsError(f"--format {chosen!r} is not {known}", field="format", value=chosen, bound=known)
+    if len(metrics) > MAX_METRICS:
+        raise SettingsError(
+            f"{len(metrics)} metrics in one file", field="metrics", value=len(metrics), bound=f"at most {MAX_METRICS}"
+        )
+    if as_json and out == "-":
+        raise SettingsError("--json and the file would share standard output", field="out", value=out, bound="a file")
+    now_unix_s = time.time()
+    with connect(timeout_s=60.0) as client:
+        data = client.export(
+            metrics,
+            now_unix_s - parse_duration(since, "since"),
+            now_unix_s - parse_duration(until, "until") if until else None,
+            max(1, round(parse_duration(step, "step"))) if step else None,
+            by,
+            format=chosen,
+        )
+    if out == "-":
+        sys.stdout.buffer.write(data)
+        return
+    try:
+        Path(out).write_bytes(data)
+    except OSError as error:
+        raise SettingsError(f"--out {out}: {error.strerror}", field="out", value=out) from error
+    told = {"file": out, "format": chosen, "bytes": len(data), "metrics": metrics}
+    print_json(told) if as_json else say(f"{out}: {len(data):,} bytes, {', '.join(metrics)}")
