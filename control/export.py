@@ -18,6 +18,8 @@ from control.types import SeriesResult
 Format = Literal["csv", "parquet"]
 MEDIA_TYPES: Final = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
 MAX_METRICS: Final = 20
+#: Of one file: it is built in the plane's memory, and a fleet of 200 has 200 lines.
+MAX_ROWS: Final = 1_000_000
 SCHEMA: Final = pa.schema(
     [
         ("fleet_id", pa.string()),
@@ -34,6 +36,11 @@ SCHEMA: Final = pa.schema(
         ("partial", pa.bool_()),
     ]
 )
+
+
+def num_rows(results: Iterable[SeriesResult]) -> int:
+    """Rows of the file that these make."""
+    return sum(len(line.points) for result in results for line in result.series)
 
 
 def table_of(results: Iterable[SeriesResult]) -> pa.Table:
@@ -59,6 +66,12 @@ def table_of(results: Iterable[SeriesResult]) -> pa.Table:
                 for name, value in row.items():
                     columns[name].append(value)
     return pa.table(columns, schema=SCHEMA)
+
+
+def rows_in(data: bytes, kind: Format) -> int:
+    """Rows of a file that `encoded` made."""
+    table = csv.read_csv(io.BytesIO(data)) if kind == "csv" else parquet.read_metadata(io.BytesIO(data))
+    return int(table.num_rows)
 
 
 def encoded(table: pa.Table, kind: Format) -> bytes:

@@ -10,8 +10,9 @@ from starlette.responses import Response
 
 from control.api.context import Context, OptionalTime, Reader, Time
 from control.errors import CommandRefused
-from control.export import MAX_METRICS, MEDIA_TYPES, Format, encoded, table_of
+from control.export import MAX_METRICS, MAX_ROWS, MEDIA_TYPES, Format, encoded, num_rows, table_of
 from control.history.store import SeriesQuery
+from control.types import SeriesResult
 
 router = APIRouter(prefix="/api/v1", tags=["history"])
 
@@ -39,7 +40,7 @@ async def export(
         )
     plane = context.plane(fleet_id)
     until = context.now() if until_unix_s is None else until_unix_s
-    results = []
+    results: list[SeriesResult] = []
     for each in metric:
         query = SeriesQuery(
             fleet_id=plane.fleet.fleet_id,
@@ -50,6 +51,20 @@ async def export(
             by=by,
         )
         results.append(await plane.recorder.read(plane.history.series, query))
+        refuse_too_many(results)
     body = await asyncio.to_thread(lambda: encoded(table_of(results), format))
     name = f"phaseline-{plane.fleet.fleet_id}-{metric[0] if len(metric) == 1 else 'series'}-{since_unix_s:.0f}.{format}"
     return Response(body, 200, {"Content-Disposition": f'attachment; filename="{name}"'}, MEDIA_TYPES[format])
+
+
+def refuse_too_many(results: list[SeriesResult], most: int = MAX_ROWS) -> None:
+    """Asked after each metric, so that no more is read than fits. Raises CommandRefused."""
+    rows = num_rows(results)
+    if rows > most:
+        last = results[-1]
+        raise CommandRefused(
+            f"{rows:,} rows with {last.metric} at step_s {last.step_s}",
+            field="step_s",
+            value=last.step_s,
+            bound=f"at most {most:,} rows in one file: a larger step, fewer metrics or a shorter range",
+        )

@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
-from control.cli.history import parse_duration
+from control.cli.history import parse_duration, parse_window
 from control.cli.shell import JsonFlag, connect, print_json, say
 from control.errors import SettingsError
-from control.export import MAX_METRICS, MEDIA_TYPES
+from control.export import MAX_METRICS, MEDIA_TYPES, Format, rows_in
 
 
 def export(
@@ -28,22 +28,19 @@ def export(
     as_json: JsonFlag = False,
 ) -> None:
     """Write series to a file: a row per metric, group and bucket, with units and provenance. Unknown is empty."""
-    chosen = kind or (Path(out).suffix.removeprefix(".") if Path(out).suffix in (".csv", ".parquet") else "csv")
-    if chosen not in MEDIA_TYPES:
-        known = " or ".join(MEDIA_TYPES)
-        raise SettingsError(f"--format {chosen!r} is not {known}", field="format", value=chosen, bound=known)
+    chosen = format_of(kind, out)
     if len(metrics) > MAX_METRICS:
         raise SettingsError(
             f"{len(metrics)} metrics in one file", field="metrics", value=len(metrics), bound=f"at most {MAX_METRICS}"
         )
     if as_json and out == "-":
         raise SettingsError("--json and the file would share standard output", field="out", value=out, bound="a file")
-    now_unix_s = time.time()
+    begin_unix_s, end_unix_s = parse_window(since, until, time.time())
     with connect(timeout_s=60.0) as client:
         data = client.export(
             metrics,
-            now_unix_s - parse_duration(since, "since"),
-            now_unix_s - parse_duration(until, "until") if until else None,
+            begin_unix_s,
+            end_unix_s if until else None,
             max(1, round(parse_duration(step, "step"))) if step else None,
             by,
             format=chosen,
@@ -55,5 +52,17 @@ def export(
         Path(out).write_bytes(data)
     except OSError as error:
         raise SettingsError(f"--out {out}: {error.strerror}", field="out", value=out) from error
-    told = {"file": out, "format": chosen, "bytes": len(data), "metrics": metrics}
-    print_json(told) if as_json else say(f"{out}: {len(data):,} bytes, {', '.join(metrics)}")
+    rows = rows_in(data, chosen)
+    told = {"file": out, "format": chosen, "rows": rows, "bytes": len(data), "metrics": metrics}
+    print_json(told) if as_json else say(f"{out}: {rows:,} rows, {len(data):,} bytes, {', '.join(metrics)}")
+
+
+def format_of(kind: str, out: str) -> Format:
+    """What `--format` names, else what the file's name ends with, else csv. Raises SettingsError."""
+    chosen = kind or Path(out).suffix.removeprefix(".")
+    if chosen == "parquet":
+        return "parquet"
+    if kind and chosen != "csv":
+        known = " or ".join(MEDIA_TYPES)
+        raise SettingsError(f"--format {kind!r} is not {known}", field="format", value=kind, bound=known)
+    return "csv"

@@ -25,6 +25,17 @@ def parse_duration(text: str, name: str) -> float:
     return float(found[1]) * _UNITS_S[found[2] or "s"]
 
 
+def parse_window(since: str, until: str, now_unix_s: float) -> tuple[float, float]:
+    """Begin and end of `--since` and `--until`, both so far back. Raises SettingsError where nothing is between."""
+    begin_unix_s = now_unix_s - parse_duration(since, "since")
+    end_unix_s = now_unix_s - parse_duration(until, "until") if until else now_unix_s
+    if end_unix_s <= begin_unix_s:
+        raise SettingsError(
+            f"--until {until!r} is not after --since", field="until", value=until, bound=f"less than {since} back"
+        )
+    return begin_unix_s, end_unix_s
+
+
 def series(
     metric: Annotated[str, typer.Argument(help="Metric name; `phaseline series list` lists them.")],
     since: Annotated[str, typer.Option(help="How far back: 30s, 15m, 1h, 7d.")] = "1h",
@@ -45,8 +56,7 @@ def series(
                 print_table(("metric", "unit", "by", "source", "meaning"), rows)
             return
         now_unix_s = time.time()
-        begin = now_unix_s - parse_duration(since, "since")
-        end = now_unix_s - parse_duration(until, "until") if until else now_unix_s
+        begin, end = parse_window(since, until, now_unix_s)
         step_s = max(1, round(parse_duration(step, "step"))) if step else None
         shift_s = parse_duration(compare, "compare") if compare else 0.0
         result = client.series(metric, begin, end if until else None, step_s, by)
@@ -54,28 +64,41 @@ def series(
     if as_json:
         print_json(result if past is None else {"chosen": result, "earlier": past})
         return
-    _show_series(result)
+    _show_series(result, *((past, compare, shift_s) if past else ()))
     for line in (*spark_lines(result), *(compared_lines(result, past, compare) if past else ())):
         say(line)
 
 
-def _show_series(result: SeriesResult) -> None:
+def earlier_values(result: SeriesResult, past: SeriesResult, shift_s: float) -> dict[str, dict[float, float | None]]:
+    """By label, what the earlier window knew `shift_s` before each bucket of the chosen one."""
+    step_s = result.step_s
+    return {
+        line.label: {(p.t_unix_s + shift_s) // step_s * step_s: p.value for p in line.points} for line in past.series
+    }
+
+
+def _show_series(result: SeriesResult, past: SeriesResult | None = None, ago: str = "", shift_s: float = 0.0) -> None:
     say(f"{result.metric} [{result.unit}], {result.provenance}, {result.step_s} s buckets, by {result.by}")
     labels = [each.label for each in result.series]
     by_time: dict[float, dict[str, float | None]] = {}
     for line in result.series:
         for point in line.points:
             by_time.setdefault(point.t_unix_s, {})[line.label] = point.value
-    rows = [
-        (
-            _when(at),
-            *(None if values.get(label) is None else f"{values[label]:.4g}" for label in labels),
-        )
-        for at, values in sorted(by_time.items())
-    ]
-    print_table(("time", *labels), rows, right=labels)
+    columns = list(labels)
+    if past is not None:
+        columns += [f"{label or result.by}, {ago} earlier" for label in labels]
+        before = earlier_values(result, past, shift_s)
+        for at, values in by_time.items():
+            earlier = {f"{label or result.by}, {ago} earlier": before.get(label, {}).get(at) for label in labels}
+            values.update(earlier)
+    rows = [(_when(at), *(_short(values.get(each)) for each in columns)) for at, values in sorted(by_time.items())]
+    print_table(("time", *columns), rows, right=columns)
     if result.note:
         say(f"note: {result.note}")
+
+
+def _short(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4g}"
 
 
 def spark_lines(result: SeriesResult, width: int = 60) -> list[str]:

@@ -257,6 +257,12 @@ def test_a_link_restores_a_view_of_explore() -> None:
     assert "Dashed: the earlier window" in text(app)
 
 
+def test_explore_offers_its_buckets_as_csv_and_as_parquet() -> None:
+    _, hub, _ = plane_and_hub()
+    labels = [each.proto.label for each in opened(hub, "explore").get("download_button")]
+    assert [each for each in labels if each.startswith("Download")] == ["Download CSV", "Download Parquet"]
+
+
 def test_a_link_with_a_window_restores_that_window() -> None:
     _, hub, clock = plane_and_hub()
     since, until = int(clock.at) - 600, int(clock.at) - 300

@@ -14,6 +14,8 @@ from control.types import Problem
 
 
 def dumped(value: Any) -> bytes:
+    if isinstance(value, bytes):  # a file
+        return value
     return (
         TypeAdapter(type(value)).dump_json(value) if not isinstance(value, (dict, list)) else json.dumps(value).encode()
     )

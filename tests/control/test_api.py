@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -7,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pa_parquet
 import pytest
 
 from control.api.app import create_app
 from control.api.limits import MAX_BODY_BYTES, depth_of
+from control.export import SCHEMA
+from control.history.store import History
 from control.settings import Settings
 from control.types import CommandState
 from tests.control.builders import FakeFleet, lease, record
@@ -282,3 +287,44 @@ async def test_the_roofline_of_the_last_minute_is_read_by_a_viewer(rig: Rig) -> 
         live = (await http.get(f"{API}/roofline")).json()
     assert (live["fleet_id"], live["provenance"]) == (rig.plane.fleet.fleet_id, "derived")
     assert live["until_unix_s"] - live["since_unix_s"] == 60.0
+
+
+async def test_series_are_read_as_a_file_by_a_viewer_and_a_gap_is_no_zero(tmp_path: Path) -> None:
+    rig = await Rig(tmp_path, history=History.open(f"sqlite:///{tmp_path}/history.db")).start()
+    await rig.ticks(20)
+    asked: dict[str, Any] = {"metric": ["kv_usage", "ttft_p99_s"], "since_unix_s": rig.now - 60, "step_s": 1}
+    async with caller(rig, "viewer") as http:
+        as_csv = await http.get(f"{API}/series/export", params=asked)
+        as_parquet = await http.get(f"{API}/series/export", params={**asked, "format": "parquet"})
+        series = (await http.get(f"{API}/series", params={**asked, "metric": "kv_usage"})).json()
+    await rig.plane.close()
+    assert (as_csv.status_code, as_csv.headers["content-type"]) == (200, "text/csv; charset=utf-8")
+    name = f"phaseline-test-series-{asked['since_unix_s']:.0f}"
+    assert as_csv.headers["content-disposition"] == f'attachment; filename="{name}.csv"'
+    table = pa_parquet.read_table(io.BytesIO(as_parquet.content))
+    assert table.schema.equals(SCHEMA)
+    shown = [each["value"] for line in series["series"] for each in line["points"]]
+    values = [each["value"] for each in table.to_pylist() if each["metric"] == "kv_usage"]
+    assert values == shown
+    assert None in values
+    assert any(each is not None for each in values)
+    assert pa_csv.read_csv(io.BytesIO(as_csv.content))["value"].to_pylist() == table["value"].to_pylist()
+
+
+async def test_a_file_that_cannot_be_made_is_refused_with_field_value_and_bound(tmp_path: Path) -> None:
+    rig = await Rig(tmp_path, history=History.open(f"sqlite:///{tmp_path}/history.db")).start()
+    good: dict[str, Any] = {"metric": "kv_usage", "since_unix_s": rig.now - 60}
+    cases: tuple[tuple[dict[str, Any], int, str, Any], ...] = (
+        ({"metric": ["kv_usage"] * 21}, 422, "metric", 21),
+        ({"metric": "nothing"}, 404, "metric", "nothing"),
+        ({"format": "xml"}, 422, "format", "xml"),
+        ({"step_s": 0}, 422, "step_s", "0"),
+        ({"by": "rule"}, 422, "by", "rule"),
+    )
+    async with caller(rig, "viewer") as http:
+        for wrong, status, field, value in cases:
+            answer = await http.get(f"{API}/series/export", params={**good, **wrong})
+            found = await problem(answer, status)
+            assert (found["field"], found["value"]) == (field, value)
+            assert status == 404 or found["bound"], found
+    await rig.plane.close()

@@ -207,6 +207,10 @@ def test_an_unreachable_plane_is_one_line_and_code_3(phaseline: Run) -> None:
         (("resize",), "resize needs at least one of"),
         (("route", "set", "remote_share=x"), "remote_share: 'x' is not a number"),
         (("series", "goodput_rps", "--since", "soon"), "--since 'soon' is not a duration"),
+        (("series", "goodput_rps", "--since", "1h", "--until", "2h"), "--until '2h' is not after --since"),
+        (("export", "goodput_rps", "--format", "xml"), "--format 'xml' is not csv or parquet"),
+        (("export", *["kv_usage"] * 21, "--out", "x.csv"), "21 metrics in one file (allowed: at most 20)"),
+        (("export", "kv_usage", "--json"), "--json and the file would share standard output"),
         (("logs", "nobody"), "no log 'nobody'"),
         (("bench", "nothing"), "no benchmark 'nothing'"),
         (("sample-traffic", "maybe"), "'maybe' is not on or off"),
@@ -382,6 +386,39 @@ def test_a_gap_in_a_series_is_not_zero(settings: Path) -> None:
     assert "step_s=10" in plane.asked[0][1]
     assert "1.5" in told
     assert "n/a" in told
+
+
+def test_an_export_is_written_as_it_came_and_summed_up(settings: Path, tmp_path: Path) -> None:
+    data = b"metric,value\nkv_usage,0.5\nkv_usage,\n"
+    file = tmp_path / "kv.csv"
+    with PlaneServer({("GET", "/api/v1/series/export"): data}) as plane:
+        told = ask(plane, "export", "kv_usage", "goodput_rps", "--step", "10s", "--out", str(file), "--json").stdout
+        piped = ask(plane, "export", "kv_usage").stdout_bytes
+        nowhere = CliRunner().invoke(
+            app, ["--url", plane.url, "export", "kv_usage", "--out", str(tmp_path / "no" / "x")]
+        )
+    assert "metric=kv_usage&metric=goodput_rps" in plane.asked[0][1]
+    assert file.read_bytes() == piped == data
+    assert json.loads(told) == {
+        "file": str(file),
+        "format": "csv",
+        "rows": 2,
+        "bytes": len(data),
+        "metrics": ["kv_usage", "goodput_rps"],
+    }
+    assert isinstance(nowhere.exception, SettingsError)
+
+
+def test_a_series_is_shown_beside_its_earlier_window(settings: Path) -> None:
+    window = {"fleet_id": "local", "metric": "goodput_rps", "unit": "rps", "provenance": "measured", "step_s": 10}
+    points = (SeriesPoint(t_unix_s=0.0, value=1.5), SeriesPoint(t_unix_s=10.0, value=None))
+    line = Series(label="", points=points)
+    answer = SeriesResult(since_unix_s=0.0, until_unix_s=20.0, by="fleet", series=(line,), **window)  # type: ignore[arg-type]
+    with PlaneServer({("GET", "/api/v1/series"): answer}) as plane:
+        told = ask(plane, "series", "goodput_rps", "--since", "1m", "--compare", "1d").stdout
+    assert len(plane.asked) == 2
+    assert "fleet, 1d earlier" in told
+    assert "mean 1.5, 1d earlier 1.5: +0 rps (+0%)" in told
 
 
 def test_the_operators_token_is_sent_from_the_run_folder(settings: Path) -> None:
