@@ -34,7 +34,8 @@ def page(hub: Hub, snapshot: FleetSnapshot) -> None:
         draw(hub, chosen, past)
         if not past:
             push.live(waiting.lines, "waiting")(hub, chosen[2])
-        st.fragment(day.strip, run_every=60.0)(hub, chosen[0])
+        beside = day.compared()
+        st.fragment(day.strip, run_every=60.0)(hub, chosen[0], beside)
     with right:
         push.slot(hub, "limits")
         push.slot(hub, "loads")

@@ -351,3 +351,22 @@ def test_the_roofline_page_draws_the_measured_source_or_says_that_there_is_none(
     assert not app.exception
     assert ("no measured source" in text(app)) != has_gpm
     assert ("Derived - measured" in text(app)) == has_gpm
+
+
+def test_overview_shows_the_day_beside_another_one_and_a_link_restores_a_brushed_window() -> None:
+    _, hub, clock = plane_and_hub()
+    app = opened(hub, "overview")
+    assert "the same hours" not in text(app)
+    app.query_params["beside"] = "1d"
+    app.query_params["from"], app.query_params["to"] = str(clock.at - 3600), str(clock.at - 1800)
+    linked = AppTest.from_function(script, kwargs={"hub": hub, "path": "overview"}, default_timeout=30)
+    log_in(linked, hub, "operator")
+    for name in ("beside", "from", "to"):
+        linked.query_params[name] = app.query_params[name]
+    linked.run()
+    assert not linked.exception
+    assert "Faint: yesterday, the same hours." in text(linked)
+    assert button(linked, "Back to live")
+    button(linked, "Back to live").click().run()
+    assert "from" not in linked.query_params
+    assert not any(each.label == "Back to live" for each in linked.button)
