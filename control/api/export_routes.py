@@ -58,7 +58,7 @@ async def export(
 
 
 def refuse_too_many(results: list[SeriesResult], most: int = MAX_ROWS) -> None:
-    """Asked after each metric, so that no more is read than fits. Raises CommandRefused."""
+    """Asked after each metric: at most one is read in vain. Raises CommandRefused, naming step and bound."""
     rows = num_rows(results)
     if rows > most:
         last = results[-1]
