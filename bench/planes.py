@@ -211,6 +211,7 @@ class Bench:
             raise SystemExit(f"command {ended.command_id} ended {ended.state}: {ended.result}")
 
         def is_as_desired() -> bool:
+            self.planes.revive()  # those that saw it done may have died at their points by now
             snapshot = asked(self.fleet.client.snapshot)
             self._seen_pid = snapshot.plane.pid if snapshot is not None else 0
             return snapshot is not None and self._seen_pid != dead_pid and as_desired(snapshot)
