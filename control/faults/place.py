@@ -28,6 +28,10 @@ from engine.readings import MeterReading
 POLL_S: Final = 0.05
 
 
+#: A plane that a fault has ended is waited out for so long: it starts, takes its lease and reads its history.
+PATIENCE_S = 30.0
+
+
 class Place:
     """`with Place(run_dir) as place`. Raises PlaneUnreachable when nothing runs there."""
 
@@ -38,7 +42,9 @@ class Place:
         host = f"[{host}]" if ":" in host else host
         self.gateway_url = f"http://{host}:{state.settings['gateway_port']}"
         token = read_token(run_dir, "operator")
-        self.client = PhaselineClient(f"http://{host}:{state.settings['api_port']}", token, timeout_s=10.0)
+        self.client = PhaselineClient(
+            f"http://{host}:{state.settings['api_port']}", token, timeout_s=10.0, patience_s=PATIENCE_S
+        )
         self._shm_dir = Path(state.shm_dir)
         self._readers: dict[Path, MeterReader] = {}
         self._cursors: dict[Path, int] = {}

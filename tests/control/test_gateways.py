@@ -6,7 +6,8 @@ from typing import Any, cast
 
 from control.gateway.link import Beat
 from control.gateways import Gateways
-from control.types import Departure, Slo
+from control.settings import Settings
+from control.types import Departure
 from tests.control.builders import NOW
 
 
@@ -22,7 +23,7 @@ def test_a_loss_is_looked_at_once_and_told_again_is_no_news() -> None:
     looks: list[str] = []
     nothing = cast(Any, None)
     gateways = Gateways(
-        nothing, nothing, nothing, Slo(), 1, NOW, on_loss=lambda: looks.append("look"), on_record=nothing
+        nothing, nothing, nothing, Settings(), 1, NOW, on_loss=lambda: looks.append("look"), on_record=nothing
     )
     leaving = Departure(worker_id="w3", kind="leaves", since_unix_s=NOW, num_sequences=1)
     gateways.on_beat("gw-1", beat(0.0, leaving))

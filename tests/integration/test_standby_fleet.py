@@ -58,6 +58,7 @@ def test_a_standby_finishes_the_resize_of_a_plane_that_is_killed_and_no_request_
         assert client.submit(request).command_id == command.command_id
         done = client.wait(command.command_id, LIMIT_S)
         assert done.state is CommandState.DONE
+        fleet.until(lambda: all(each.pid for each in client.snapshot().workers), "the new plane's first look")
         after = client.snapshot()
         assert active(after) != first
         assert {each.worker_id: each.pid for each in after.workers} == {
