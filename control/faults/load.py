@@ -88,7 +88,10 @@ class Load:
         """One after the other, each with the next number and an answer that is known."""
         while not self.stop.is_set():
             known, number = self._rng.choice(self._plan), next(self._numbers)
-            await self.streams.begin(session, replace(known, index=number))
+            sending = self.streams.begin(session, replace(known, index=number))
+            await asyncio.wait([sending])
+            if not sending.cancelled():  # else it was hung up on before it was sent
+                sending.result()
             ours = self.streams.outcomes.pop(number)
             is_cut = number in self.streams.cancelled
             self.streams.cancelled.discard(number)

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import asyncio
 import random
 from collections import Counter
 
 import pytest
 
 from control.faults.actions import HangUp, draw
-from control.faults.load import verdict
+from control.faults.load import Load, verdict
+from control.faults.scenario import Traffic
+from control.faults.streams import Target, plan_streams
 from control.faults.usage import NUM_MEAN, Usage, growth
 from control.traffic.client import Outcome
 from control.types import Verb
@@ -37,6 +40,20 @@ def test_a_stream_is_judged_beside_its_undisturbed_answer(ours: Outcome, is_cut:
     what, problem = verdict(ours, answer(), is_cut=is_cut)
     assert what == expected
     assert bool(problem) == (expected not in ("equal", "hung_up", "refused"))
+
+
+async def test_a_stream_that_is_hung_up_on_before_it_was_sent_ends_no_other() -> None:
+    nobody = Target(gateway_url="http://127.0.0.1:1", model_id="m", run_id="r", temperature=0.0, timeout_s=5.0)
+    load = Load(nobody, plan_streams(Traffic(streams=1)), num_open=1, seed=1)
+    load._expected = {0: answer()}
+
+    async def hang_up() -> None:
+        while not load.streams.cancel(1, random.Random(1)):  # noqa: ASYNC110
+            await asyncio.sleep(0)  # it looks before the stream does
+        load.stop.set()
+
+    await asyncio.gather(hang_up(), load.run())
+    assert load.tally.num == {"hung_up": 1}
 
 
 def test_acts_are_the_same_for_a_seed_and_every_kind_comes() -> None:
