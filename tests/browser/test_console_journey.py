@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from control.types import Action, CommandRequest, Verb
-from tests.browser.conftest import LIMIT_MS
+from tests.browser.conftest import LIMIT_MS, PRESS_MS
 from tests.browser.processes import Stack
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
@@ -36,7 +36,7 @@ def preview_resize(page: Page, prefill: int, decode: int) -> None:
     set_size(page, "Decode", decode)
     button = page.get_by_role("button", name="Preview resize")
     expect(button).to_be_enabled()
-    button.click()
+    button.click(delay=PRESS_MS)
 
 
 def pools(stack: Stack) -> tuple[int, int]:
@@ -48,10 +48,10 @@ def pools(stack: Stack) -> tuple[int, int]:
 def test_nobody_gets_in_without_a_token(page: Page, stack: Stack) -> None:
     page.goto(stack.console_url)
     page.get_by_role("textbox", name="Token").fill("not a token")
-    page.get_by_role("button", name="Log in").click()
+    page.get_by_role("button", name="Log in").click(delay=PRESS_MS)
     expect(page.get_by_text("The plane does not know this token.")).to_be_visible()
     page.get_by_role("textbox", name="Token").fill((stack.run_dir / "secrets" / "operator_token").read_text().strip())
-    page.get_by_role("button", name="Log in").click()
+    page.get_by_role("button", name="Log in").click(delay=PRESS_MS)
     expect(page.get_by_role("heading", name="Overview")).to_be_visible()
 
 
@@ -63,12 +63,12 @@ def test_a_reload_stays_logged_in_and_logging_out_ends_it_in_every_tab(page: Pag
     other.goto(f"{stack.console_url}/pools")
     expect(other.get_by_role("spinbutton", name="Prefill workers")).to_be_visible()
     assert page.evaluate("document.cookie").find("phaseline") < 0
-    page.get_by_role("button", name="Log out").click()
+    page.get_by_role("button", name="Log out").click(delay=PRESS_MS)
     expect(page.get_by_text("You have logged out.")).to_be_visible()
     expect(other.get_by_role("textbox", name="Token")).to_be_visible()
     page.goto(f"{stack.console_url}/explore?range=15m")
     page.get_by_role("textbox", name="Token").fill((stack.run_dir / "secrets" / "operator_token").read_text().strip())
-    page.get_by_role("button", name="Log in").click()
+    page.get_by_role("button", name="Log in").click(delay=PRESS_MS)
     expect(page).to_have_url(re.compile("explore.range=15m"))
     expect(page.get_by_role("radio", name="15 min")).to_be_checked()
 
@@ -95,18 +95,20 @@ def test_a_resize_is_previewed_applied_watched_annotated_and_undone(page: Page, 
     expect(dialog.get_by_text("2 prefill, 6 decode")).to_be_visible()
     expect(dialog.get_by_role("listitem").first).to_contain_text("prefill")
     dialog.get_by_role("textbox", name="Why").fill("long prompts at noon")
-    dialog.get_by_role("button", name="Apply").click()
+    dialog.get_by_role("button", name="Apply").click(delay=PRESS_MS)
     expect(dialog).to_be_hidden()
     card = page.locator("section", has_text="resize: 3 prefill, 5 decode")
     expect(card).to_contain_text("long prompts at noon")
     expect(card).to_contain_text("done in", timeout=DRAIN_LIMIT_MS)
     assert pools(stack) == (3, 5)
-    page.get_by_role("link", name="Overview").click()
+    page.get_by_role("link", name="Overview").click(delay=PRESS_MS)
     expect(page.get_by_text("3 of 3 ready")).to_be_visible()
     expect(page.get_by_role("table", name="Latest commands")).to_contain_text("long prompts at noon")
-    page.get_by_role("link", name="Pools & routing").click()
-    page.get_by_role("button", name=re.compile(r"^Undo command \d+ \(resize: 3 prefill, 5 decode\)")).click()
-    page.get_by_role("dialog").get_by_role("button", name="Apply").click()
+    page.get_by_role("link", name="Pools & routing").click(delay=PRESS_MS)
+    page.get_by_role("button", name=re.compile(r"^Undo command \d+ \(resize: 3 prefill, 5 decode\)")).click(
+        delay=PRESS_MS
+    )
+    page.get_by_role("dialog").get_by_role("button", name="Apply").click(delay=PRESS_MS)
     expect(page.locator("section", has_text=re.compile("undo command"))).to_contain_text(
         "done in", timeout=DRAIN_LIMIT_MS
     )
@@ -126,20 +128,20 @@ def test_a_stale_form_says_what_changed_by_whom_and_offers_to_look_again(page: P
     dialog = page.get_by_role("dialog")
     expect(dialog.get_by_text("Not applied")).to_be_visible()
     expect(dialog.get_by_text("w1 runs hot")).to_be_visible()
-    dialog.get_by_role("button", name="Look again").click()
+    dialog.get_by_role("button", name="Look again").click(delay=PRESS_MS)
     expect(dialog).to_be_hidden()
     expect(page.get_by_role("spinbutton", name="Prefill workers")).to_have_value("2")
     with stack.client() as other:
         assert len(other.commands()) == count
-    page.get_by_role("tab", name="Weights").click()
+    page.get_by_role("tab", name="Weights").click(delay=PRESS_MS)
     expect(page.get_by_role("spinbutton", name="Weight of w1", exact=True)).to_have_value("0.50")
 
 
 def test_a_link_to_explore_restores_the_view(page: Page, stack: Stack) -> None:
     opened(page, stack, "Explore")
-    page.get_by_role("combobox", name="Group by").click()
-    page.get_by_role("option", name="Role", exact=True).click()
-    page.get_by_role("radio", name="15 min").click()
+    page.get_by_role("combobox", name="Group by").click(delay=PRESS_MS)
+    page.get_by_role("option", name="Role", exact=True).click(delay=PRESS_MS)
+    page.get_by_role("radio", name="15 min").click(delay=PRESS_MS)
     expect(page).to_have_url(re.compile("by=role"))
     expect(page).to_have_url(re.compile("range=15m"))
     query = page.url.partition("?")[2]
@@ -147,7 +149,7 @@ def test_a_link_to_explore_restores_the_view(page: Page, stack: Stack) -> None:
     expect(page.get_by_role("radio", name="15 min")).to_be_checked()
     expect(page.get_by_role("table", name=re.compile("by role"))).to_contain_text("decode")
     with page.expect_download() as download:
-        page.get_by_role("button", name="Download CSV").click()
+        page.get_by_role("button", name="Download CSV").click(delay=PRESS_MS)
     assert download.value.path().read_text().startswith("window,metric,unit,provenance,group")
 
 

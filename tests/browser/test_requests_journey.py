@@ -8,7 +8,7 @@ import time
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from tests.browser.conftest import LIMIT_MS
+from tests.browser.conftest import LIMIT_MS, PRESS_MS
 from tests.browser.processes import Stack
 from tests.browser.test_console_journey import opened
 
@@ -40,7 +40,7 @@ def test_a_click_on_a_cell_lists_its_requests_and_one_of_them_opens(page: Page, 
     expect(cells.first).to_be_visible()
     expect(page.get_by_text("requests arrived in this time")).to_be_visible()
 
-    topmost(cells).click()
+    topmost(cells).click(delay=PRESS_MS)
     expect(page.get_by_text("What is different about these")).to_be_visible()
     said = page.get_by_text(re.compile(r"Listed: \d+ of \d+ requests of this cell, arrived"))
     expect(said).to_be_visible()
@@ -55,7 +55,7 @@ def test_a_click_on_a_cell_lists_its_requests_and_one_of_them_opens(page: Page, 
     assert found
     page.goto(f"{address}&request={found[0].request_id}")
     expect(page.get_by_label(re.compile(f"^Request {found[0].request_id}: "))).to_be_visible()
-    page.get_by_role("button", name="Leave the cell").click()
+    page.get_by_role("button", name="Leave the cell").click(delay=PRESS_MS)
     expect(said).to_be_hidden()
     expect(page).not_to_have_url(re.compile("cell="))
 
