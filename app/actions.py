@@ -162,7 +162,9 @@ def _submit(hub: Hub, pending: Pending, why: str, typed: str) -> None:
         st.html(cards.banner(f"Not accepted: {error}", "broken", alert=True))
         return
     hub.learn(command)
-    st.session_state["watching"] = (*st.session_state.get("watching", ()), command.command_id)
+    watching = st.session_state.get("watching", ())
+    if command.command_id not in watching:  # a press may be told twice; it is one command, by its key
+        st.session_state["watching"] = (*watching, command.command_id)
     if command.desired_after is not None:
         st.session_state["form"] = Form(version=command.version_after, desired=command.desired_after)
     else:
