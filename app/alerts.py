@@ -17,6 +17,7 @@ from control.types import Alert
 DAY_S = 86_400.0
 EVERY_S = 10.0  # what has ended is read so often
 NUM_LISTED = 8
+MOST_READ = 500
 NAMES = {
     "slo_burn_fast": "Error budget, fast",
     "slo_burn_slow": "Error budget, slow",
@@ -50,14 +51,28 @@ def _look(alert: Alert) -> str:
 
 def listed(hub: Hub, tz: tzinfo) -> str:
     """Open and ended alerts of the last day; nothing at all on a quiet day."""
-    snapshot = hub.look().snapshot
-    if snapshot is None:
-        return ""
-    rows = alert_rows([*snapshot.alerts, *_ended(hub, snapshot.at_unix_s)], tz)
+    rows = alert_rows(of_last_day(hub), tz)
     if not rows:
         return ""
     head = ("Since", "Alert", "State", "Severity", "What", "Ended", "Webhook")
     return cards.legend([], "Alerts of the last 24 h") + cards.table(head, rows, "Alerts of the last 24 hours")
+
+
+def of_last_day(hub: Hub) -> list[Alert]:
+    """Open ones first, then those that ended."""
+    snapshot = hub.look().snapshot
+    return [] if snapshot is None else [*snapshot.alerts, *_ended(hub, snapshot.at_unix_s)]
+
+
+def reaching(hub: Hub, past: tuple[float, float] | None) -> list[Alert]:
+    """Those that can reach into a window: the last day's, or, for a window of the past, all that ended after its start.
+
+    May raise ControlError for a window of the past.
+    """
+    if past is None:
+        return of_last_day(hub)
+    since, _ = past
+    return hub.cached(("alerts since", round(since)), 60.0, lambda plane: plane.alerts(since, limit=MOST_READ))
 
 
 def _ended(hub: Hub, now_unix_s: float) -> list[Alert]:

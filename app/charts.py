@@ -19,6 +19,7 @@ from app.layers import (
     ROW_PX,
     X_AXIS,
     Spec,
+    breach_layers,
     by_kind,
     cursor_layers,
     line_scales,
@@ -28,7 +29,7 @@ from app.layers import (
     y_value,
 )
 
-__all__ = ["Spec", "day_strip", "explore", "lines", "role_steps", "stages", "timeline"]
+__all__ = ["Spec", "day_strip", "explore", "lines", "role_steps", "routing_steps", "stages", "timeline"]
 
 
 @cache
@@ -43,10 +44,12 @@ def lines(
     height: int,
     labels: bool = True,
     zones: bool = False,
+    breaches: bool = False,
 ) -> Spec:
     """Lines over their min-max bands, with commands, events and a read-out. Datasets: live, span, commands, events.
 
-    `zones`: over light rectangles of the dataset `zones`, as wide as the chart.
+    `zones`: over light rectangles of the dataset `zones`, as wide as the chart; `breaches`: over those of that name,
+    as high as the chart.
     """
     color, dash = line_scales(names, colors, dashes)
     y = y_value(number_format, title)
@@ -66,7 +69,8 @@ def lines(
         "mark": {"type": "rect", "tooltip": None, "opacity": 0.09},
         "encoding": {"y": {**y, "field": "lo"}, "y2": {"field": "hi"}, "color": color},
     }
-    layers = [pin_layer(y), *([zone] if zones else []), *mark_layers(labels=labels), band, line, *cursor]
+    behind = [*([zone] if zones else []), *(breach_layers() if breaches else [])]
+    layers = [pin_layer(y), *behind, *mark_layers(labels=labels), band, line, *cursor]
     return {"height": height, "layer": layers, "padding": PADDING, "config": CONFIG}
 
 
@@ -92,8 +96,31 @@ def role_steps(height: int) -> Spec:
 
 
 @cache
+def routing_steps(height: int) -> Spec:
+    """The share that is split, as steps, and a rule where weights changed. Datasets: live, span, weights."""
+    y = y_value(".0%", None, ticks=2)
+    name = {"type": "text", "tooltip": None, "align": "left", "dx": 4, "y": 0, "baseline": "top", "fontSize": 11}
+    weights, changed = {"name": "weights"}, {"type": "rule", "strokeWidth": 1, "strokeDash": [2, 2], "tooltip": None}
+    layers = [
+        pin_layer(y),
+        {"data": weights, "mark": {**changed, "color": theme.MIXED}, "encoding": {"x": x_time()}},
+        {
+            "data": weights,
+            "mark": {**name, "color": theme.MIXED},
+            "encoding": {"x": x_time(), "text": {"field": "label", "type": "nominal"}},
+        },
+        {
+            "data": {"name": "live"},
+            "mark": {"type": "line", "tooltip": None, "interpolate": "step-after", "strokeWidth": 2},
+            "encoding": {"x": x_time(), "y": y, "color": {"value": theme.ROUTING}},
+        },
+    ]
+    return {"height": height, "layer": layers, "padding": PADDING, "config": CONFIG}
+
+
+@cache
 def day_strip(height: int, colors: tuple[tuple[str, str, tuple[int, ...]], ...]) -> Spec:
-    """The last day, to brush. Datasets: live, span. The selection `brush` gives the chosen [from, to]."""
+    """The last day, to brush. Datasets: live, span, breaches. The selection `brush` gives the chosen [from, to]."""
     color, dash = line_scales([n for n, _, _ in colors], [c for _, c, _ in colors], [d for _, _, d in colors])
     y = y_value(".0%", None, ticks=2)
     x = x_time(axis={**X_AXIS, "tickCount": 12})
@@ -108,7 +135,7 @@ def day_strip(height: int, colors: tuple[tuple[str, str, tuple[int, ...]], ...])
         "mark": {"type": "point", "tooltip": None, "opacity": 0},
         "encoding": {"x": x, "y": y},
     }
-    return {"height": height, "layer": [pin, line], "padding": PADDING, "config": CONFIG}
+    return {"height": height, "layer": [pin, *breach_layers(labels=False), line], "padding": PADDING, "config": CONFIG}
 
 
 @cache

@@ -87,6 +87,21 @@ def mark_layers(*, labels: bool, cursor: bool = True) -> list[Spec]:
     return layers
 
 
+def breach_layers(*, labels: bool = True) -> list[Spec]:
+    """Where the error budget burned: a light rectangle over the chart's whole height, named at its foot."""
+    words = {"field": "words", "type": "nominal", "title": "SLO"}
+    data, x = {"name": "breaches"}, x_time(field="start")
+    shade = {"type": "rect", "opacity": 0.12, "color": theme.DANGER, "y": 0, "y2": "height"}
+    label = {"type": "text", "tooltip": None, "align": "left", "baseline": "bottom", "dx": 4, "y": "height", "dy": -4}
+    rect = {"data": data, "mark": shade, "encoding": {"x": x, "x2": {"field": "end"}, "tooltip": words}}
+    name = {
+        "data": data,
+        "mark": {**label, "fontSize": 11, "color": theme.DANGER},
+        "encoding": {"x": x, "text": {"value": "SLO budget burns"}},
+    }
+    return [rect, name] if labels else [rect]
+
+
 def _command_rule() -> Spec:
     return {
         "data": {"name": "commands"},

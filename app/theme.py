@@ -12,6 +12,7 @@ BLENDED = "#8b949e"
 OK = "#2da44e"
 DANGER = "#cf222e"
 ATTENTION = "#bf8700"
+ROUTING = "#1b9aaa"
 
 ROLE_COLORS: dict[str, str] = {"prefill": PREFILL, "decode": DECODE, "mixed": MIXED, "unassigned": "#6e7681"}
 ROLE_DASHES: dict[str, list[int]] = {"prefill": [1, 0], "decode": [6, 3], "mixed": [2, 2], "unassigned": [1, 4]}

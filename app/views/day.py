@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import streamlit as st
 
-from app import cards, charts, draw, format, frames, lines, url
+from app import alerts, breaches, cards, charts, draw, format, frames, lines, url
 from app.lines import Basis
 from app.source import Hub
 from control.errors import ControlError
@@ -56,6 +56,7 @@ def strip(hub: Hub, basis: Basis, beside: str = "none") -> None:
     data = {
         "live": frames.lines(frames.since(named, since)),
         "span": frames.span(since, until, frames.top_of([frames.largest(named)])),
+        "breaches": breaches.dataset(alerts.of_last_day(hub), since, until),
     }
     looks = tuple((line.name, line.color, line.dash) for line in drawn)
     looks += tuple((line.name + other, line.color + FAINT, line.dash) for line in drawn if then)

@@ -1,4 +1,4 @@
-"""The two lines and, under the same time axis, workers per role: live, or a chosen window that stands still.
+"""The two lines; under the same time axis workers per role and what routing was set to: live, or a past window.
 
 Decided here: what is read for a window and put under one axis. Which lines there are is `app.lines`'.
 """
@@ -9,11 +9,26 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from app import cards, charts, draw, figures, format, frames, lines, marks, session, zones
+from app import (
+    alerts,
+    breaches,
+    cards,
+    charts,
+    draw,
+    figures,
+    format,
+    frames,
+    lines,
+    marks,
+    routing_line,
+    session,
+    theme,
+    zones,
+)
 from app.lines import Basis, LineSpec
 from app.source import Hub
 from control.errors import ControlError
-from control.types import FleetEvent, FleetSnapshot, SeriesResult
+from control.types import Alert, FleetEvent, FleetSnapshot, SeriesResult
 
 WINDOWS: dict[str, tuple[int, int]] = {"5m": (300, 1), "15m": (900, 1), "60m": (3600, 10)}
 CARRY_S = 15.0  # workers per role: a tick may come late, a worker does not come and go with it
@@ -34,7 +49,7 @@ def utilization(hub: Hub, chosen: Chosen, past: tuple[float, float] | None) -> N
     try:
         read = {(m, b): _read(hub, m, b, past, window_s, step_s) for m, b in {(line.metric, line.by) for line in drawn}}
         roles = _read(hub, "num_workers", "role", past, window_s, step_s)
-        events = hub.events(since, until)
+        events, burned = hub.events(since, until), alerts.reaching(hub, past)
     except ControlError as error:
         st.html(cards.banner(f"The history did not answer: {error}", "broken", alert=True))
         return
@@ -45,7 +60,9 @@ def utilization(hub: Hub, chosen: Chosen, past: tuple[float, float] | None) -> N
         named = [(name, points[:-1]) for name, points in named]  # not every worker has told the youngest bucket yet
         since = frames.begin(named, since, until, LEAST_WINDOW_S)
     data = hub.memo(
-        key, version, lambda: _line_data(hub, named, events, since, until) | _zones(snapshot, drawn, basis, named)
+        key,
+        version,
+        lambda: _line_data(hub, named, events, burned, since, until) | _zones(snapshot, drawn, basis, named),
     )
     held = [each.label for each in roles.series if frames.largest([("", each.points)])] if roles else []
     step_data = hub.memo(
@@ -67,6 +84,27 @@ def utilization(hub: Hub, chosen: Chosen, past: tuple[float, float] | None) -> N
         st.caption(f"Grey, blended: {lines.blended_words(snapshot)}")
     st.html(cards.legend(figures.role_legend(snapshot, held), "Workers per role"))
     draw.chart(charts.role_steps(96), step_data, key="role_steps", alt="Workers per role over the same time, as steps.")
+    _routing(hub, snapshot, since, until)
+
+
+def _routing(hub: Hub, snapshot: FleetSnapshot, since: float, until: float) -> None:
+    """What the recorded commands say of routing; nothing at all while no command of the window is known."""
+    states = routing_line.held(hub.commands(), snapshot.desired.version)
+    points = routing_line.remote_share(states, since, until)
+    if not points:
+        return
+    entry = cards.Line(label="split", value=format.percent(routing_line.last(points)), color=theme.ROUTING, dash="")
+    st.html(cards.legend([entry], "Share of eligible requests that is split, by the commands on record"))
+    draw.chart(
+        charts.routing_steps(56),
+        {
+            "live": frames.lines([(routing_line.LINE, points)]),
+            "span": frames.span(since, until, 1.0),
+            "weights": routing_line.weight_changes(states, since, until),
+        },
+        key="routing_steps",
+        alt="The share of eligible requests that is split over the same time, as steps, and where weights changed.",
+    )
 
 
 def words_of(basis: Basis) -> str:
@@ -91,12 +129,18 @@ def _read(
 
 
 def _line_data(
-    hub: Hub, named: Sequence[frames.Labelled], events: Sequence[FleetEvent], since: float, until: float
+    hub: Hub,
+    named: Sequence[frames.Labelled],
+    events: Sequence[FleetEvent],
+    burned: Sequence[Alert],
+    since: float,
+    until: float,
 ) -> dict[str, bytes]:
     top = frames.top_of([frames.largest(named)])
     return {
         "live": frames.lines(frames.since(named, since)),
         "span": frames.span(since, until, top),
+        "breaches": breaches.dataset(burned, since, until),
         **marks.marks(hub.commands(), events, since, until),
     }
 
@@ -134,4 +178,5 @@ def _util_spec(drawn: Sequence[LineSpec]) -> charts.Spec:
         title=None,
         height=236,
         zones=True,
+        breaches=True,
     )

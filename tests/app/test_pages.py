@@ -370,3 +370,16 @@ def test_overview_shows_the_day_beside_another_one_and_a_link_restores_a_brushed
     button(linked, "Back to live").click().run()
     assert "from" not in linked.query_params
     assert not any(each.label == "Back to live" for each in linked.button)
+
+
+def test_overview_shows_what_routing_was_set_to_once_a_command_is_on_record() -> None:
+    plane, hub, clock = plane_and_hub()
+    assert "that is split, by the commands on record" not in text(opened(hub, "overview"))
+    action = Action(verb=Verb.SET_ROUTING, policy={"remote_share": 0.25}, weights={"w1": 0.5})
+    plane.submit_as("alex", CommandRequest(action=action))
+    clock.at += 30.0
+    hub.refresh()
+    page = opened(hub, "overview")
+    assert not page.exception
+    assert "that is split, by the commands on record" in text(page)
+    assert ">25" in text(page)
