@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from app import frames
+from app import frames, marks
 from control.types import Alert, AlertName
 
 NAMES: tuple[AlertName, ...] = ("slo_burn_fast", "slo_burn_slow")
-SCHEMA = pa.schema([("start", pa.float64()), ("end", pa.float64()), ("words", pa.string())])
+SCHEMA = pa.schema([("start", pa.float64()), ("end", pa.float64()), ("words", pa.string()), ("late", pa.bool_())])
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,12 @@ def breaches(alerts: Iterable[Alert]) -> list[Breach]:
 
 def dataset(alerts: Iterable[Alert], since_unix_s: float, until_unix_s: float) -> bytes:
     """The dataset `breaches` of a chart over [since, until], clipped to it."""
+    edge = since_unix_s + marks.EDGE * (until_unix_s - since_unix_s)
     inside = [each for each in breaches(alerts) if each.start_unix_s < until_unix_s and each.end_unix_s > since_unix_s]
     columns = {
         "start": [frames.ms(max(each.start_unix_s, since_unix_s)) for each in inside],
         "end": [frames.ms(min(each.end_unix_s, until_unix_s)) for each in inside],
         "words": [each.text for each in inside],
+        "late": [each.start_unix_s > edge for each in inside],
     }
     return frames.arrow(pa.table(columns, schema=SCHEMA))

@@ -88,11 +88,15 @@ def mark_layers(*, labels: bool, cursor: bool = True) -> list[Spec]:
 
 
 def breach_layers(*, labels: bool = True) -> list[Spec]:
-    """Where the error budget burned: a light rectangle over the chart's whole height, named at its foot."""
+    """Where the error budget burned: a light rectangle over the chart's whole height, named at its foot.
+
+    One that begins near the right edge has its name to the left, as commands and events do.
+    """
     words = {"field": "words", "type": "nominal", "title": "SLO"}
     data, x = {"name": "breaches"}, x_time(field="start")
     shade = {"type": "rect", "opacity": 0.12, "color": theme.DANGER, "y": 0, "y2": "height"}
-    label = {"type": "text", "tooltip": None, "align": "left", "baseline": "bottom", "dx": 4, "y": "height", "dy": -4}
+    side = {"align": {"expr": "datum.late ? 'right' : 'left'"}, "dx": {"expr": "datum.late ? -4 : 4"}}
+    label = {"type": "text", "tooltip": None, "baseline": "bottom", "y": "height", "dy": -4, **side}
     rect = {"data": data, "mark": shade, "encoding": {"x": x, "x2": {"field": "end"}, "tooltip": words}}
     name = {
         "data": data,

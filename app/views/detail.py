@@ -33,6 +33,7 @@ from control.types import Alert, FleetEvent, FleetSnapshot, SeriesResult
 WINDOWS: dict[str, tuple[int, int]] = {"5m": (300, 1), "15m": (900, 1), "60m": (3600, 10)}
 CARRY_S = 15.0  # workers per role: a tick may come late, a worker does not come and go with it
 LEAST_WINDOW_S = 120.0
+ROUTING_TOP = 1.5  # above the largest share there is a row for what is said of weights
 Chosen = tuple[Basis, str, str, bool]
 
 
@@ -96,10 +97,10 @@ def _routing(hub: Hub, snapshot: FleetSnapshot, since: float, until: float) -> N
     entry = cards.Line(label="split", value=format.percent(routing_line.last(points)), color=theme.ROUTING, dash="")
     st.html(cards.legend([entry], "Share of eligible requests that is split, by the commands on record"))
     draw.chart(
-        charts.routing_steps(56),
+        charts.routing_steps(76),
         {
             "live": frames.lines([(routing_line.LINE, points)]),
-            "span": frames.span(since, until, 1.0),
+            "span": frames.span(since, until, ROUTING_TOP),
             "weights": routing_line.weight_changes(states, since, until),
         },
         key="routing_steps",

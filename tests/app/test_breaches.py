@@ -17,7 +17,7 @@ BURN = Alert(
 
 def test_a_breach_is_drawn_while_its_alert_was_seen_clipped_to_the_window() -> None:
     drawn = rows(breaches.dataset([BURN], NOW + 10, NOW + 20))
-    assert drawn == [{"start": (NOW + 10) * 1000.0, "end": (NOW + 20) * 1000.0, "words": BURN.text}]
+    assert drawn == [{"start": (NOW + 10) * 1000.0, "end": (NOW + 20) * 1000.0, "words": BURN.text, "late": False}]
     assert rows(breaches.dataset([BURN], NOW + 40, NOW + 50)) == []
 
 
@@ -31,3 +31,7 @@ def test_alerts_that_overlap_are_one_breach_and_what_never_fired_or_is_no_slo_is
 def test_what_burns_again_later_is_a_breach_of_its_own() -> None:
     again = replace(BURN, since_unix_s=NOW + 100, seen_unix_s=NOW + 120)
     assert [each.start_unix_s - NOW for each in breaches.breaches([again, BURN])] == [0.0, 100.0]
+
+
+def test_a_breach_that_begins_at_the_right_edge_is_named_to_its_left() -> None:
+    assert rows(breaches.dataset([BURN], NOW - 99, NOW + 1))[0]["late"] is True
