@@ -161,15 +161,15 @@ def _chart(
     st.caption(" ".join(notes))
 
 
-def _parquet(hub: Hub, result: SeriesResult) -> bytes:
-    """The same buckets as a file, made by the plane when it is asked for."""
-    client = hub.client(session.token(hub))
-    return client.export(
+def _parquet(hub: Hub, token: str, result: SeriesResult) -> bytes:
+    """The same buckets as a file, made by the plane when it is asked for: outside the run, where no session is."""
+    return hub.client(token).export(
         [result.metric], result.since_unix_s, result.until_unix_s, result.step_s, result.by, format="parquet"
     )
 
 
 def _numbers(hub: Hub, metric: MetricInfo, result: SeriesResult, past: SeriesResult | None) -> None:
+    token = session.token(hub)
     with st.container(horizontal=True, vertical_alignment="center"):
         st.download_button(
             "Download CSV",
@@ -180,7 +180,7 @@ def _numbers(hub: Hub, metric: MetricInfo, result: SeriesResult, past: SeriesRes
         )
         st.download_button(
             "Download Parquet",
-            data=lambda: _parquet(hub, result),
+            data=lambda: _parquet(hub, token, result),
             file_name=f"phaseline-{metric.name}-{result.by}-{result.since_unix_s:.0f}.parquet",
             mime="application/vnd.apache.parquet",
             on_click="ignore",

@@ -151,6 +151,9 @@ def test_a_link_to_explore_restores_the_view(page: Page, stack: Stack) -> None:
     with page.expect_download() as download:
         page.get_by_role("button", name="Download CSV").click(delay=PRESS_MS)
     assert download.value.path().read_text().startswith("window,metric,unit,provenance,group")
+    with page.expect_download() as parquet:
+        page.get_by_role("button", name="Download Parquet").click()
+    assert parquet.value.path().read_bytes().startswith(b"PAR1")
 
 
 def test_a_lost_plane_is_said_to_be_lost_and_comes_back(page: Page, stack: Stack) -> None:
