@@ -118,10 +118,12 @@ async def house(
     *,
     limits: dict[str, Any] | None = None,
     max_in_flight: int = 64,
+    slo: Slo | None = None,
     tracing: Tracing | None = None,
     **changes: Any,
 ) -> AsyncIterator[House]:
     """A gateway in front of null workers, on an ephemeral port; `changes` go into the table."""
+    slo = slo or Slo()
     workers = [NullWorker(config) for config in configs]
     addresses = [await worker.start() for worker in workers]
     bounds = {"default_max_tokens": 16, "max_body_bytes": 100_000, **(limits or {})}
@@ -129,9 +131,9 @@ async def house(
     fleet = Fleet(Hello("gw-test", "gateway", "secret"))
     gateway = Gateway(
         fleet=fleet,
-        admission=Admission(fleet, AdmissionRules(max_in_flight=max_in_flight)),
+        admission=Admission(fleet, AdmissionRules(max_in_flight=max_in_flight, slo=slo)),
         records=RecordLog(),
-        origin=Origin(gateway_id="gw-test", fleet_id="test", slo=Slo()),
+        origin=Origin(gateway_id="gw-test", fleet_id="test", slo=slo),
         limits=GatewayLimits(**bounds),
         tracing=tracing,
     )

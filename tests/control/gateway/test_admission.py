@@ -21,13 +21,15 @@ from control.gateway.job import Job
 from control.gateway.null_worker import NullConfig
 from control.gateway.relay import Relay
 from control.gateway.usage import Usage
-from control.types import Resource
+from control.types import Resource, Slo
 from engine.text import ModelText
 from engine.types import Load, Role, SamplingParams
 from engine.wire import Submit
 
 NUM_BLOCKS = 65536
 QUEUED = 100_000  # tokens
+#: Whoever is to wait in a test is not refused meanwhile for waiting, however slow the machine is.
+PATIENT = Slo(ttft_base_s=60.0)
 
 
 def load(**changes: Any) -> Load:
@@ -151,7 +153,7 @@ async def test_a_batch_request_waits_where_an_interactive_one_is_refused(text: M
 
 
 async def test_a_short_queue_is_waited_for_in_the_line_not_on_the_worker(text: ModelText) -> None:
-    async with measured_house(text, queued=6_000) as place:
+    async with measured_house(text, queued=6_000, slo=PATIENT) as place:
         waiting = asyncio.create_task(ask(place))
         await until(lambda: len(place.gateway.fleet.waiters) == 1)
         assert place.seen(0, Submit) == [], "half a second of prompts is queued there already"
@@ -170,7 +172,7 @@ async def test_a_full_decode_batch_is_waited_for_in_the_line(text: ModelText) ->
 
 
 async def test_interactive_goes_before_batch_and_a_modest_key_before_a_flooding_one(text: ModelText) -> None:
-    async with measured_house(text, queued=6_000) as place:
+    async with measured_house(text, queued=6_000, slo=PATIENT) as place:
         place.gateway.fleet.shares.charge(await key_id(place, "flood"), 100.0)
         asking = []
         orders = [("flood", "batch", 2), ("flood", 0, 3), ("modest", "batch", 4), ("modest", 0, 5)]
@@ -195,7 +197,7 @@ async def key_id(place: House, key: str) -> str:
 
 
 async def test_when_the_gateway_is_full_the_worst_turn_gives_way(text: ModelText) -> None:
-    async with measured_house(text, queued=6_000, max_in_flight=2) as place:
+    async with measured_house(text, queued=6_000, slo=PATIENT, max_in_flight=2) as place:
         asking = [asyncio.create_task(ask(place, priority="batch", max_tokens=each)) for each in (2, 3)]
         await until(lambda: len(place.gateway.fleet.waiters) == 2)
         asking.append(asyncio.create_task(ask(place)))
@@ -212,10 +214,10 @@ async def test_when_the_gateway_is_full_the_worst_turn_gives_way(text: ModelText
 
 
 async def test_who_waits_and_would_be_late_by_now_is_told_so(text: ModelText) -> None:
-    async with measured_house(text, queued=6_000) as place:
+    async with measured_house(text, queued=6_000, slo=PATIENT) as place:
         waiting = asyncio.create_task(ask(place))
         await until(lambda: len(place.gateway.fleet.waiters) == 1)
-        place.workers[0].set_load(load(queued_prefill_tokens=QUEUED))
+        place.workers[0].set_load(load(queued_prefill_tokens=10 * QUEUED))
         response = await waiting
         assert response.status_code == 429
         assert "is over its bound" in response.json()["error"]["message"]
@@ -223,7 +225,7 @@ async def test_who_waits_and_would_be_late_by_now_is_told_so(text: ModelText) ->
 
 
 async def test_within_one_key_its_own_priorities_decide(text: ModelText) -> None:
-    async with measured_house(text, queued=6_000) as place:
+    async with measured_house(text, queued=6_000, slo=PATIENT) as place:
         asking = []
         for number, priority in enumerate([0, -1, -2]):
             asking.append(asyncio.create_task(ask(place, priority=priority)))
