@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from control.types import RequestFilters
 from tests.app.fake_plane import FakeClient, FakePlane
 
 API = "/api/v1"
@@ -29,28 +30,49 @@ Ask = Callable[[FakeClient, Request], Any]
 def series(client: FakeClient, request: Request) -> Any:
     given = request.query_params
     step = given.get("step_s")
-    return client.series(
-        given["metric"],
-        float(given["since_unix_s"]),
-        float(given["until_unix_s"]) if "until_unix_s" in given else None,
-        int(step) if step else None,
-        given.get("by", "fleet"),
-    )
+    return client.series(given["metric"], **times(request), step_s=int(step) if step else None, by=given["by"])
 
 
 def fleet_events(client: FakeClient, request: Request) -> Any:
     given = request.query_params
-    kinds = given.getlist("kind")
-    return client.fleet_events(float(given["since_unix_s"]), kinds=kinds, limit=int(given["limit"]))  # type: ignore[arg-type]
+    kinds: Any = given.getlist("kind")
+    return client.fleet_events(
+        **times(request), kinds=kinds, worker_id=given.get("worker_id"), limit=int(given["limit"])
+    )
+
+
+def requests(client: FakeClient, request: Request) -> Any:
+    given = request.query_params
+    return client.requests(int(given["limit"]), order=given["order"], **times(request), **filters(request))
+
+
+def times(request: Request) -> dict[str, Any]:
+    """Every question's bounds: what is named in seconds, but for the width of a bucket."""
+    given = request.query_params.items()
+    return {name: float(value) for name, value in given if name.endswith("_s") and name != "step_s"}
+
+
+def filters(request: Request) -> dict[str, Any]:
+    """Which requests: flags and names."""
+    given = request.query_params.items()
+    flags = {"true": True, "false": False}
+    return {name: flags.get(value, value) for name, value in given if name in RequestFilters.__annotations__}
 
 
 GET: dict[str, Ask] = {
     "/whoami": lambda client, _: client.whoami(),
     "/fleets": lambda client, _: client.fleets(),
+    "/attached": lambda client, _: client.attached(),
     "/metrics": lambda client, _: client.metrics(),
     "/commands": lambda client, _: client.commands(),
-    "/requests": lambda client, _: client.requests(),
-    "/roles": lambda client, request: client.roles(float(request.query_params["since_unix_s"])),
+    "/commands/{command_id:int}": lambda client, request: client.command(request.path_params["command_id"]),
+    "/requests": requests,
+    "/requests/{request_id}": lambda client, request: client.request(request.path_params["request_id"]),
+    "/latency-heatmap": lambda client, request: client.heatmap(**times(request), **filters(request)),
+    "/latency-differences": lambda client, request: client.explanation(**times(request), **filters(request)),
+    "/roles": lambda client, request: client.roles(**times(request)),
+    "/roofline": lambda client, request: client.roofline(**times(request)),
+    "/alerts": lambda client, request: client.alerts(**times(request), limit=int(request.query_params["limit"])),
     "/fleets/{fleet}/snapshot": lambda client, _: client.snapshot(),
     "/series": series,
 }

@@ -79,7 +79,7 @@ def metric_names() -> list[str]:
     ]
     rest = (
         "blended_busy num_workers goodput_rps offered_rps ttft_p50_s ttft_p99_s itl_p50_s itl_p99_s kv_usage "
-        "attainment compute_wall bandwidth_wall gpm_tensor_active gpm_dram_active "
+        "oldest_waiting_s attainment compute_wall bandwidth_wall gpm_tensor_active gpm_dram_active "
         "queued_prefill_tokens num_running in_flight decode_tokens_per_s route_rps decode_bytes_per_s"
     )
     return [*phases, *rest.split()]
