@@ -13,6 +13,7 @@ import json
 import random
 import re
 import time
+from collections import Counter
 from typing import Any
 
 import httpx
@@ -35,7 +36,8 @@ class Session:
         self.console_url, self.query = console_url, query
         self.cookie = cookie
         self.watch()
-        self._at = self._chart_at = 0.0
+        self._at = 0.0
+        self._charts_at: dict[str, float] = {}  # by place of a chart, the tick that it shows
         self._page = ""
         self._parts: set[str] = set()
         self._listening: asyncio.Task[None] | None = None
@@ -49,6 +51,7 @@ class Session:
         """Begin to count."""
         self.delays_s: list[float] = []
         self.chart_delays_s: list[float] = []
+        self._num_moves: Counter[str] = Counter()  # by place of a chart
         self.num_messages = self.num_bytes = self.num_reruns = 0
 
     async def run(self) -> None:
@@ -94,14 +97,15 @@ class Session:
         elif kind == "auto_rerun":
             self._keep(socket, message.auto_rerun.fragment_id, message.auto_rerun.interval)
         elif kind == "delta" and message.delta.WhichOneof("type") == "new_element":
-            self._element(socket, message.delta.new_element, message.delta.fragment_id)
+            place = str(message.metadata.delta_path)
+            self._element(socket, message.delta.new_element, message.delta.fragment_id, place)
 
-    def _element(self, socket: websockets.ClientConnection, element: Any, fragment_id: str) -> None:
+    def _element(self, socket: websockets.ClientConnection, element: Any, fragment_id: str, place: str) -> None:
         kind = element.WhichOneof("type")
         if kind == "html":
             self._look(element.html.body)
         elif kind == "vega_lite_chart":
-            self._chart(element.vega_lite_chart)
+            self._chart(element.vega_lite_chart, place)
         elif kind == "bidi_component":
             component = element.bidi_component
             data = json.loads(component.json or component.mixed.json or "{}")
@@ -162,7 +166,7 @@ class Session:
             elif isinstance(value, str):
                 self._look(value)
         if parts.get("wall_lines"):  # its seconds are whole: the words of the same message know the tick
-            self._saw_chart(self._at)
+            self._saw_chart("wall", self._at)
 
     # --- what it sees ------------------------------------------------------------
 
@@ -176,19 +180,25 @@ class Session:
             self._at = at
             self.delays_s.append(time.time() - at)
 
-    def _chart(self, chart: Any) -> None:
+    def _chart(self, chart: Any, place: str) -> None:
         """Its time axis ends at the tick that it shows; the naive chart says none, and came after its tick."""
         named = {each.name: each.data.data for each in chart.datasets}
         with contextlib.suppress(pa.ArrowInvalid):
             pinned = (
                 pa.ipc.open_stream(named["span"]).read_all()["t"][-1].as_py() / 1000 if "span" in named else self._at
             )
-            self._saw_chart(pinned)
+            self._saw_chart(place, pinned)
 
-    def _saw_chart(self, at: float) -> None:
-        if at > self._chart_at:
-            self._chart_at = at
+    def _saw_chart(self, place: str, at: float) -> None:
+        if at > self._charts_at.get(place, 0.0):
+            self._charts_at[place] = at
+            self._num_moves[place] += 1
             self.chart_delays_s.append(time.time() - at)
+
+    @property
+    def num_live_charts(self) -> int:
+        """Those that moved again and again; the day's strip is drawn once a minute."""
+        return sum(num > 2 for num in self._num_moves.values())
 
 
 class Again:

@@ -5,9 +5,9 @@
 Each mode is a console process of its own on the same plane: the Overview, the wall display, and the Overview as one
 would write it first (`_naive_console.py`: a plain rerun that asks the plane and builds its charts from DataFrames), for
 one Chromium tab and clients that speak Streamlit's protocol and read all that they get (fifty browsers would measure
-themselves). Tick to browser: from the tick's own time to the health line's arrival, at the tab in its DOM; charts
-likewise. CPU is user + system time of the console process alone. Churn: all log in, look at Overview or wall, and go,
-CHURN_ROUNDS times: the memory after each round, and the CPU when nobody is left.
+themselves). Tick to browser: from the tick's own time to the health line's arrival, at the tab in its DOM; tick to
+chart: to the arrival of each live chart's data. CPU is user + system time of the console process alone. Churn: all log
+in, look at Overview or wall, and go, CHURN_ROUNDS times: the memory after each round, the CPU when nobody is left.
 The plane is a fake that answers at once and ticks at each whole second (48 simulated workers), or with `--plane sim`
 the real one with SimFleet.
 """
@@ -114,6 +114,7 @@ async def watched(console: psutil.Process, sessions: list[Session], page: Any, s
         "tick_to_chart": spread(charts),
         "tick_to_screen_of_the_tab": spread(at_tab),
         "ticks_shown": round((len(at_clients) + len(at_tab)) / (wall_s * (len(sessions) + 1)), 3),
+        "charts_shown": round(len(charts) / (wall_s * max(1, sum(each.num_live_charts for each in sessions))), 3),
         "reruns_per_s": round(sum(each.num_reruns for each in sessions) / wall_s, 1),
         "kib_per_s_and_session": round(sum(each.num_bytes for each in sessions) / wall_s / len(sessions) / 1024, 1),
     }

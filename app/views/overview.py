@@ -30,10 +30,10 @@ def page(hub: Hub, snapshot: FleetSnapshot) -> None:
     chosen, past = _toolbar(), day.past()
     left, right = st.columns([4, 1], gap="small")
     with left:
-        draw = st.fragment(detail.utilization) if past else push.live(detail.utilization, "lines")
-        draw(hub, chosen, past)
-        if not past:
-            push.live(waiting.lines, "waiting")(hub, chosen[2])
+        if past:
+            st.fragment(detail.utilization)(hub, chosen, past)
+        else:
+            push.live(_live, "lines")(hub, chosen)
         beside = day.compared()
         st.fragment(day.strip, run_every=60.0)(hub, chosen[0], beside)
     with right:
@@ -41,6 +41,12 @@ def page(hub: Hub, snapshot: FleetSnapshot) -> None:
         push.slot(hub, "loads")
     push.slot(hub, "latest")
     push.slot(hub, "alert_list")
+
+
+def _live(hub: Hub, chosen: detail.Chosen) -> None:
+    """All charts of the live window, in one rerun: most of what a rerun costs is the same however little it draws."""
+    detail.utilization(hub, chosen, None)
+    waiting.lines(hub, chosen[2])
 
 
 def _toolbar() -> detail.Chosen:
