@@ -77,10 +77,14 @@ class Prometheus:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
 
     def ask(self, path: str, **params: str) -> Any:
+        """None while it starts."""
         try:
-            answer = httpx.get(f"{self.url}/api/v1/{path}", params=params, trust_env=False).json()
+            answered = httpx.get(f"{self.url}/api/v1/{path}", params=params, trust_env=False)
         except httpx.TransportError:
             return None
+        if answered.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+            return None
+        answer = answered.json()
         assert answer["status"] == "success", answer
         return answer["data"]
 
@@ -89,7 +93,7 @@ class Prometheus:
         return found["result"] if found else []
 
     def firing(self) -> set[str]:
-        found = self.ask("alerts")
+        found = self.ask("alerts") or {"alerts": []}
         return {each["labels"]["alertname"] for each in found["alerts"] if each["state"] == "firing"}
 
     def until(self, is_so: Callable[[], Any], what: Callable[[], object]) -> None:
