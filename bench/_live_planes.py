@@ -68,7 +68,9 @@ class LivePlanes:
         while len(self.living) <= self._num_standbys:
             self._number += 1
             self.living.append(LivePlane(self._fleet, self._number, self._crash_at()))
-        until(lambda: all(each.is_hot or each.ended_s is not None for each in self.living), "hot standbys")
+        until(
+            lambda: all(each.is_hot or each.ended_s is not None for each in self.living), "hot standbys", told=self.told
+        )
 
     def revive(self) -> None:
         """Each has died at its point, the successors too: one more, which does not."""
@@ -89,8 +91,24 @@ class LivePlanes:
             plane = next((each for each in self.living if status and each.process.pid == status.pid), None)
             return None if plane is None or status is None or plane.ended_s is not None else (plane, status)
 
-        answer: tuple[LivePlane, PlaneStatus] = until(found, "an active plane")
+        answer: tuple[LivePlane, PlaneStatus] = until(found, "an active plane", told=self.told)
         return answer
+
+    def told(self) -> str:
+        """How each plane stands and the end of its log, and what answers: for a wait that was in vain."""
+        try:
+            snapshot = self._fleet.client.snapshot()
+            answer = f"pid {snapshot.plane.pid}; desired {snapshot.desired}; workers " + ", ".join(
+                f"{each.worker_id} {each.role} {each.state}" for each in snapshot.workers
+            )
+        except ControlError as error:
+            answer = str(error)
+        lines = [f"answer: {answer}"]
+        for each in self.living:
+            state = "lives" if each.ended_s is None else f"ended with {each.process.returncode}"
+            lines.append(f"--- pid {each.process.pid}, to die at {each.crash_at or 'no point'}, {state}; {each.log}")
+            lines += each.log.read_text().splitlines()[-12:]
+        return "\n".join(lines)
 
     def close(self) -> None:
         for each in self.living:
@@ -114,11 +132,12 @@ def asked(call: Callable[[], Any]) -> Any:
         return None
 
 
-def until(is_so: Callable[[], Any], what: str, poll_s: float = 0.005) -> Any:
+def until(is_so: Callable[[], Any], what: str, poll_s: float = 0.005, told: Callable[[], str] | None = None) -> Any:
+    """What `is_so` finds; `told` says how things stand when it finds nothing in time."""
     deadline_s = time.monotonic() + LIMIT_S
     while not (found := is_so()):
         if time.monotonic() > deadline_s:
-            raise SystemExit(f"{what} did not come within {LIMIT_S:g} s")
+            raise SystemExit(f"{what} did not come within {LIMIT_S:g} s" + (f"\n{told()}" if told else ""))
         time.sleep(poll_s)
     return found
 

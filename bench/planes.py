@@ -22,7 +22,7 @@ import signal
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import _planes_simulated
@@ -190,7 +190,7 @@ class Bench:
             status = asked(lambda: self.fleet.client.snapshot().plane)
             return status is not None and status.pid != dead.process.pid
 
-        until(is_other, "an answer of the next plane")
+        until(is_other, "an answer of the next plane", told=self.planes.told)
         return time.monotonic()
 
     def _converged(self, submitted: Future[Command], dead: LivePlane | None) -> Command:
@@ -206,7 +206,7 @@ class Bench:
             found: Command | None = asked(lambda: self.fleet.client.command(command.command_id))
             return found if found is not None and found.state in (CommandState.DONE, CommandState.FAILED) else None
 
-        ended: Command = until(done, f"the end of command {command.command_id}")
+        ended: Command = until(done, f"the end of command {command.command_id}", told=self.planes.told)
         if ended.state is not CommandState.DONE:
             raise SystemExit(f"command {ended.command_id} ended {ended.state}: {ended.result}")
 
@@ -216,7 +216,7 @@ class Bench:
             self._seen_pid = snapshot.plane.pid if snapshot is not None else 0
             return snapshot is not None and self._seen_pid != dead_pid and as_desired(snapshot)
 
-        until(is_as_desired, "a fleet that is as desired")
+        until(is_as_desired, "a fleet that is as desired", told=self.planes.told)
         return ended
 
     def close(self) -> None:
@@ -347,7 +347,7 @@ def main() -> None:
         part = "real planes without Ray" if options.without_ray else "real processes"
         result[part] = without_ray(options) if options.without_ray else real(options)
     if options.json:
-        print(json.dumps(result, default=vars))
+        print(json.dumps(result, default=asdict))
         return
     for part, found in result.items():
         print(part)
