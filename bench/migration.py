@@ -24,6 +24,7 @@ import asyncio
 import contextlib
 import json
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -209,7 +210,7 @@ async def disturb(sides: list[Side], kind: Kind) -> dict[str, dict[str, Any]]:
         for number in range(kind.cycles):
             for side in sides:
                 await cycle(side, kind)
-            print(f"cycle {number + 1} of {kind.cycles}", flush=True)
+            print(f"cycle {number + 1} of {kind.cycles}", file=sys.stderr, flush=True)
     return {side.name: await seen_by_clients(side, kind) for side in sides}
 
 

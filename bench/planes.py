@@ -51,6 +51,8 @@ POINT_LIMIT_S = 1.5
 #: The stopped plane goes on so long after another has taken over: before that one ends it for the port.
 GO_ON_AFTER_S = 0.2
 TAKEN_LIMIT_S = 4.0
+#: Beyond the aim: --verbose shows the planes' logs.
+SLOW_S = 2.0
 LIMIT_S = 60.0
 
 
@@ -261,6 +263,8 @@ def run_all(bench: Bench, options: argparse.Namespace) -> None:
         if options.verbose:
             last = ", ".join(f"{kind} {found[-1]:.2f} s" for kind, found in bench.tally.converged_s.items() if found)
             print(f"run {number}, {'stopped' if number in races else 'killed'}; last {last}", file=sys.stderr)
+            if number not in races and bench.tally.converged_s["kill"][-1:] > [SLOW_S]:
+                print(bench.planes.told(), file=sys.stderr)
 
 
 def without_ray(options: argparse.Namespace) -> dict[str, Any]:
