@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -51,6 +52,7 @@ class WorkerLink:
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._ended = asyncio.Event()
+        self._connected = asyncio.Event()
         self._orders: dict[str, asyncio.Future[OrderResult]] = {}
         self._order_ids = itertools.count(1)
         self._is_closing = False
@@ -76,10 +78,12 @@ class WorkerLink:
             self._task = asyncio.get_running_loop().create_task(self._keep(), name=f"link-{self.worker_id}")
 
     async def order(self, step: FleetStep, timeout_s: float = ORDER_TIMEOUT_S) -> StepOutcome:
-        """Give one order and wait for its answer. Never raises."""
-        connection = self._connection
-        if connection is None or not connection.is_open:
+        """Give one order and wait for its answer; first for the connection, where it is being made. Never raises."""
+        began_s = time.monotonic()
+        connection = await self._open_connection(timeout_s)
+        if connection is None:
             return StepOutcome(accepted=False, detail=f"{self.worker_id} is not connected: {self.problem}")
+        timeout_s -= time.monotonic() - began_s
         order_id = f"{self.worker_id}-{self._epoch}-{next(self._order_ids)}"
         answer: asyncio.Future[OrderResult] = asyncio.get_running_loop().create_future()
         self._orders[order_id] = answer
@@ -123,6 +127,15 @@ class WorkerLink:
                     backoff_s = FIRST_BACKOFF_S / 2
             backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
 
+    async def _open_connection(self, limit_s: float) -> Connection | None:
+        """The open one, or the one that comes within `limit_s`: a plane that takes over orders at once, before it."""
+        if self._task is None:
+            return None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self._connected.wait()
+        return self._connection if self.is_connected else None
+
     async def _connect_once(self) -> bool:
         address = self._address
         self._ended.clear()
@@ -143,6 +156,7 @@ class WorkerLink:
             connection.close(self.problem)
             return
         self._connection, self.problem = connection, ""
+        self._connected.set()
         self._heard(welcome.role, welcome.state)
 
     # --- what the worker says ------------------------------------------------------------------------------------
@@ -160,6 +174,7 @@ class WorkerLink:
 
     def _on_close(self, connection: Connection, reason: str) -> None:
         self._connection = None
+        self._connected.clear()
         self.problem = self.problem or reason
         self._ended.set()
         for answer in self._orders.values():
