@@ -33,6 +33,7 @@ FORGET_AFTER_S = 15.0  # a live series that nobody asked for is no longer read
 OVERLAP_S = 12.0  # the youngest points may still change: read them again
 COMMANDS_EVERY_S = 5.0
 NUM_COMMANDS = 50
+MAX_COMMANDS = 500  # of one window
 EVENTS_EVERY_S = 2.0
 MAX_EVENTS = 1_000  # of the rare kinds, and of moves
 RANGES_KEPT = 64
@@ -271,6 +272,21 @@ class Hub:
     def commands(self) -> tuple[Command, ...]:
         """The newest commands first, as of the last reading."""
         return self._commands
+
+    def commands_in(self, since_unix_s: float, until_unix_s: float) -> list[Command]:
+        """Of [since, until), newest first, each as it was read last. May raise."""
+        newest = {each.command_id: each for each in self._commands}
+        bounds = (int(since_unix_s // COMMANDS_EVERY_S), int(until_unix_s // COMMANDS_EVERY_S))
+        reach = min((each.created_unix_s for each in self._commands), default=self.now())
+        if len(newest) < NUM_COMMANDS or reach <= since_unix_s or self._look.error:
+            found = list(self._commands)
+        else:
+
+            def read(plane: Plane) -> list[Command]:
+                return plane.commands(MAX_COMMANDS, since_unix_s=since_unix_s, until_unix_s=until_unix_s)
+
+            found = [newest.get(each.command_id, each) for each in self.cached(("commands", *bounds), 60.0, read)]
+        return [each for each in found if since_unix_s <= each.created_unix_s < until_unix_s]
 
     def learn(self, command: Command) -> None:
         """A command that this console has just submitted is shown at once, before the next reading."""

@@ -206,9 +206,17 @@ class PhaselineClient:
     def command(self, command_id: int) -> Command:
         return self._get(Command, f"{API}/commands/{command_id}")
 
-    def commands(self, limit: int = 50, before_id: int | None = None) -> list[Command]:
-        """Newest first."""
-        return self._get(list[Command], f"{API}/commands", limit=limit, before_id=before_id)
+    def commands(
+        self,
+        limit: int = 50,
+        before_id: int | None = None,
+        *,
+        since_unix_s: float | None = None,
+        until_unix_s: float | None = None,
+    ) -> list[Command]:
+        """Newest first, recorded in [since, until)."""
+        window = {"since_unix_s": since_unix_s, "until_unix_s": until_unix_s}
+        return self._get(list[Command], f"{API}/commands", limit=limit, before_id=before_id, **window)
 
     def wait(self, command_id: int, timeout_s: float = 120.0) -> Command:
         """Poll until the command has ended, or until `timeout_s` is over: look at `state` of what comes back."""

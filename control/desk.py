@@ -141,9 +141,16 @@ class Desk:
             raise NotFound(f"no command {command_id}", field="command_id", value=command_id)
         return self.annotated(self._known(found))
 
-    async def commands(self, limit: int, before_id: int | None) -> list[Command]:
-        """Newest first."""
-        found = await self.recorder.read(self.history.commands, self.fleet_id, limit, before_id)
+    async def commands(
+        self,
+        limit: int,
+        before_id: int | None,
+        since_unix_s: float | None = None,
+        until_unix_s: float | None = None,
+    ) -> list[Command]:
+        """Newest first, recorded in [since, until)."""
+        read = self.history.commands
+        found = await self.recorder.read(read, self.fleet_id, limit, before_id, (), since_unix_s, until_unix_s)
         return [self.annotated(self._known(each)) for each in found]
 
     def _known(self, found: Command) -> Command:

@@ -390,8 +390,14 @@ class Plane:
     async def command(self, command_id: int) -> Command:
         return await self.desk.command(command_id)
 
-    async def commands(self, limit: int, before_id: int | None) -> list[Command]:
-        return await self.desk.commands(limit, before_id)
+    async def commands(
+        self,
+        limit: int,
+        before_id: int | None,
+        since_unix_s: float | None = None,
+        until_unix_s: float | None = None,
+    ) -> list[Command]:
+        return await self.desk.commands(limit, before_id, since_unix_s, until_unix_s)
 
     async def what_if(self, changes: Mapping[str, float | int], window_s: float) -> WhatIfRouting:
         """Raises CommandRefused on a key or value that the policy does not take."""

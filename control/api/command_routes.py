@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.responses import Response
 
-from control.api.context import Context, Operator, Reader, answer
+from control.api.context import Context, Operator, OptionalTime, Reader, answer
 from control.types import Action, Command, CommandRequest, Preview
 
 router = APIRouter(prefix="/api/v1", tags=["commands"])
@@ -36,10 +36,13 @@ async def commands(
     context: Context,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
     before_id: Annotated[int | None, Query(ge=1, le=2**53)] = None,
+    since_unix_s: OptionalTime = None,
+    until_unix_s: OptionalTime = None,
     fleet_id: str | None = None,
 ) -> Response:
-    """Commands, newest first."""
-    return answer(list[Command], await context.plane(fleet_id).commands(limit, before_id))
+    """Commands, newest first, recorded in [since, until)."""
+    plane = context.plane(fleet_id)
+    return answer(list[Command], await plane.commands(limit, before_id, since_unix_s, until_unix_s))
 
 
 @router.get("/commands/{command_id}", response_model=Command)

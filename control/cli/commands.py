@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from control.cli.history import parse_duration
 from control.cli.shell import Exit, JsonFlag, connect, percent, plain, print_json, print_table, say
 from control.client import ENDED, PhaselineClient
 from control.components import PLANE, kind_of
@@ -229,11 +230,18 @@ def parse_routing(changes: list[str]) -> Action:
 
 def commands(
     limit: Annotated[int, typer.Option(help="At most this many, newest first.", min=1, max=500)] = 20,
+    since: Annotated[str, typer.Option(help="Only those of so long back: 30s, 15m, 1h, 7d.")] = "",
+    until: Annotated[str, typer.Option(help="How far back the end is; empty is now.")] = "",
     as_json: JsonFlag = False,
 ) -> None:
     """What was done, by whom and why."""
+    now_unix_s = time.time()
     with connect() as client:
-        listed = client.commands(limit=limit)
+        listed = client.commands(
+            limit,
+            since_unix_s=now_unix_s - parse_duration(since, "since") if since else None,
+            until_unix_s=now_unix_s - parse_duration(until, "until") if until else None,
+        )
     if as_json:
         print_json(listed)
         return

@@ -172,13 +172,19 @@ def commands(
     limit: int,
     before_id: int | None,
     states: tuple[CommandState, ...] = (),
+    since_unix_s: float | None = None,
+    until_unix_s: float | None = None,
 ) -> list[Command]:
-    """Newest first, of numbers below `before_id`."""
+    """Newest first, of numbers below `before_id`, recorded in [since, until)."""
     wanted = select(_table).where(_table.c.fleet_id == fleet_id).order_by(_table.c.command_id.desc()).limit(limit)
     if before_id is not None:
         wanted = wanted.where(_table.c.command_id < before_id)
     if states:
         wanted = wanted.where(_table.c.state.in_([state.value for state in states]))
+    if since_unix_s is not None:
+        wanted = wanted.where(_table.c.created_unix_s >= since_unix_s)
+    if until_unix_s is not None:
+        wanted = wanted.where(_table.c.created_unix_s < until_unix_s)
     return _commands(connection, wanted)
 
 

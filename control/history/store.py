@@ -203,11 +203,17 @@ class History:
             return journal.command(connection, command_id)
 
     def commands(
-        self, fleet_id: str, limit: int, before_id: int | None = None, states: tuple[CommandState, ...] = ()
+        self,
+        fleet_id: str,
+        limit: int,
+        before_id: int | None = None,
+        states: tuple[CommandState, ...] = (),
+        since_unix_s: float | None = None,
+        until_unix_s: float | None = None,
     ) -> list[Command]:
-        """Newest first."""
+        """Newest first, recorded in [since, until)."""
         with self._reading() as connection:
-            return journal.commands(connection, fleet_id, limit, before_id, states)
+            return journal.commands(connection, fleet_id, limit, before_id, states, since_unix_s, until_unix_s)
 
     def unfinished_commands(self, fleet_id: str) -> list[Command]:
         """Oldest first."""

@@ -655,11 +655,19 @@ class FakeClient:
         self._operator()
         self.plane.attached.remove(name)
 
-    def commands(self, limit: int = 50, before_id: int | None = None) -> list[Command]:
+    def commands(
+        self,
+        limit: int = 50,
+        before_id: int | None = None,
+        *,
+        since_unix_s: float | None = None,
+        until_unix_s: float | None = None,
+    ) -> list[Command]:
         plane = self._answer()
         plane.advance()
         newest = [each for each in reversed(plane.commands_) if before_id is None or each.command_id < before_id]
-        return newest[:limit]
+        newest = [each for each in newest if since_unix_s is None or each.created_unix_s >= since_unix_s]
+        return [each for each in newest if until_unix_s is None or each.created_unix_s < until_unix_s][:limit]
 
     def what_if_routing(
         self, policy: dict[str, float | int], *, window_s: float = 3600.0, fleet_id: str | None = None

@@ -70,9 +70,18 @@ class FakeHistory:
     def command(self, command_id: int) -> Command | None:
         return self.rows.get(command_id)
 
-    def commands(self, fleet_id: str, limit: int, before_id: int | None = None) -> list[Command]:
+    def commands(
+        self,
+        fleet_id: str,
+        limit: int,
+        before_id: int | None = None,
+        states: tuple[CommandState, ...] = (),
+        since_unix_s: float | None = None,
+        until_unix_s: float | None = None,
+    ) -> list[Command]:
         found = [c for n, c in sorted(self.rows.items(), reverse=True) if before_id is None or n < before_id]
-        return found[:limit]
+        found = [c for c in found if since_unix_s is None or c.created_unix_s >= since_unix_s]
+        return [c for c in found if until_unix_s is None or c.created_unix_s < until_unix_s][:limit]
 
     def unfinished_commands(self, fleet_id: str) -> list[Command]:
         return [c for c in self.rows.values() if c.state in (CommandState.ACCEPTED, CommandState.RUNNING)]

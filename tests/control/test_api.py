@@ -80,6 +80,11 @@ async def test_a_command_is_accepted_recorded_with_its_principal_and_read_back(r
         number = answer.json()["command_id"]
         assert (await http.get(f"{API}/commands/{number}")).json()["state"] == CommandState.DONE
         assert [each["command_id"] for each in (await http.get(f"{API}/commands")).json()] == [number, 1]
+        until = answer.json()["created_unix_s"]
+        before = await http.get(f"{API}/commands", params={"until_unix_s": until})
+        since = await http.get(f"{API}/commands", params={"since_unix_s": until})
+        assert [each["command_id"] for each in before.json()] == [1]
+        assert [each["command_id"] for each in since.json()] == [number]
         stale = await problem(await http.post(f"{API}/commands", json={**RESIZE, "base_version": 1}), 409)
         assert stale["type"] == "urn:phaseline:StaleVersion"
         assert stale["field"] == "base_version"

@@ -124,6 +124,10 @@ def test_commands_are_paged_newest_first_and_filtered(history: History) -> None:
     assert [each.command_id for each in history.commands("f", 9, None, (CommandState.FAILED,))] == [ids[1]]
     assert [each.command_id for each in history.unfinished_commands("f")] == [ids[0], ids[2], ids[3]]
     assert history.commands("other", 9) == []
+    at = [each.created_unix_s for each in reversed(history.commands("f", 9))]
+    assert [each.created_unix_s for each in history.commands("f", 9, None, (), at[0], at[0])] == []
+    assert len(history.commands("f", 9, None, (), at[0], at[-1] + 1)) == 4
+    assert history.commands("f", 9, None, (), at[-1] + 1, None) == []
 
 
 def test_an_undo_marks_what_it_undid(history: History) -> None:
