@@ -8,7 +8,7 @@
    own counters add the phases up. Its bytes include activations, and are compared with operators' bytes that do too.
 2. The meter's calls as a share of the step that they count.
 3. A gateway in front of null workers, with a plane that takes its records: how much of its CPU time goes into request
-   records, timelines of tokens, beats and metrics (`bench._timed_gateway`). Null workers answer at once, so this is
+   records, times of tokens, beats and metrics (`bench._timed_gateway`). Null workers answer at once, so this is
    the share of a gateway that does nothing but pass on.
 """
 
@@ -115,10 +115,11 @@ def recording_table(costs: Sequence[RecordingCost]) -> str:
     for each in costs:
         parts = ", ".join(f"{name} {spent_s / each.cpu_s:.2%}" for name, spent_s in each.parts_s.items())
         us = each.cpu_s / each.num_requests * 1e6
-        lines.append(
+        lines += [
             f"{each.load:22}{each.num_requests:6d} requests, {each.num_records} records, {us:.0f} us CPU each"
-            f"{each.share:9.2%}   ({parts})"
-        )
+            f"{each.share:9.2%}",
+            f"{'':22}{each.us_per_request:.1f} us a request and {each.us_per_token:.2f} us a token   ({parts})",
+        ]
     return "\n".join(lines)
 
 

@@ -75,9 +75,9 @@ class Tally:
         return self.stage_s[stage] / self.num_staged[stage] if self.num_staged[stage] else None
 
 
-def ttft_bound_s(record: RequestRecord, slo: Slo) -> float:
-    """The SLO's bound on the time to first token of this request."""
-    return slo.ttft_base_s + slo.ttft_per_token_s * (record.prompt_tokens - record.cached_tokens)
+def ttft_bound_s(uncached_tokens: int, slo: Slo) -> float:
+    """The SLO's bound on the time to first token of a request with so many prompt tokens to compute."""
+    return slo.ttft_base_s + slo.ttft_per_token_s * uncached_tokens
 
 
 def lost_to(record: RequestRecord, slo: Slo) -> Loss:
@@ -87,8 +87,9 @@ def lost_to(record: RequestRecord, slo: Slo) -> Loss:
         return Loss("refused", lacked) if lacked else Loss("unknown")
     if record.status != 200 or record.finish_reason == "error" or record.ttft_s is None:
         return Loss("failed")
-    if record.ttft_s > ttft_bound_s(record, slo):
-        return _late_to_begin(record, record.ttft_s, ttft_bound_s(record, slo))
+    bound_s = ttft_bound_s(record.prompt_tokens - record.cached_tokens, slo)
+    if record.ttft_s > bound_s:
+        return _late_to_begin(record, record.ttft_s, bound_s)
     if any(each.kind == "failover" and (each.stall_s or 0.0) > MOST * slo.max_gap_s for each in record.moves):
         return Loss("failed")
     return _late_in_the_stream(record, record.ttft_s, slo)

@@ -32,6 +32,7 @@ FRESH_BEAT_S: Final = 5.0
 DEFAULT_OUTPUT_TOKENS: Final = 128
 REJECTED: Final = 429
 CLIENT_CLOSED: Final = 499
+TIMED_OUT: Final = 408
 #: Prompt lengths in tokens: attainment per class, so that shedding long prompts cannot flatter the whole.
 LENGTH_CLASSES: Final = ((512, "under 512"), (2048, "512-2047"), (8192, "2048-8191"))
 LONGEST_CLASS: Final = "8192 and over"
@@ -49,30 +50,50 @@ def is_rejected(record: RequestRecord) -> bool:
 
 def is_error(record: RequestRecord) -> bool:
     """Failed on our side: 5xx and time-outs. A refused bad request (other 4xx) is the client's own."""
-    return record.status >= 500 or record.status == 408 or (record.finish_reason == "error" and record.status == 200)
+    return (
+        record.status >= 500 or record.status == TIMED_OUT or (record.finish_reason == "error" and record.status == 200)
+    )
 
 
 def is_offered(record: RequestRecord) -> bool:
+    return was_offered(record.status)
+
+
+def was_offered(status: int) -> bool:
     """Whether we had to serve it: a bad request (4xx, but 408, 429 and client cancels) was never ours to serve."""
-    return not 400 <= record.status < 500 or record.status in (408, REJECTED, CLIENT_CLOSED)
+    return not 400 <= status < 500 or status in (TIMED_OUT, REJECTED, CLIENT_CLOSED)
 
 
 def is_good(record: RequestRecord, slo: Slo) -> bool | None:
     """Whether all bounds held. None when it does not count: the client cancelled, or it was not ours to serve."""
-    if is_cancelled(record) or not is_offered(record):
+    return verdict(record.status, record.finish_reason, record.ttft_s, broken_bounds(record, slo))
+
+
+def verdict(status: int, finish_reason: str, ttft_s: float | None, broken: tuple[SloBound, ...]) -> bool | None:
+    """The same of values that are no record yet."""
+    if status == CLIENT_CLOSED or finish_reason == "cancelled" or not was_offered(status):
         return None
-    is_served = record.status == 200 and record.finish_reason != "error" and record.ttft_s is not None
-    return is_served and not broken_bounds(record, slo)
+    return status == 200 and finish_reason != "error" and ttft_s is not None and not broken
 
 
 def broken_bounds(record: RequestRecord, slo: Slo) -> tuple[SloBound, ...]:
-    """The bounds that it was past, however it ended. A time that is not known broke none."""
-    times: tuple[tuple[SloBound, float | None, float], ...] = (
-        ("ttft", record.ttft_s, ttft_bound_s(record, slo)),
-        ("tpot", record.tpot_s, slo.tpot_s),
-        ("max_gap", record.max_gap_s, slo.max_gap_s),
-    )
-    return tuple([name for name, value_s, bound_s in times if value_s is not None and value_s > bound_s])
+    """The bounds that it was past, however it ended."""
+    uncached_tokens = record.prompt_tokens - record.cached_tokens
+    return bounds_broken_by(record.ttft_s, record.tpot_s, record.max_gap_s, uncached_tokens, slo)
+
+
+def bounds_broken_by(
+    ttft_s: float | None, tpot_s: float | None, max_gap_s: float | None, uncached_tokens: int, slo: Slo
+) -> tuple[SloBound, ...]:
+    """A time that is not known broke none."""
+    broken: tuple[SloBound, ...] = ()
+    if ttft_s is not None and ttft_s > ttft_bound_s(uncached_tokens, slo):
+        broken += ("ttft",)
+    if tpot_s is not None and tpot_s > slo.tpot_s:
+        broken += ("tpot",)
+    if max_gap_s is not None and max_gap_s > slo.max_gap_s:
+        broken += ("max_gap",)
+    return broken
 
 
 def judged(record: RequestRecord, slo: Slo) -> RequestRecord:

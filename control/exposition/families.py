@@ -8,6 +8,7 @@ Encoding is `prometheus_client`'s. Its own counters are not used: ours exist alr
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -18,7 +19,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Exemplar
 
-from engine.histogram import GAMMA, MIN_S, bucket_of, value_of
+from engine.histogram import GAMMA, MIN_S, NUM_BUCKETS, bucket_of, value_of
 
 Kind = Literal["counter", "gauge", "histogram"]
 #: One bound in so many of our buckets: five to a decade. A bound is an edge of ours, so its count is exact, and counts
@@ -30,6 +31,9 @@ BOUNDS_S: Final = tuple(MIN_S * GAMMA**bucket for bucket in _EDGES)
 #: Series of one histogram under one set of labels: its bounds, +Inf, sum and count.
 SERIES_PER_HISTOGRAM: Final = len(BOUNDS_S) + 3
 _BOUND_WORDS: Final = (*map(repr, BOUNDS_S), "+Inf")
+#: Of each bucket of ours: the index of the first bound that is not below it, and the value that stands for it.
+_BOUND_OF: Final = tuple(min(len(_EDGES), max(0, -(-(bucket - _FIRST) // _EVERY))) for bucket in range(NUM_BUCKETS))
+_VALUE_OF: Final = tuple(map(value_of, range(NUM_BUCKETS)))
 _NAME: Final = re.compile(r"phaseline(_[a-z0-9]+)+")
 _UNITS: Final = ("_seconds", "_bytes", "_ratio", "_tokens", "_flops", "_info", "_watts")
 
@@ -60,7 +64,7 @@ class Latencies:
     exemplars: dict[int, Exemplar] = field(default_factory=dict)  # by index of the bound
 
     def observe(self, value_s: float, trace_id: str = "", at_unix_s: float | None = None) -> None:
-        index = _bound_of(bucket_of(value_s))
+        index = bisect_left(BOUNDS_S, value_s)
         self.counts[index] += 1
         self.sum_s += value_s
         if trace_id:
@@ -68,9 +72,11 @@ class Latencies:
 
     def add(self, buckets: Mapping[int, int]) -> None:
         """What `engine.histogram` counted: the counts are exact, the sum is within 1%."""
+        counts, sum_s = self.counts, self.sum_s
         for bucket, count in buckets.items():
-            self.counts[_bound_of(bucket)] += count
-            self.sum_s += value_of(bucket) * count
+            counts[_BOUND_OF[bucket]] += count
+            sum_s += _VALUE_OF[bucket] * count
+        self.sum_s = sum_s
 
 
 class Page:
@@ -129,11 +135,6 @@ class _Joined:
                 else:
                     found[metric.name] = metric
         return iter(found.values())
-
-
-def _bound_of(bucket: int) -> int:
-    """Index of the first bound that is not below this bucket of ours."""
-    return min(len(_EDGES), max(0, -(-(bucket - _FIRST) // _EVERY)))
 
 
 def _cumulated(latencies: Latencies) -> list[tuple[str, float] | tuple[str, float, Exemplar]]:

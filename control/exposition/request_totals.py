@@ -7,7 +7,6 @@ nothing that a client sends is one.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Final, Literal, get_args
 
 from control.exposition.families import Family, Latencies, Page
@@ -45,45 +44,49 @@ class RequestTotals:
         self.moves: Counter[MoveKind] = Counter()
         self.prompt_tokens = self.cached_tokens = self.output_tokens = 0
         self.latencies = {(name, path): Latencies() for name in LATENCIES for path in PATHS}
+        self._of_path = {path: [self.latencies[name, path] for name in _TIMED] for path in PATHS}
 
     def add(self, record: RequestRecord) -> None:
         """One request has ended."""
-        rule = record.rule if record.rule in RULES else "none"
+        rule = record.rule if record.rule in _PATH_OF else "none"
         self.outcomes[rule, outcome_of(record, self._slo)] += 1
-        self.moves.update(each.kind for each in record.moves)
+        if record.moves:
+            self.moves.update(each.kind for each in record.moves)
         self.prompt_tokens += record.prompt_tokens
         self.cached_tokens += record.cached_tokens
         self.output_tokens += record.output_tokens
-        path = path_of(rule)
+        latencies = self._of_path[_PATH_OF[rule]]
         trace_id = record.traceparent[3:35] if record.traceparent.endswith(_SAMPLED) else ""
-        for name, value_s in _durations(record):
-            at_unix_s = record.arrival_unix_s + (record.e2e_s or 0.0)
-            self.latencies[name, path].observe(value_s, trace_id, at_unix_s)
-        self.latencies["gap", path].add(record.itl_buckets)
+        at_unix_s = record.arrival_unix_s + (record.e2e_s or 0.0)
+        for each, value_s in zip(latencies, _durations(record), strict=False):
+            if value_s is not None:
+                each.observe(value_s, trace_id, at_unix_s)
+        latencies[-1].add(record.itl_buckets)
 
 
 def path_of(rule: str) -> Path:
-    return "none" if rule in ("none", RouteRule.CANNOT_FIT, RouteRule.NO_CAPACITY) else _ROUTED[rule]
+    if rule in ("none", RouteRule.CANNOT_FIT, RouteRule.NO_CAPACITY):
+        return "none"
+    return "split" if rule == RouteRule.REMOTE else "local"
 
 
-_ROUTED: Final[dict[str, Path]] = {rule: "split" if rule == RouteRule.REMOTE else "local" for rule in RULES}
+_PATH_OF: Final[dict[str, Path]] = {rule: path_of(rule) for rule in RULES}
+#: What is timed once per request, in the order of `_durations`; then the gaps.
+_TIMED: Final = ("first_token", "per_token", "whole", "line", "queue", "prefill", "handoff", "decode", "gap")
 
 
-def _durations(record: RequestRecord) -> Iterator[tuple[str, float]]:
+def _durations(record: RequestRecord) -> tuple[float | None, ...]:
     """What was timed; the whole only of requests that were served."""
-    e2e_s = record.e2e_s if record.status == 200 else None
-    for name, value_s in (
-        ("first_token", record.ttft_s),
-        ("per_token", record.tpot_s),
-        ("whole", e2e_s),
-        ("line", record.line_s),
-        ("queue", record.queue_s),
-        ("prefill", record.prefill_s),
-        ("handoff", record.handoff_s),
-        ("decode", record.decode_s),
-    ):
-        if value_s is not None:
-            yield name, value_s
+    return (
+        record.ttft_s,
+        record.tpot_s,
+        record.e2e_s if record.status == 200 else None,
+        record.line_s,
+        record.queue_s,
+        record.prefill_s,
+        record.handoff_s,
+        record.decode_s,
+    )
 
 
 class RequestFamilies:

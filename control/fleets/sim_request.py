@@ -90,6 +90,7 @@ def sim_record(
 ) -> RequestRecord:
     """The record of a request that ends now."""
     arrival, line, times, decision = request.arrival, request.timeline, request.times, request.decision
+    gaps = line.gaps
     record = RequestRecord(
         request_id=request.request_id,
         fleet_id=table.fleet_id,
@@ -119,11 +120,11 @@ def sim_record(
         handoff_s=request.handoff_s,
         ttft_s=line.ttft_s,
         tpot_s=line.tpot_s,
-        max_gap_s=line.max_gap_s,
+        max_gap_s=gaps.max_s if line.num_tokens > 1 else None,
         e2e_s=now_s - arrival.at_unix_s,
         good=None,
         num_reroutes=request.num_reroutes,
-        itl_buckets=line.itl_buckets,
+        itl_buckets=gaps.counts,
         moves=tuple(request.moves),
         line_s=request.line_s + (0.0 if request.waits_since_s is None else now_s - request.waits_since_s),
         decode_s=request.decode_s,

@@ -13,8 +13,8 @@ from control.gateway.fleet import Fleet
 from control.gateway.gatekeeper import AdmissionRules, Gatekeeper
 from control.gateway.lateness import Lateness
 from control.gateway.relay import Relay
-from control.traffic_stats import CLIENT_CLOSED, REJECTED, is_error
-from control.types import RequestRecord, Resource, Slo
+from control.traffic_stats import CLIENT_CLOSED, REJECTED, TIMED_OUT
+from control.types import Resource, Slo
 
 RETRY_AFTER_S = 1.0
 
@@ -51,19 +51,20 @@ class Admission:
         """Called now and then: look again at those who wait."""
         self.gatekeeper.review(now_s, now_unix_s)
 
-    def leave(self, wire_id: str, relay: Relay, record: RequestRecord) -> None:
-        """The request has ended, and this is how."""
+    def leave(self, wire_id: str, relay: Relay, status: int) -> None:
+        """The request has ended, with this HTTP status."""
         if self.in_flight.pop(wire_id, None) is not None:
             self.gatekeeper.note_end(relay, time.monotonic())
-        if record.rule:
-            self.by_rule[record.rule] += 1
-        if record.status == 200:
+        decision = relay.served.decision
+        if decision is not None:
+            self.by_rule[decision.rule.value] += 1
+        if status == 200:
             self.num_completed += 1
-        elif record.status == CLIENT_CLOSED:
+        elif status == CLIENT_CLOSED:
             self.num_cancelled += 1
-        elif record.status == REJECTED:
+        elif status == REJECTED:
             self.num_rejected += 1
-        elif is_error(record):
+        elif status >= 500 or status == TIMED_OUT:
             self.num_failed += 1
 
     def waiting_since_s(self) -> list[float]:

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -39,12 +39,13 @@ from control.gateway.http import (
 )
 from control.gateway.job import Job
 from control.gateway.metrics_page import GatewayFacts, gateway_page
-from control.gateway.records import Origin, RecordLog, make_record
+from control.gateway.records import Ended, Origin, RecordLog, make_records
 from control.gateway.relay import Relay
 from control.gateway.schema import Ask, Endpoint, parse_ask
 from control.gateway.tracing import Tracing
 from control.gateway.urgency import priority_of
 from control.listener import GatewayStatus
+from control.types import RequestRecord
 from engine.blocks import block_hashes
 from engine.core_types import MIN_TEMPERATURE
 from engine.text import TemplateError, Text
@@ -92,6 +93,7 @@ class Gateway:
         self.is_stopping = False
         self._origin = origin
         self._totals = RequestTotals(origin.slo)
+        records.make = self._make_records
         self._tracing = tracing
         self._samples = tracing.samples if tracing is not None else lambda: False
         self._limits = limits
@@ -145,13 +147,14 @@ class Gateway:
         return told
 
     async def watch(self) -> None:
-        """End what waits for too long. Runs until cancelled."""
+        """End what waits for too long, and write what has ended. Runs until cancelled."""
         while True:
             await asyncio.sleep(TIME_CHECK_S)
             now_s, now_unix_s = time.monotonic(), time.time()
             self.admission.review(now_s, now_unix_s)
             self._check_times(now_s, now_unix_s)
             self.fleet.look_at_moves()
+            self.records.catch_up()
 
     async def watch_pulses(self) -> None:
         """Leave workers that hang or are silent. Runs until cancelled."""
@@ -187,6 +190,7 @@ class Gateway:
 
     async def _metrics(self, scope: Scope, send: Send) -> None:
         """In the format that the scraper asks for; encoded on a thread, so that no token waits for it."""
+        self.records.catch_up()
         page = gateway_page(
             GatewayFacts(
                 gateway_id=self._origin.gateway_id,
@@ -313,21 +317,20 @@ class Gateway:
             log.exception("request %s broke", job.request_id)
             await exchange.abort(send)
         finally:
-            record = make_record(
-                self._origin,
-                ask,
-                relay,
-                model_id=table.model_id,
-                arrival_unix_s=arrival_unix_s,
-                output_tokens=exchange.output_tokens,
-                ended_s=time.monotonic(),
-                error=exchange.error,
+            ended = Ended(
+                ask, relay, table.model_id, arrival_unix_s, exchange.output_tokens, time.monotonic(), exchange.error
             )
-            self.admission.leave(job.wire_id, relay, record)
+            self.admission.leave(job.wire_id, relay, ended.status)
+            self.records.note(ended)
+
+    def _make_records(self, ended: Sequence[Ended]) -> list[RequestRecord]:
+        """Of requests that have ended, which are counted and traced with them."""
+        records = make_records(self._origin, ended)
+        for each, record in zip(ended, records, strict=True):
             self._totals.add(record)
             if self._tracing is not None:
-                self._tracing.take(record, job.parent_span_id)
-            self.records.append(record)
+                self._tracing.take(record, each.relay.job.parent_span_id)
+        return records
 
 
 _READS: Final[dict[str, Callable[[Gateway], tuple[int, dict[str, Any]]]]] = {

@@ -66,16 +66,15 @@ def test_a_timeline_counts_tokens_that_came_together_as_gaps_of_zero() -> None:
     assert timeline.ttft_s == 0.5
     assert timeline.tpot_s is not None
     assert abs(timeline.tpot_s - 0.125) < 1e-9
-    assert timeline.max_gap_s is not None
-    assert abs(timeline.max_gap_s - 0.3) < 1e-9
-    assert timeline.itl_buckets == {bucket_of(0.2): 1, bucket_of(0.3): 1, 0: 2}
+    assert abs(timeline.gaps.max_s - 0.3) < 1e-9
+    assert timeline.gaps.counts == {bucket_of(0.2): 1, bucket_of(0.3): 1, 0: 2}
 
 
 def test_one_token_has_a_first_token_time_and_no_rate() -> None:
     timeline = Timeline(1.0)
     assert timeline.ttft_s is None
     timeline.add(1, 3.0)
-    assert (timeline.ttft_s, timeline.tpot_s, timeline.max_gap_s) == (2.0, None, None)
+    assert (timeline.ttft_s, timeline.tpot_s, timeline.gaps.counts) == (2.0, None, {})
 
 
 @pytest.mark.parametrize(
