@@ -57,4 +57,5 @@ def _one_by_one(gaps_s: list[float]) -> Gaps:
 def buckets_of(values_s: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     """`engine.histogram.bucket_of` of each."""
     logs = np.log(np.maximum(values_s, MIN_S) / MIN_S) / np.log(GAMMA)
-    return np.minimum(np.ceil(logs), NUM_BUCKETS - 1).astype(np.int64)
+    buckets: npt.NDArray[np.int64] = np.minimum(np.ceil(logs), NUM_BUCKETS - 1).astype(np.int64)
+    return buckets
