@@ -4,9 +4,10 @@
                          --time since the cursor--------> cover: known seconds, and what their devices could do
 
 Decided here: what counts once, and what a utilization is divided by.
-- Counters are the truth; ring records say when. What the ring lost is the rest of the counters, spread over the time
-  since the last reading. A missed reading loses nothing; a new epoch starts from zero; nothing is ever negative.
-- The numerator is keyed by the role at the time of the step, the denominator by the role held since.
+- Each count of a worker is in the sums exactly once, in whole quanta (`control.growth`), so the sums of all seconds
+  equal its counters, bit for bit. A missed reading loses nothing; a new epoch starts from zero; nothing is negative.
+- The numerator is keyed by the role at the time of the step, the denominator by the roles held since.
+- Time is the worker's monotonic one. A clock that is set forward leaves a gap, one that is set back has seconds twice.
 - A device that workers share (a host's CPU) counts once in each line, so a worker's wall utilization is its part of the
   whole host and the parts add up to the fleet's. In-phase time on a CPU is thread seconds against one thread's ceiling.
 - The datasheet peak where there is one, else the measured ceiling; unknown makes the utilization unknown.
@@ -17,7 +18,7 @@ Not decided here: how rows are kept (`control.history`), what a chart shows of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -26,21 +27,23 @@ import msgspec
 from control.fleet_events import life_events
 from control.fleets.base import Observation, WorkerLife
 from control.gauges import gauge_rows
+from control.growth import COLUMNS, Work, counted, growth, quanta_of
+from control.held_roles import Held, divided, held_roles, intervals
 from control.points import Ingested, Line, Row, WorkerCursor, WorkerEpoch, add_row, lines_of
 from control.recent import Recent, UtilizationView
-from control.spreading import cover, shares, slot_seconds
+from control.spreading import Slots, on_time_grid
 from control.types import FleetEvent, Phase, Role, RoleInterval
 from engine.histogram import delta
 from engine.meter import cursor_records
-from engine.readings import DeviceInfo, MeterReading, PhaseCounters, StepRecord
+from engine.readings import DeviceInfo, MeterReading
 
 __all__ = ["Accountant", "Peaks", "UtilizationView", "peaks_of"]
 
 #: Fleets up to this size write their workers' latencies each second, larger ones every 10 s.
 _SMALL_FLEET: Final = 64
-_COUNTS: Final = ("busy_s", "cpu_s", "flops", "bytes", "tokens", "steps")
-_STEPS: Final = _COUNTS.index("steps")
-PhaseTotals = dict[tuple[Role, Phase], list[float]]  # columns of _COUNTS
+#: Between two readings of one host's clock in one tick, one of which may be by the clock as it was set before.
+_CLOCKS_DIFFER_S: Final = 1.0
+_Slot = tuple[int, list[float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,28 +152,33 @@ class Accountant:
         before = self._cursors.get(reading.worker_id)
         if before is not None and reading.epoch < before.epoch:
             return False  # the page of an earlier life, read late
-        same_epoch = before if before is not None and before.epoch == reading.epoch else None
+        same_life = before if before is not None and before.epoch == reading.epoch else None
         self._note_epoch(reading, batch)
-        known_from = same_epoch.known_until_unix_s if same_epoch else reading.started_unix_s
+        held, jump_s = held_roles(reading, same_life), _jump_s(reading, same_life)
+        known_from = on_time_grid(same_life.known_until_unix_s + jump_s if same_life else _began_unix_s(reading))
         until = reading.at_unix_s if reading.alive else min(reading.at_unix_s, _died_unix_s(reading))
-        known_until = max(known_from, until)
-        self._count_work(reading, same_epoch, known_from, known_until, batch)
-        self._count_cover(reading, same_epoch, known_from, known_until, batch)
-        histograms = self._count_latencies(reading, same_epoch, batch)
-        is_open = self._count_roles(reading, before, known_until, batch)
-        batch.events += life_events(self.fleet_id, reading, before, known_until, life)
+        known = Slots(known_from, max(known_from, on_time_grid(until)))
+        counters = counted(reading, same_life.counters if same_life else {})
+        self._count_work(reading, growth(reading, same_life, counters, known), known, batch)
+        self._count_cover(reading, held, known, jump_s, batch)
+        histograms = self._count_latencies(reading, same_life, batch)
+        is_open = self._count_roles(reading, before, held, known.end_s, batch)
+        batch.events += life_events(self.fleet_id, reading, before, known.end_s, life)
         self._cursors[reading.worker_id] = WorkerCursor(
             epoch=reading.epoch,
             num_records=cursor_records(reading.next_cursor),
-            counters=reading.counters,
+            counters=counters,
             histograms=histograms,
-            known_until_unix_s=known_until,
+            known_until_unix_s=known.end_s,
             role=reading.role,
             state=reading.state,
             role_since_unix_s=reading.role_since_unix_s,
             device_key=device_key(reading),
             open=is_open,
             resume=reading.resume,
+            num_changes=reading.num_changes,
+            anchor_s=reading.anchor_s,
+            jumped_s=jump_s + (same_life.jumped_s if same_life else 0.0),
         )
         return reading.alive
 
@@ -192,48 +200,40 @@ class Accountant:
 
     # --- work -------------------------------------------------------------------------------------------------------
 
-    def _count_work(
-        self, reading: MeterReading, before: WorkerCursor | None, start: float, end: float, batch: _Batch
-    ) -> None:
-        """Give each second its share of every step, on the fleet's, the role's and the worker's line."""
-        work: dict[tuple[Role, Phase, int], list[float]] = {}
-        steps = _new_steps(reading, before)
-        ring, grown = _sum_of_steps(steps), _growth(reading, before)
-        for step in steps:
-            counts = _counts(step)
-            counts[0] *= _busy_scale(step, ring, grown)
-            _spread(work, step.role, step.phase, step.start_unix_s, step.end_unix_s, counts)
-        for (role, phase), rest in _lost(ring, grown).items():
-            _spread(work, role, phase, start, end, [*rest, rest[0]])
+    def _count_work(self, reading: MeterReading, done: list[Work], known: Slots, batch: _Batch) -> None:
+        """Give each slot its part of every piece of work, on the fleet's, the role's and the worker's line."""
+        slots = _spread(done, known, quanta_of(reading.device))
         peaks, in_thread_time = peaks_of(reading.device), reading.device.kind == "cpu"
-        for (role, phase, second), counts in work.items():
-            row = _work_row(counts, in_thread_time, peaks)
+        for (role, phase, slot), (width, amounts) in slots.items():
+            row = _work_row(width, amounts, in_thread_time, peaks)
             for line in lines_of(reading, role):
-                add_row(batch.phases.setdefault((line, phase, second), {}), row)
+                add_row(batch.phases.setdefault((line, phase, slot), {}), row)
 
     # --- cover ------------------------------------------------------------------------------------------------------
 
-    def _count_cover(
-        self, reading: MeterReading, before: WorkerCursor | None, start: float, end: float, batch: _Batch
-    ) -> None:
-        """The seconds [start, end) of this worker are known; a flip in between splits them between the two roles."""
-        flipped = before is not None and before.role != reading.role and start < reading.role_since_unix_s
-        split = min(end, max(start, reading.role_since_unix_s)) if flipped else start
-        if before is not None:
-            self._cover(reading, before.role, start, split, batch)
-        self._cover(reading, reading.role, split, end, batch)
+    def _count_cover(self, reading: MeterReading, held: list[Held], known: Slots, jump_s: float, batch: _Batch) -> None:
+        """The known time of this worker, divided among the roles that it held."""
+        if jump_s < 0:
+            self._set_marks_back(device_key(reading), known)
+        for role, start, end in divided(held, known.start_s, known.end_s):
+            self._cover(reading, role, start, end, known, batch)
 
-    def _cover(self, reading: MeterReading, role: Role, start: float, end: float, batch: _Batch) -> None:
+    def _cover(self, reading: MeterReading, role: Role, start: float, end: float, known: Slots, batch: _Batch) -> None:
         peaks, key = peaks_of(reading.device), device_key(reading)
         for line in lines_of(reading, role):
             mark = self._marks.get((line, key), start)
             self._marks[line, key] = max(mark, end)
-            num_s = float(slot_seconds(end - start))
-            for second, seconds in cover(start, end):
-                known = {"num_cover_s": num_s, "worker_s": seconds}
-                add_row(batch.states.setdefault((line, second), {}), known)
-            for second, seconds in cover(max(start, mark), end):
-                add_row(batch.states.setdefault((line, second), {}), _device_row(seconds, peaks))
+            for slot, width, seconds in known.cover(start, end):
+                row = {"num_cover_s": float(width), "worker_s": seconds}
+                add_row(batch.states.setdefault((line, slot), {}), row)
+            for slot, _, seconds in known.cover(max(start, mark), end):
+                add_row(batch.states.setdefault((line, slot), {}), _device_row(seconds, peaks))
+
+    def _set_marks_back(self, key: str, known: Slots) -> None:
+        """The clock of this device's host was set back: its time is lived, and counted, again."""
+        for line, each in self._marks:
+            if each == key and self._marks[line, each] > known.end_s + _CLOCKS_DIFFER_S:
+                self._marks[line, each] = known.start_s
 
     # --- latencies and roles ----------------------------------------------------------------------------------------
 
@@ -254,30 +254,19 @@ class Accountant:
         return reading.histograms
 
     def _count_roles(
-        self, reading: MeterReading, before: WorkerCursor | None, known_until: float, batch: _Batch
+        self, reading: MeterReading, before: WorkerCursor | None, held: list[Held], known_until: float, batch: _Batch
     ) -> bool:
-        """Close the interval that ended and open the one that began; True while one is open."""
+        """Close the intervals that ended and open the one that began; True while one is open."""
         same_life = before is not None and before.epoch == reading.epoch
         if before is not None and same_life and not before.open:
             return False
-        same_role = same_life and before is not None and before.role_since_unix_s == reading.role_since_unix_s
-        unchanged = same_role and before is not None and (before.role, before.state) == (reading.role, reading.state)
-        if unchanged and reading.alive:
+        if same_life and len(held) == 1 and reading.alive:
             return True
-        if before is not None and before.open and not same_role:
-            ended = reading.role_since_unix_s if same_life else before.known_until_unix_s
-            batch.roles.append(_interval(reading.worker_id, before, max(ended, before.role_since_unix_s)))
-        batch.roles.append(
-            RoleInterval(
-                worker_id=reading.worker_id,
-                epoch=reading.epoch,
-                role=reading.role,
-                state=reading.state,
-                start_unix_s=reading.role_since_unix_s,
-                end_unix_s=None if reading.alive else max(known_until, reading.role_since_unix_s),
-                reason=reading.reason,
-            )
-        )
+        if before is not None and before.open and not same_life:
+            ended = max(before.known_until_unix_s, before.role_since_unix_s)
+            batch.roles.append(_interval(reading.worker_id, before, ended))
+        end = None if reading.alive else max(known_until, reading.role_since_unix_s)
+        batch.roles += intervals(reading.worker_id, reading.epoch, held, end)
         return reading.alive
 
     def _close_departed(self, observation: Observation, batch: _Batch) -> None:
@@ -303,6 +292,20 @@ class Accountant:
         }
 
 
+def _jump_s(reading: MeterReading, before: WorkerCursor | None) -> float:
+    """By how much the worker's clock was set since the look before: seconds that never were, or were twice."""
+    if before is None or before.anchor_s is None or reading.anchor_s is None:
+        return 0.0
+    return reading.anchor_s - before.anchor_s
+
+
+def _began_unix_s(reading: MeterReading) -> float:
+    """When this life began, on the clock as it is set now."""
+    if reading.anchor_s is None or not reading.changes or reading.num_changes > len(reading.changes):
+        return reading.started_unix_s
+    return reading.changes[0].since_mono_s + reading.anchor_s
+
+
 def _died_unix_s(reading: MeterReading) -> float:
     """A dead worker is known until its last sign of life."""
     last_step = reading.steps[-1].end_unix_s if reading.steps else 0.0
@@ -320,79 +323,22 @@ def _interval(worker_id: str, cursor: WorkerCursor, end_unix_s: float) -> RoleIn
     )
 
 
-def _new_steps(reading: MeterReading, before: WorkerCursor | None) -> list[StepRecord]:
-    """Records that the cursor has not counted; a reading may bring older ones again."""
-    first = cursor_records(reading.next_cursor) - len(reading.steps)
-    seen = before.num_records if before else 0
-    return reading.steps[max(0, seen - first) :]
-
-
-def _sum_of_steps(steps: list[StepRecord]) -> PhaseTotals:
-    """Columns of _COUNTS, summed per (role, phase)."""
-    total: PhaseTotals = {}
-    for step in steps:
-        into = total.setdefault((step.role, step.phase), list(_NO_COUNTS))
-        for index, count in enumerate(_counts(step)[: len(_COUNTS)]):
-            into[index] += count
-    return total
-
-
-def _growth(reading: MeterReading, before: WorkerCursor | None) -> PhaseTotals:
-    """What the counters grew by since the cursor, per (role, phase)."""
-    found: PhaseTotals = {}
-    for key, counters in reading.counters.items():
-        role, _, phase = key.partition("/")
-        earlier = before.counters.get(key, _NOTHING) if before else _NOTHING
-        found[Role(role), Phase(phase)] = [getattr(counters, name) - getattr(earlier, name) for name in _COUNTS]
+def _spread(done: list[Work], known: Slots, quanta: Sequence[float]) -> dict[tuple[Role, Phase, int], _Slot]:
+    """Work per role, phase and slot: the slot's width, and amounts with the fallback time at their end."""
+    found: dict[tuple[Role, Phase, int], _Slot] = {}
+    for work in done:
+        for slot, width, amounts in known.parts(work.start_unix_s, work.end_unix_s, work.amounts, quanta):
+            amounts.append(amounts[0] if work.is_fallback else 0.0)
+            _, total = found.setdefault((work.role, work.phase, slot), (width, [0.0] * len(amounts)))
+            for index, amount in enumerate(amounts):
+                total[index] += amount
     return found
 
 
-def _lost(ring: PhaseTotals, grown: PhaseTotals) -> PhaseTotals:
-    """Counted work that no ring record explains, per (role, phase). Empty when none was lost."""
-    found: PhaseTotals = {}
-    for key, counts in grown.items():
-        rest = [count - known for count, known in zip(counts, ring.get(key, _NO_COUNTS), strict=True)]
-        if rest[_STEPS] >= 1.0:
-            found[key] = [max(0.0, value) for value in rest]
-    return found
-
-
-def _busy_scale(step: StepRecord, ring: PhaseTotals, grown: PhaseTotals) -> float:
-    """Unix times resolve 0.2 us only: scale the steps' lengths to the counter, when all its steps are here."""
-    known, counted = ring[step.role, step.phase], grown.get((step.role, step.phase), _NO_COUNTS)
-    complete = known[_STEPS] == counted[_STEPS] and known[0] > 0 and counted[0] > 0
-    return counted[0] / known[0] if complete else 1.0
-
-
-_NOTHING: Final = PhaseCounters()
-_NO_COUNTS: Final = [0.0] * len(_COUNTS)
-
-
-def _counts(step: StepRecord) -> list[float]:
-    """The columns of _COUNTS, and no fallback time."""
-    busy_s = step.end_unix_s - step.start_unix_s
-    return [busy_s, step.cpu_s, step.flops, step.bytes, float(step.tokens), 1.0, 0.0]
-
-
-def _spread(
-    work: dict[tuple[Role, Phase, int], list[float]],
-    role: Role,
-    phase: Phase,
-    start: float,
-    end: float,
-    counts: list[float],
-) -> None:
-    """Add each second's share of `counts` over [start, end)."""
-    for second, fraction in shares(start, end, slot_seconds(end - start)):
-        total = work.setdefault((role, phase, second), [0.0] * len(counts))
-        for index, count in enumerate(counts):
-            total[index] += count * fraction
-
-
-def _work_row(counts: list[float], in_thread_time: bool, peaks: Peaks) -> Row:
-    """Columns of work in one second, with what the device could have done in that in-phase time."""
-    row = dict(zip((*_COUNTS, "fallback_s"), counts, strict=True))
-    row["num_s"] = 1.0
+def _work_row(width: int, amounts: list[float], in_thread_time: bool, peaks: Peaks) -> Row:
+    """Columns of work in one slot, with what the device could have done in that in-phase time."""
+    row = dict(zip((*COLUMNS, "fallback_s"), amounts, strict=True))
+    row["num_s"] = float(width)
     time_s = row["cpu_s"] if in_thread_time else row["busy_s"]
     for name, peak in (("flops", peaks.in_phase_flops), ("bytes", peaks.in_phase_bytes_per_s)):
         if peak is None:

@@ -129,10 +129,13 @@ class WorkerCursor(msgspec.Struct, frozen=True, kw_only=True):
     device_key: str
     open: bool  # its role interval has no end yet
     resume: bytes = b""  # `MeterReading.resume` of the reading that was counted
+    num_changes: int = 0  # of role and state, since the epoch began
+    anchor_s: float | None = None  # `MeterReading.anchor_s` of the reading that was counted
+    jumped_s: float = 0.0  # by which the worker's clock was set, in all; negative: back
 
     @property
     def mark(self) -> Mark:
-        return (self.epoch, self.num_records, self.known_until_unix_s)
+        return (self.epoch, self.num_records, self.known_until_unix_s - self.jumped_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

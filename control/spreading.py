@@ -1,41 +1,75 @@
-"""Spreading an amount over the interval it happened in: exact shares per slot of time. Pure.
+"""Spreading an amount over the interval it happened in: exact parts per slot of time. Pure.
 
 A 2 s prefill chunk is half in each of its seconds, never 0% and then 200%. Slots are whole seconds; what is spread over
-a very long interval (the plane was away) gets coarser slots: an hour of absence is not 3,600 rows a worker.
+a very long interval (the plane was away) gets wider slots inside: an hour of absence is not 3,600 rows a worker. A wide
+slot is known from end to end, and whatever one reading says of a time in it is in that slot.
+
+Parts are whole quanta (`engine.quanta`) and add up to the amount exactly: what is due by the end of each slot is
+rounded down, and a slot gets what is newly due. So no part is negative, and each is less than one quantum off.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from math import floor
+from typing import Final
 
-#: Slots of an interval: (longest interval, slot), in seconds. Slots divide each other, and every rollup's step.
-_GRAINS = ((600.0, 1), (6_000.0, 10), (86_400.0, 60))
-_COARSEST_S = 600
+from engine.quanta import SECONDS, on_grid
 
-
-def slot_seconds(length_s: float) -> int:
-    """Width of the slots for an interval of this length."""
-    return next((grain for bound, grain in _GRAINS if length_s <= bound), _COARSEST_S)
+#: Slots of an interval: (longest interval, widest slot), in seconds. Slots divide each other, and every rollup's step.
+_GRAINS: Final = ((600.0, 1), (6_000.0, 10), (86_400.0, 60))
+_WIDTHS: Final = (600, 60, 10, 1)
 
 
-def shares(start_s: float, end_s: float, slot_s: int = 1) -> list[tuple[int, float]]:
-    """(slot start, fraction) for [start, end); the fractions add up to 1. An instant is all in its slot."""
-    first = floor(start_s / slot_s) * slot_s
-    if end_s <= first + slot_s:
-        return [(first, 1.0)]
-    length_s = end_s - start_s
-    found: list[tuple[int, float]] = []
-    slot = first
-    while slot < end_s:
-        inside_s = min(end_s, slot + slot_s) - max(start_s, slot)
-        found.append((slot, inside_s / length_s))
-        slot += slot_s
-    return found
+def on_time_grid(unix_s: float) -> float:
+    """A time as the meters tell it; those of other sources lie between."""
+    return on_grid(unix_s, SECONDS)
 
 
-def cover(start_s: float, end_s: float) -> list[tuple[int, float]]:
-    """(slot start, seconds inside it) for the interval [start, end); nothing when it is empty."""
-    if end_s <= start_s:
-        return []
-    length_s = end_s - start_s
-    return [(slot, fraction * length_s) for slot, fraction in shares(start_s, end_s, slot_seconds(length_s))]
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """The slots of the time [start, end) that one reading makes known; outside of it they are seconds."""
+
+    start_s: float
+    end_s: float
+
+    @property
+    def widest(self) -> int:
+        return next((width for bound, width in _GRAINS if self.end_s - self.start_s <= bound), _WIDTHS[0])
+
+    def touched(self, start_s: float, end_s: float) -> list[tuple[int, int]]:
+        """(start, width) of the slots that this interval touches, in order. An instant touches one."""
+        widest = self.widest
+        found = [self._slot(floor(start_s), widest)]
+        while sum(found[-1]) < end_s:
+            found.append(self._slot(sum(found[-1]), widest))
+        return found
+
+    def _slot(self, second: int, widest: int) -> tuple[int, int]:
+        """The slot with this second: the widest that is known from end to end."""
+        for width in _WIDTHS:
+            at = second - second % width
+            if width == 1 or (width <= widest and self.start_s <= at and at + width <= self.end_s):
+                return at, width
+        raise AssertionError("the last width is one second")
+
+    def parts(
+        self, start_s: float, end_s: float, amounts: Sequence[float], quanta: Sequence[float]
+    ) -> list[tuple[int, int, list[float]]]:
+        """(slot start, width, its part of each amount). Amounts are multiples of their quanta."""
+        touched = self.touched(start_s, end_s)
+        found: list[tuple[int, int, list[float]]] = []
+        given = [0.0] * len(amounts)
+        for at, width in touched[:-1]:
+            elapsed = (at + width - start_s) / (end_s - start_s)
+            due = [on_grid(amount * elapsed, quantum) for amount, quantum in zip(amounts, quanta, strict=True)]
+            found.append((at, width, [now - before for now, before in zip(due, given, strict=True)]))
+            given = due
+        rest = [amount - before for amount, before in zip(amounts, given, strict=True)]
+        return [*found, (*touched[-1], rest)]
+
+    def cover(self, start_s: float, end_s: float) -> list[tuple[int, int, float]]:
+        """(slot start, width, seconds inside it); nothing when the interval is empty."""
+        touched = self.touched(start_s, end_s) if start_s < end_s else []
+        return [(at, width, min(end_s, at + width) - max(start_s, at)) for at, width in touched]

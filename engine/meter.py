@@ -3,7 +3,8 @@
 One writer process (any of its threads), any number of readers on the same host, no lock between them: a sequence number
 is odd while the writer is inside a change, and a reader retries until it saw the same even number before and after.
 The page relies on the store order of x86-64. Counters are written before the ring record that explains them, so a
-writer killed in between leaves counters ahead of the ring, never behind.
+writer killed in between leaves counters ahead of the ring, never behind. Both are on the grid of `engine.quanta`: what
+a step has beyond it waits for the next step, so a counter is less than one quantum behind and its steps add up to it.
 
 What the numbers mean is decided in `engine.work` (FLOPs, bytes) and `control.accounting` (utilization), not here.
 """
@@ -25,12 +26,14 @@ from engine.errors import MeterError
 from engine.histogram import bucket_of
 from engine.meter_page import DEFAULT_RING_RECORDS, SUFFIX, Clock, cursor_records
 from engine.meter_reader import MeterReader, scan
-from engine.readings import DeviceInfo
+from engine.quanta import SECONDS, on_grid, work_quanta
+from engine.readings import DeviceInfo, RoleChange
 from engine.types import PHASES, ROLES, Load, PhaseTiming, Role, WorkerState
 
 __all__ = ["DEFAULT_RING_RECORDS", "SUFFIX", "Clock", "Meter", "MeterReader", "cursor_records", "scan"]
 
 _MAX_REASON: Final = 500
+_SHORT_REASON: Final = 64  # of each of the last changes
 
 
 def _map_new_file(path: Path, size: int) -> mmap.mmap:
@@ -55,11 +58,12 @@ class Meter:
     path: Path | None
     _info: page.Info
     _ring_records: int
+    _quanta: tuple[float, float, float]  # of cpu_s, flops, bytes
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _seq: int = 0
     _num_records: int = 0
     _totals: list[list[float]] = field(default_factory=lambda: [[0.0] * 6 for _ in range(len(ROLES) * len(PHASES))])
-    _steady_anchor: bool = False
+    _rests: list[list[float]] = field(default_factory=lambda: [[0.0] * 3 for _ in range(len(ROLES) * len(PHASES))])
 
     @classmethod
     def create(
@@ -97,7 +101,8 @@ class Meter:
             max_context=max_context,
             started_unix_s=used.unix(),
         )
-        meter = cls(buffer, used, path, info, ring_records, _steady_anchor=clock is not None)
+        work = work_quanta(device)
+        meter = cls(buffer, used, path, info, ring_records, (SECONDS, work.flops, work.bytes))
         meter._write_head()
         if path is not None and fresh is not None:
             os.replace(fresh, path)
@@ -110,9 +115,10 @@ class Meter:
         now = self.clock.monotonic()
         page.F64.pack_into(self.buffer, page.STEP_BEGIN, -1.0)
         page.F64.pack_into(self.buffer, page.HEARTBEAT, now)
-        page.F64.pack_into(self.buffer, page.ANCHOR, self._info.started_unix_s - now)
-        starting = page.STATE_INDEX[WorkerState.STARTING]
-        page.STATE.pack_into(self.buffer, page.STATE_AT, 0, starting, 0, self._info.started_unix_s)
+        page.F64.pack_into(self.buffer, page.ANCHOR, on_grid(self._info.started_unix_s - now, SECONDS))
+        starting, since = WorkerState.STARTING, self._info.started_unix_s
+        page.STATE.pack_into(self.buffer, page.STATE_AT, 0, page.STATE_INDEX[starting], 0, since)
+        self._note_change(ROLES[0], starting, since, now)
         self._write_info()
 
     def _write_info(self) -> None:
@@ -140,8 +146,15 @@ class Meter:
                 self.buffer, page.STATE_AT, role_index, state_index, fence, now_unix_s if changed else since
             )
             self._info.reason = reason[:_MAX_REASON]
+            if changed:
+                self._note_change(role, state, now_unix_s, self.clock.monotonic(), reason)
             self._write_info()
             self._leave()
+
+    def _note_change(self, role: Role, state: WorkerState, unix_s: float, mono_s: float, reason: str = "") -> None:
+        self._info.changes.append(RoleChange(role, state, unix_s, mono_s, reason[:_SHORT_REASON]))
+        del self._info.changes[: -page.MAX_CHANGES]
+        self._info.num_changes += 1
 
     def set_load(self, load: Load) -> None:
         with self._lock:
@@ -164,9 +177,7 @@ class Meter:
     def heartbeat(self, now_mono_s: float) -> None:
         """The loop is alive. Follows a host clock that somebody set by more than 0.1 s."""
         page.F64.pack_into(self.buffer, page.HEARTBEAT, now_mono_s)
-        if self._steady_anchor:
-            return
-        anchor = self.clock.unix() - self.clock.monotonic()
+        anchor = on_grid(self.clock.unix() - self.clock.monotonic(), SECONDS)
         if abs(anchor - page.F64.unpack_from(self.buffer, page.ANCHOR)[0]) > 0.1:
             page.F64.pack_into(self.buffer, page.ANCHOR, anchor)
 
@@ -189,33 +200,40 @@ class Meter:
     ) -> None:
         """Count one timed forward. `context_tokens` sums the contexts of the batch."""
         key = page.ROLE_INDEX[role] * len(PHASES) + page.PHASE_INDEX[timing.phase]
-        busy_s = timing.end_s - timing.start_s
+        start_s, end_s = on_grid(timing.start_s, SECONDS), on_grid(timing.end_s, SECONDS)
         with self._lock:
+            cpu_s, flops, bytes = self._whole_quanta(key, timing.cpu_s, flops, bytes)
             self._enter()
             totals = self._totals[key]
-            totals[0] += busy_s
-            totals[1] += timing.cpu_s
-            totals[2] += flops
-            totals[3] += bytes
-            totals[4] += tokens
-            totals[5] += 1
+            for index, count in enumerate((end_s - start_s, cpu_s, flops, bytes, tokens, 1)):
+                totals[index] += count
             page.COUNTERS.pack_into(self.buffer, page.COUNTERS_AT + key * page.COUNTERS.size, *totals)
             page.RECORD.pack_into(
                 self.buffer,
                 page.RING_AT + self._num_records % self._ring_records * page.RECORD.size,
-                timing.start_s,
-                timing.end_s,
+                start_s,
+                end_s,
                 key,
                 tokens,
                 context_tokens,
                 batch,
                 flops,
                 bytes,
-                timing.cpu_s,
+                cpu_s,
             )
             self._num_records += 1
             page.I64.pack_into(self.buffer, page.NUM_RECORDS, self._num_records)
             self._leave()
+
+    def _whole_quanta(self, key: int, *amounts: float) -> list[float]:
+        """These amounts and what is left of earlier ones, in whole quanta; what is left now is kept."""
+        rests, found = self._rests[key], []
+        for index, (amount, quantum) in enumerate(zip(amounts, self._quanta, strict=True)):
+            pending = rests[index] + amount
+            whole = on_grid(pending, quantum)
+            rests[index] = pending - whole
+            found.append(whole)
+        return found
 
     def observe_latency(self, kind: str, value_s: float, n: int = 1) -> None:
         """Count a duration `n` times. `kind` is one of LATENCY_KINDS (else KeyError)."""

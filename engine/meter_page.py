@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from engine.histogram import NUM_BUCKETS
-from engine.readings import LATENCY_KINDS, DeviceInfo
+from engine.readings import LATENCY_KINDS, DeviceInfo, RoleChange
 from engine.types import PHASES, ROLES, WorkerState
 
 DEFAULT_RING_RECORDS: Final = 4096
@@ -28,6 +28,7 @@ STATES: Final = tuple(WorkerState)
 
 MAGIC: Final = b"PHLMETR1"
 LAYOUT: Final = 1
+MAX_CHANGES: Final = 24  # of role and state that a page tells of: more than there are between two reads
 INFO_BYTES: Final = 4096
 
 FIXED = struct.Struct("<8sqqqqq")  # magic, layout, ring records, epoch, pid, process start ticks; written once
@@ -89,6 +90,8 @@ class Info(msgspec.Struct, kw_only=True):
     max_context: int
     started_unix_s: float
     reason: str = ""
+    changes: list[RoleChange] = []  # the last MAX_CHANGES, oldest first
+    num_changes: int = 0  # since the epoch began
 
 
 def page_bytes(ring_records: int) -> int:

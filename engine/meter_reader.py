@@ -15,6 +15,7 @@ import numpy as np
 from engine import meter_page as page
 from engine.errors import MeterError
 from engine.histogram import NUM_BUCKETS
+from engine.quanta import SECONDS, on_grid
 from engine.readings import LATENCY_KINDS, MeterReading, PhaseCounters, StepRecord
 from engine.types import PHASES, ROLES, Load
 
@@ -136,7 +137,7 @@ def _to_reading(copy: _PageCopy, clock: page.Clock, *, in_process: bool) -> Mete
     (anchor,) = page.F64.unpack_from(head, page.ANCHOR)
     _, _, _, _, pid, start_ticks = page.FIXED.unpack_from(head, 0)
     closed = bool(page.I64.unpack_from(head, page.CLOSED)[0])
-    now = clock.monotonic()
+    now = on_grid(clock.monotonic(), SECONDS)
     alive = not closed and (in_process or page.process_start_ticks(pid) == start_ticks)
     return MeterReading(
         worker_id=info.worker_id,
@@ -157,7 +158,7 @@ def _to_reading(copy: _PageCopy, clock: page.Clock, *, in_process: bool) -> Mete
         role_since_unix_s=role_since,
         at_unix_s=now + anchor,
         heartbeat_age_s=max(0.0, now - page.F64.unpack_from(head, page.HEARTBEAT)[0]),
-        step_running_s=None if step_begin < 0 else max(0.0, now - step_begin),
+        step_running_s=None if step_begin < 0 else max(0.0, now - on_grid(step_begin, SECONDS)),
         alive=alive,
         load=_load(head),
         counters=_counters(head),
@@ -165,6 +166,9 @@ def _to_reading(copy: _PageCopy, clock: page.Clock, *, in_process: bool) -> Mete
         next_cursor=(info.epoch & page.EPOCH_MASK) << page.CURSOR_SHIFT | copy.num_records,
         num_steps_lost=copy.num_lost,
         histograms=_histograms(copy.histograms),
+        changes=tuple(info.changes),
+        num_changes=info.num_changes,
+        anchor_s=anchor,
     )
 
 

@@ -77,6 +77,16 @@ class StepRecord(msgspec.Struct, frozen=True, array_like=True):
     cpu_s: float
 
 
+class RoleChange(msgspec.Struct, frozen=True, array_like=True):
+    """Role and state from a moment on, which no later setting of the host's clock moves on the monotonic one."""
+
+    role: Role
+    state: WorkerState
+    since_unix_s: float  # as the clock said then
+    since_mono_s: float
+    reason: str = ""  # its beginning
+
+
 class MeterReading(msgspec.Struct, kw_only=True):
     """One worker, as its meter page says."""
 
@@ -108,3 +118,6 @@ class MeterReading(msgspec.Struct, kw_only=True):
     histograms: dict[str, dict[int, int]]  # latency kind -> bucket index -> cumulative count (engine.histogram)
     resume: bytes = b""  # of a reader that adds up pages itself: what it goes on from after a restart
     unknown: tuple[str, ...] = ()  # fields of `load` that nobody measures here: their 0 says nothing
+    changes: tuple[RoleChange, ...] = ()  # the last ones, oldest first; none from who does not say
+    num_changes: int = 0  # since the epoch began
+    anchor_s: float | None = None  # Unix minus monotonic seconds of the worker's host; another: its clock was set

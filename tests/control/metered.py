@@ -26,6 +26,7 @@ class FakeWorker:
         self, worker_id: str = "w0", *, device: DeviceInfo = GPU, epoch: int = 1, at_s: float = 0.0, **more: Any
     ) -> None:
         self.now_s = at_s
+        self.set_by_s = 0.0  # somebody set its host's clock
         self.meter = Meter.create(
             None,
             worker_id=worker_id,
@@ -36,15 +37,19 @@ class FakeWorker:
             device=device,
             host_id="h0",
             max_context=128,
-            clock=Clock(monotonic=lambda: self.now_s, unix=lambda: self.now_s + T0),
+            clock=Clock(monotonic=lambda: self.now_s, unix=lambda: self.unix_s),
             **more,
         )
         self.reader = MeterReader(self.meter)
         self.cursor = 0
         self.place(Role.DECODE)
 
+    @property
+    def unix_s(self) -> float:
+        return self.now_s + T0 + self.set_by_s
+
     def place(self, role: Role) -> None:
-        self.meter.set_state(role, WorkerState.READY, 1, "placed", self.now_s + T0)
+        self.meter.set_state(role, WorkerState.READY, 1, "placed", self.unix_s)
 
     def step(
         self, start: float, end: float, *, role: Role = Role.DECODE, phase: Phase = Phase.DECODE, **work: float

@@ -13,7 +13,7 @@ from engine.meter import Clock, Meter, MeterReader, scan
 from engine.readings import DeviceInfo
 from engine.types import Load, Phase, PhaseTiming, Role, WorkerState
 
-DEVICE = DeviceInfo(name="test-device", kind="paced", peak_flops=1e12, peak_bytes_per_s=1e11)
+DEVICE = DeviceInfo(name="test-device", kind="paced", peak_flops=1e6, peak_bytes_per_s=1e5)
 
 
 class SimClock:

@@ -43,12 +43,13 @@ class EngineIdentity:
 
 
 class Resume(msgspec.Struct, frozen=True, kw_only=True):
-    """What a ledger goes on from in the next plane, beside the counters that the cursor has."""
+    """What a ledger goes on from in the next plane, beside what the cursor has."""
 
     page: EnginePage
     since_unix_s: float
     seen_unix_s: float
     exported_flops: float | None
+    counters: dict[str, PhaseCounters] = {}  # as they are: the cursor has what of them is counted, in whole quanta
 
 
 _encoder, _decoder = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(Resume)
@@ -82,7 +83,7 @@ class Ledger:
         self.page, self.role, self.exported_flops = before.page, cursor.role, before.exported_flops
         self._since_unix_s, self._seen_unix_s = before.since_unix_s, before.seen_unix_s
         self._role_since_unix_s = cursor.role_since_unix_s
-        self._counters, self._histograms = dict(cursor.counters), dict(cursor.histograms)
+        self._counters, self._histograms = dict(before.counters or cursor.counters), dict(cursor.histograms)
         self._resume = cursor.resume
 
     def add(self, page: EnginePage, role: Role, at_unix_s: float) -> None:
@@ -107,6 +108,7 @@ class Ledger:
             since_unix_s=self._since_unix_s,
             seen_unix_s=at_unix_s,
             exported_flops=self.exported_flops,
+            counters=self._counters,
         )
         self._resume = _encoder.encode(resume)
 
