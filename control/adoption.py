@@ -1,7 +1,7 @@
 """Taking a fleet over at start: desired state and unfinished commands as the history has them.
 
-Decided here: the first desired state of a fleet that has none (recorded as version 1; of one that is observed only,
-nothing is desired). The workers themselves are
+Decided here: the first desired state of a fleet that has none (recorded as version 1; of one that
+somebody else runs, nothing is desired but what is seen). The workers themselves are
 adopted by the first ticks, which compare desired with what lives. Not decided here: how a fleet finds its workers.
 """
 
@@ -16,7 +16,7 @@ from control.accounting import Accountant
 from control.desk import Desk
 from control.errors import HistoryError
 from control.events import Events
-from control.fleets.base import Fleet, Resumable, is_observed_only
+from control.fleets.base import Fleet, Foreign, Resumable, is_observed_only
 from control.history.store import History
 from control.lease import Lease
 from control.monitor import open_monitor
@@ -45,7 +45,7 @@ async def adopt(
     """
     recorder = Recorder()
     known = await recorder.read(history.load_desired, fleet.fleet_id)
-    if is_observed_only(fleet):
+    if isinstance(fleet, Foreign) or is_observed_only(fleet):
         desired = known or Desired(version=0, roles={})
     else:
         desired = starting_desired(known, settings)

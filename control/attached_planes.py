@@ -1,6 +1,7 @@
 """The planes of attached fleets: one for each, beside the main fleet's, while this process is the active one.
 
-Decided here: when such a plane lives. What is attached is durable before anything is looked at, and a fleet whose plane
+Decided here: when such a plane lives, and that it lives anew when what it may do changes. What is attached is durable
+before anything is looked at, and a fleet whose plane
 fails is tried again and says why. Each has its own lease, fence, history connection and spool, as any plane has; the
 lease is ours as soon as the main fleet's is, because only the active process asks for it. Not decided here: what may be
 attached (`control.fleets.attached.attachment`), who may do it (the API).
@@ -13,6 +14,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 from pydantic import TypeAdapter
 
@@ -20,19 +22,22 @@ from control.adoption import adopt
 from control.errors import CommandRefused, ControlError, NotFound
 from control.fleets.attached.attachment import Plan, plan_of
 from control.fleets.attached.fleet import AttachedFleet
+from control.fleets.attached.permission import can_of, check_grantable
 from control.fleets.attached.survey import survey
-from control.fleets.attached.types import AttachedInfo, Attachment, Survey
+from control.fleets.attached.types import AttachedInfo, Attachment, Permission, Survey
 from control.history.attachments import AttachmentRow
 from control.history.store import History
 from control.lease import Holder
 from control.lease_keeper import LeaseKeeper
 from control.plane import Plane
 from control.settings import Settings
+from control.types import Capability
 
 _log = logging.getLogger("phaseline.attached")
 RETRY_S = 2.0
 MAX_ATTACHED = 32
 _attachment = TypeAdapter(Attachment)
+_permissions = TypeAdapter(tuple[Permission, ...])
 
 
 class AttachedPlanes:
@@ -62,15 +67,18 @@ class AttachedPlanes:
 
     def infos(self) -> list[AttachedInfo]:
         """All that are attached."""
-        return [
-            AttachedInfo(
-                attachment=_attachment.validate_json(row.told),
-                who=row.who,
-                at_unix_s=row.at_unix_s,
-                problem=self._problems.get(row.name, ""),
-            )
-            for row in self._rows.values()
-        ]
+        return [self._info(row) for row in self._rows.values()]
+
+    def _info(self, row: AttachmentRow) -> AttachedInfo:
+        attachment = _attachment.validate_json(row.told)
+        return AttachedInfo(
+            attachment=attachment,
+            who=row.who,
+            at_unix_s=row.at_unix_s,
+            problem=self._problems.get(row.name, ""),
+            can=tuple(sorted(can_of(attachment))),
+            allowed=_permissions.validate_json(row.allowed),
+        )
 
     async def survey(self, attachment: Attachment) -> Survey:
         """Look, and change nothing. Raises CommandRefused."""
@@ -94,14 +102,44 @@ class AttachedPlanes:
                     field="name",
                     value=attachment.name,
                 )
-        return next(each for each in self.infos() if each.attachment.name == attachment.name)
+        return self._info(known)
+
+    async def allow(self, name: str, capability: Capability, who: str) -> AttachedInfo:
+        """From now on we may do this to it. Raises NotFound, CommandRefused."""
+        async with self._turn:
+            info = self._info(self._row(name))
+            check_grantable(info.attachment, capability)
+            if capability in {each.capability for each in info.allowed}:
+                return info
+            granted = Permission(capability=capability, who=who, at_unix_s=time.time())
+            return await self._set_allowed(name, (*info.allowed, granted))
+
+    async def forbid(self, name: str, capability: Capability) -> AttachedInfo:
+        """From now on we may not; what is under way ends. Raises NotFound."""
+        async with self._turn:
+            info = self._info(self._row(name))
+            left = tuple(each for each in info.allowed if each.capability != capability)
+            return info if left == info.allowed else await self._set_allowed(name, left)
+
+    async def _set_allowed(self, name: str, allowed: tuple[Permission, ...]) -> AttachedInfo:
+        """Durable first; then its plane lives anew with what it may now."""
+        told = _permissions.dump_json(allowed).decode()
+        await asyncio.to_thread(self._history.allow_attached, name, told)
+        self._rows[name] = replace(self._rows[name], allowed=told)
+        await self._end(name)
+        self._begin_recorded(self._rows[name])
+        return self._info(self._rows[name])
+
+    def _row(self, name: str) -> AttachmentRow:
+        if name not in self._rows:
+            known = ", ".join(self._rows) or "none"
+            raise NotFound(f"no attached fleet is named {name}", field="name", value=name, bound=known)
+        return self._rows[name]
 
     async def detach(self, name: str) -> None:
         """Forget it and stop looking; its history stays, and its engines do not notice. Raises NotFound."""
         async with self._turn:
-            if name not in self._rows:
-                known = ", ".join(self._rows) or "none"
-                raise NotFound(f"no attached fleet is named {name}", field="name", value=name, bound=known)
+            self._row(name)
             await asyncio.to_thread(self._history.remove_attachment, name)
             del self._rows[name]
             await self._end(name)
@@ -133,7 +171,7 @@ class AttachedPlanes:
     def _begin_recorded(self, row: AttachmentRow) -> None:
         """What was good once may not be now: a file of targets that has gone is a problem of this fleet alone."""
         try:
-            self._begin(plan_of(_attachment.validate_json(row.told)))
+            self._begin(plan_of(_attachment.validate_json(row.told), _permissions.validate_json(row.allowed)))
         except (ControlError, ValueError) as error:
             self._problems[row.name] = str(error)
             _log.warning("attached fleet %s: %s", row.name, error)

@@ -26,6 +26,7 @@ from control.types import (
     Action,
     Alert,
     Bottleneck,
+    Capability,
     Command,
     CommandRequest,
     CommandState,
@@ -150,6 +151,14 @@ class PhaselineClient:
     def attach(self, attachment: Attachment) -> AttachedInfo:
         """Look at this fleet from now on. The same words again change nothing."""
         return self._post(AttachedInfo, f"{API}/attached", asdict(attachment), is_repeatable=True)
+
+    def allow(self, name: str, capability: Capability) -> AttachedInfo:
+        """Let this be done to an attached fleet from now on."""
+        return self._send(AttachedInfo, "PUT", _allowed_path(name, capability), True)
+
+    def forbid(self, name: str, capability: Capability) -> AttachedInfo:
+        """Do this to it no more."""
+        return self._send(AttachedInfo, "DELETE", _allowed_path(name, capability), True)
 
     def detach(self, name: str) -> None:
         """Stop looking. History and engines stay as they are."""
@@ -454,6 +463,10 @@ class PhaselineClient:
 
     def _unreachable(self, error: httpx.TransportError) -> PlaneUnreachable:
         return PlaneUnreachable(f"the plane at {self._url} does not answer: {error or type(error).__name__}")
+
+
+def _allowed_path(name: str, capability: Capability) -> str:
+    return f"{API}/attached/{quote(name, safe='')}/allowed/{capability.value}"
 
 
 def problem_error(response: httpx.Response) -> ControlError:

@@ -57,6 +57,7 @@ class FleetFacts:
     workers: Mapping[str, WorkerFacts] = field(default_factory=dict)
     gone: Mapping[str, str] = field(default_factory=dict)
     can: frozenset[str] = frozenset({"flip", "resize", "drain", "route"})
+    refusals: Mapping[str, str] = field(default_factory=dict)  # why a capability is not in `can`
     tpot_s: float | None = None
     expected_output_tokens: int = 128
     prefill_tokens_per_s: float | None = None  # of one worker

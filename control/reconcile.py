@@ -10,14 +10,14 @@ A worker takes two independent wishes, its role and whether it is closed (`engin
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from control.changes import role_of
+from control.changes import changes_between, role_of
 from control.facts import FleetFacts, WorkerFacts, natural
 from control.fleets.base import FleetStep
-from control.types import Desired, Role, WorkerState
+from control.types import Command, Desired, Role, WorkerState
 
 #: A wish that shows no effect is ordered again after this long; orders are idempotent.
 REPEAT_S = 5.0
@@ -93,9 +93,19 @@ def reconcile(
     return Reconciled(steps=tuple(steps), ordered=under_way)
 
 
-def as_observed(desired: Desired, fleet: FleetFacts) -> Desired:
-    """Of a fleet that somebody else runs: what it is. The version stays, as no command has changed anything."""
-    return replace(desired, roles={worker_id: facts.role for worker_id, facts in fleet.workers.items()})
+def as_observed(desired: Desired, fleet: FleetFacts, unfinished: Iterable[Command] = ()) -> Desired:
+    """Of a fleet that somebody else runs: what it is, and what commands that have not ended want of it. So nothing is
+    held against its owner: once a command has ended, whatever they change is what is desired. The version stays."""
+    seen = replace(
+        desired,
+        roles={worker_id: facts.role for worker_id, facts in fleet.workers.items()},
+        drained=frozenset(worker_id for worker_id, facts in fleet.workers.items() if facts.state in CLOSED),
+    )
+    for command in sorted(unfinished, key=lambda each: each.command_id):
+        if command.desired_before is not None and command.desired_after is not None:
+            changes = changes_between(command.desired_before, command.desired_after)
+            seen = changes.restored(seen, command.desired_after)
+    return seen
 
 
 def wanted_verbs(facts: WorkerFacts, role: Role, closed: bool) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from control.accounting import UtilizationView
@@ -148,6 +149,7 @@ def fleet_facts(
     tpot_s: float | None,
     expected_output_tokens: int,
     utilization: UtilizationView | None,
+    refusals: Mapping[str, str] = MappingProxyType({}),
 ) -> FleetFacts:
     """The same readings as planning and reconcile want them."""
     stopped = {each.worker_id for each in lives if each.is_stopped}
@@ -172,6 +174,7 @@ def fleet_facts(
         workers=workers,
         gone={each.worker_id: each.problem for each in lives if each.problem and each.worker_id not in workers},
         can=can,
+        refusals=refusals,
         tpot_s=tpot_s,
         expected_output_tokens=expected_output_tokens,
         prefill_tokens_per_s=_worker_rate(utilization),

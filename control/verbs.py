@@ -34,6 +34,8 @@ def desired_after(
     _check_fields(action)
     _check_capability(action, fleet)
     if action.verb == Verb.UNDO:
+        if undo is not None:
+            _check_capability(undo.action, fleet)
         return _undo(action, desired, undo, later)
     return VERBS[action.verb](action, desired, fleet)
 
@@ -187,7 +189,10 @@ def _check_capability(action: Action, fleet: FleetFacts) -> None:
     needed = CAPABILITY.get(action.verb)
     if needed is not None and needed not in fleet.can:
         raise RefusedPlan(
-            f"this fleet cannot {needed}", field="verb", value=action.verb, bound=", ".join(sorted(fleet.can))
+            fleet.refusals.get(needed, f"this fleet cannot {needed}"),
+            field="verb",
+            value=action.verb,
+            bound=", ".join(sorted(fleet.can)),
         )
 
 

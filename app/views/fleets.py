@@ -1,6 +1,6 @@
-"""Fleets: which serving systems are looked at beside our own, and attaching another one, after a look at what is there.
+"""Fleets: which serving systems are looked at beside our own, what we may do to each, and attaching another one.
 
-Nothing of an attached fleet is changed, here or anywhere: attaching means reading its engines' metrics pages.
+Attaching means reading its engines' metrics pages. More is offered for a fleet only when an operator allowed it here.
 """
 
 from __future__ import annotations
@@ -14,9 +14,16 @@ from app import cards, format, session
 from app.source import Hub
 from control.client import AttachedInfo, Attachment, Survey
 from control.errors import ControlError
-from control.types import FleetSnapshot
+from control.types import Capability, FleetSnapshot
 
 Said = TypeVar("Said")
+ACTS = {
+    Capability.ROUTE: "Route",
+    Capability.RESIZE: "Resize",
+    Capability.FLIP: "Flip",
+    Capability.DRAIN: "Drain",
+    Capability.MIGRATE: "Migrate",
+}
 KINDS = {"vllm": "vLLM", "sglang": "SGLang"}
 TARGETS_HELP = "One engine per line: `prefill=http://10.0.0.1:8000`, or with a name `decode:d0=http://10.0.0.2:8000`."
 
@@ -43,7 +50,7 @@ def page(hub: Hub, snapshot: FleetSnapshot) -> None:
 
 def _one(hub: Hub, info: AttachedInfo, why_not: str) -> None:
     told = info.attachment
-    with st.container(border=True, horizontal=True, vertical_alignment="center", gap="medium"):
+    with st.container(border=True), st.container(horizontal=True, vertical_alignment="center", gap="medium"):
         where = told.targets_file or f"{len(told.targets)} engines"
         since = format.clock(info.at_unix_s, session.tz())
         facts = f"{KINDS.get(told.kind, told.kind)}, {where}, attached by {info.who} at {since}"
@@ -57,6 +64,27 @@ def _one(hub: Hub, info: AttachedInfo, why_not: str) -> None:
             disabled=bool(why_not),
             help="Stop looking. Its history stays, and its engines do not notice.",
         )
+        _permissions(hub, info, why_not)
+
+
+def _permissions(hub: Hub, info: AttachedInfo, why_not: str) -> None:
+    """One switch for each thing that could be done to it."""
+    name, by = info.attachment.name, {each.capability: each for each in info.allowed}
+    for each in info.can:
+        if each == Capability.OBSERVE:
+            continue
+        given, key = by.get(each), f"allow-{name}-{each}"
+        since = f"Allowed by {given.who} at {format.clock(given.at_unix_s, session.tz())}." if given else "Not allowed."
+        st.session_state[key] = given is not None
+        does = ACTS.get(each, each.value)
+        st.toggle(does, key=key, on_change=_allow, args=(hub, name, each, key), disabled=bool(why_not), help=since)
+
+
+def _allow(hub: Hub, name: str, capability: Capability, key: str) -> None:
+    client, on = hub.client(session.token(hub)), bool(st.session_state[key])
+    said = _tried(lambda: client.allow(name, capability) if on else client.forbid(name, capability))
+    words = f"{name} may {'now' if on else 'no longer'} be changed so: {capability}."
+    st.session_state["attach_answer"] = said if isinstance(said, ControlError) else words
 
 
 def _form(hub: Hub, why_not: str) -> None:

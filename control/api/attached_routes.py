@@ -1,4 +1,4 @@
-"""Fleets that somebody else runs: what would be seen of one, attaching and detaching, and which are attached."""
+"""Fleets that somebody else runs: what would be seen of one, attaching and detaching, what may be done to them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from control.api.context import ApiContext, Context, Operator, Reader, answer
 from control.attached_planes import AttachedPlanes
 from control.errors import NotActive
 from control.fleets.attached.types import AttachedInfo, Attachment, Survey
+from control.types import Capability
 
 router = APIRouter(prefix="/api/v1", tags=["attached fleets"])
 
@@ -36,6 +37,18 @@ async def survey(body: Attachment, principal: Operator, context: Context) -> Res
 async def attach(body: Attachment, principal: Operator, context: Context) -> Response:
     """Look at this fleet from now on. The same words again change nothing."""
     return answer(AttachedInfo, await _attached(context).attach(body, principal.name), 201)
+
+
+@router.put("/attached/{name}/allowed/{capability}", response_model=AttachedInfo)
+async def allow(name: str, capability: Capability, principal: Operator, context: Context) -> Response:
+    """Let this be done to the fleet from now on. Until then it is observed only."""
+    return answer(AttachedInfo, await _attached(context).allow(name, capability, principal.name))
+
+
+@router.delete("/attached/{name}/allowed/{capability}", response_model=AttachedInfo)
+async def forbid(name: str, capability: Capability, principal: Operator, context: Context) -> Response:
+    """Do this no more."""
+    return answer(AttachedInfo, await _attached(context).forbid(name, capability))
 
 
 @router.delete("/attached/{name}", status_code=204)

@@ -1,4 +1,4 @@
-"""`phaseline attach`, `detach`, `fleets`: serving systems that somebody else runs, looked at beside our own."""
+"""`phaseline attach`, `allow`, `forbid`, `detach`, `fleets`: serving systems that somebody else runs, beside ours."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from control.cli.shell import JsonFlag, connect, print_json, print_table, say
 from control.errors import PlaneUnreachable
 from control.fleets.attached.attachment import plan_of
 from control.fleets.attached.survey import survey
-from control.fleets.attached.types import Attachment, EngineSurvey, Survey
+from control.fleets.attached.types import AttachedInfo, Attachment, EngineSurvey, Survey
+from control.types import Capability
 
 
 def attach(
@@ -36,7 +37,7 @@ def attach(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be seen.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Look at engines that somebody else runs. Observes only; nothing of theirs is changed."""
+    """Look at engines that somebody else runs. Observes only, until `allow` says otherwise."""
     attachment = Attachment(
         name=name,
         kind=kind,
@@ -63,6 +64,32 @@ def attach(
         say(f"{name} is attached: `phaseline --fleet {name} status` shows it, `phaseline detach {name}` ends it")
 
 
+Act = Annotated[list[Capability], typer.Argument(help="route, resize, flip, drain, migrate; one or several.")]
+
+
+def allow(
+    name: Annotated[str, typer.Argument(help="Which attached fleet.")], capabilities: Act, as_json: JsonFlag = False
+) -> None:
+    """Let something be done to an attached fleet. Until then it is observed only."""
+    with connect() as client:
+        infos = [client.allow(name, each) for each in capabilities]
+    print_json(infos[-1]) if as_json else say(f"{name}: {may_words(infos[-1])}")
+
+
+def forbid(
+    name: Annotated[str, typer.Argument(help="Which attached fleet.")], capabilities: Act, as_json: JsonFlag = False
+) -> None:
+    """Do something to an attached fleet no more."""
+    with connect() as client:
+        infos = [client.forbid(name, each) for each in capabilities]
+    print_json(infos[-1]) if as_json else say(f"{name}: {may_words(infos[-1])}")
+
+
+def may_words(info: AttachedInfo) -> str:
+    """ "resize (ann), flip (ann)", or that nothing is."""
+    return ", ".join(f"{each.capability} ({each.who})" for each in info.allowed) or "observed only"
+
+
 def detach(name: Annotated[str, typer.Argument(help="Which attached fleet.")], as_json: JsonFlag = False) -> None:
     """Stop looking at a fleet. Its history stays, and its engines do not notice."""
     with connect() as client:
@@ -78,11 +105,12 @@ def fleets(as_json: JsonFlag = False) -> None:
         print_json({"fleets": ids, "attached": infos})
         return
     known = {each.attachment.name: each for each in infos}
-    rows = [(each, "own", "", "") for each in ids if each not in known]
+    rows = [(each, "own", "", "", "") for each in ids if each not in known]
     rows += [
-        (name, each.attachment.kind, each.problem or "looked at", each.who) for name, each in sorted(known.items())
+        (name, each.attachment.kind, each.problem or "looked at", may_words(each), each.who)
+        for name, each in sorted(known.items())
     ]
-    print_table(("fleet", "kind", "state", "attached by"), rows)
+    print_table(("fleet", "kind", "state", "may", "attached by"), rows)
 
 
 def _surveyed(attachment: Attachment) -> Survey:

@@ -45,6 +45,8 @@ for function, name in (
     (lifecycle.version, "version"),
     (commands.status, "status"),
     (attached.attach, "attach"),
+    (attached.allow, "allow"),
+    (attached.forbid, "forbid"),
     (attached.detach, "detach"),
     (attached.fleets, "fleets"),
     (bottleneck, "bottleneck"),

@@ -99,6 +99,15 @@ class Resumable(Protocol):
         """Before `start`: what is counted of each worker."""
 
 
+@runtime_checkable
+class Foreign(Protocol):
+    """A fleet that somebody else runs: others change it too, and we only as an operator has allowed."""
+
+    @property
+    def refusals(self) -> Mapping[str, str]:
+        """Why what is not offered is not, by capability."""
+
+
 def is_observed_only(fleet: Fleet) -> bool:
     """Nothing can be ordered of its workers: what is desired of it is what it is."""
     return not fleet.capabilities & ACTING

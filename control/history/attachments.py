@@ -1,10 +1,10 @@
-"""Fleets that were attached: what the operator said, and who it was. What it means is not known here."""
+"""Fleets that were attached: what the operators said, and who it was. What it means is not known here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, delete, select, update
 
 from control.history import schema
 from control.history.points import upsert
@@ -14,19 +14,24 @@ _table = schema.attached_fleets
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttachmentRow:
-    """One attached fleet. `told`: JSON."""
+    """One attached fleet. `told` and `allowed`: JSON."""
 
     name: str
     told: str
     who: str
     at_unix_s: float
+    allowed: str = "[]"
 
 
 def put(connection: Connection, row: AttachmentRow) -> bool:
     """False when a fleet of that name is attached already: it stays as it is."""
-    values = {"name": row.name, "told": row.told, "who": row.who, "at_unix_s": row.at_unix_s}
     statement = upsert(connection, _table).on_conflict_do_nothing()
-    return connection.execute(statement, values).rowcount > 0
+    return connection.execute(statement, asdict(row)).rowcount > 0
+
+
+def allow(connection: Connection, name: str, allowed: str) -> bool:
+    """What may be done to it from now on. False when there is none of that name."""
+    return connection.execute(update(_table).where(_table.c.name == name).values(allowed=allowed)).rowcount > 0
 
 
 def remove(connection: Connection, name: str) -> bool:
@@ -37,4 +42,4 @@ def remove(connection: Connection, name: str) -> bool:
 def find_all(connection: Connection) -> list[AttachmentRow]:
     """In the order in which they were attached."""
     rows = connection.execute(select(_table).order_by(_table.c.at_unix_s, _table.c.name))
-    return [AttachmentRow(name=row.name, told=row.told, who=row.who, at_unix_s=row.at_unix_s) for row in rows]
+    return [AttachmentRow(**row._mapping) for row in rows]

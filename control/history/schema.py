@@ -294,6 +294,7 @@ attached_fleets = Table(  # what an operator said to attach them, as JSON
     Column("told", Text, nullable=False),
     Column("who", Text, nullable=False),
     Column("at_unix_s", Double, nullable=False),
+    Column("allowed", Text, nullable=False, server_default="[]"),  # permissions, as JSON
 )
 marks = Table(  # pruned-<step>: points before it are gone
     "marks",

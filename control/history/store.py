@@ -164,6 +164,11 @@ class History:
         with self._writing("put_attachment") as connection:
             return attachments.put(connection, row)
 
+    def allow_attached(self, name: str, allowed: str) -> bool:
+        """False when none of that name is attached."""
+        with self._writing("allow_attached") as connection:
+            return attachments.allow(connection, name, allowed)
+
     def remove_attachment(self, name: str) -> bool:
         """False when none of that name is attached."""
         with self._writing("remove_attachment") as connection:

@@ -12,7 +12,14 @@ from typing import Any, Unpack
 
 from control.differences import differences
 from control.errors import CommandRefused, ControlError, NotAllowed, NotFound, PlaneUnreachable, StaleVersion
-from control.fleets.attached.types import AttachedInfo, Attachment, EngineSurvey, Finding, Survey
+from control.fleets.attached.types import (
+    AttachedInfo,
+    Attachment,
+    EngineSurvey,
+    Finding,
+    Permission,
+    Survey,
+)
 from control.heatmap import BIN_BUCKETS, bound_of, cells_of, column_step
 from control.sampling import latency_of
 from control.types import (
@@ -134,6 +141,7 @@ class FakePlane:
         self.alerts_: list[Alert] = []
         self.num_requests = 120
         self.attached: list[str] = []  # names of other fleets
+        self.allowed: dict[str, list[Capability]] = {}  # what may be done to them
         self.has_gpm = False  # its devices answer NVML's GPM
         self.kind = ""  # of its own fleet; "" for the usual one
 
@@ -631,12 +639,27 @@ class FakeClient:
         return ["local", *self.plane.attached]
 
     def attached(self) -> list[AttachedInfo]:
-        return [
-            AttachedInfo(
-                attachment=Attachment(name=each, kind="vllm", targets=("decode=h:1",)), who="ann", at_unix_s=1.0
-            )
-            for each in self._answer().attached
-        ]
+        return [self._attached(each) for each in self._answer().attached]
+
+    def _attached(self, name: str) -> AttachedInfo:
+        given = self.plane.allowed.get(name, [])
+        return AttachedInfo(
+            attachment=Attachment(name=name, kind="vllm", targets=("decode=h:1",)),
+            who="ann",
+            at_unix_s=1.0,
+            can=(Capability.OBSERVE, Capability.RESIZE, Capability.FLIP),
+            allowed=tuple(Permission(capability=each, who="ann", at_unix_s=2.0) for each in given),
+        )
+
+    def allow(self, name: str, capability: Capability) -> AttachedInfo:
+        self._operator()
+        self.plane.allowed.setdefault(name, []).append(capability)
+        return self._attached(name)
+
+    def forbid(self, name: str, capability: Capability) -> AttachedInfo:
+        self._operator()
+        self.plane.allowed[name].remove(capability)
+        return self._attached(name)
 
     def survey(self, attachment: Attachment) -> Survey:
         self._operator()

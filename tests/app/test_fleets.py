@@ -8,7 +8,7 @@ from typing import Any
 from streamlit.testing.v1 import AppTest
 
 from app.fleets import IDLE_S, Fleets
-from control.types import FleetSnapshot
+from control.types import Capability, FleetSnapshot
 from tests.app.builders import Clock, plane_and_hub
 from tests.app.fake_plane import FakeClient, FakePlane
 from tests.app.test_pages import button, log_in, opened, script, text
@@ -113,6 +113,20 @@ def test_an_operator_looks_at_a_fleet_first_then_attaches_it_and_lets_it_go() ->
     some.stop()
 
 
+def test_an_operator_allows_one_thing_and_takes_it_back() -> None:
+    some, plane, _ = fleets("theirs")
+    app = opened(some, "fleets")
+    assert [(each.label, each.value) for each in app.toggle] == [("Resize", False), ("Flip", False)]
+    app.toggle[0].set_value(True).run()
+    assert plane.allowed == {"theirs": [Capability.RESIZE]}
+    assert "theirs may now be changed so: resize." in text(app)
+    assert [each.value for each in app.toggle] == [True, False]
+    app.toggle[0].set_value(False).run()
+    assert plane.allowed == {"theirs": []}
+    assert not app.exception
+    some.stop()
+
+
 def test_a_viewer_sees_the_fleets_and_cannot_change_them() -> None:
     some, plane, _ = fleets("theirs")
     app = opened(some, "fleets", role="viewer")
@@ -122,6 +136,7 @@ def test_a_viewer_sees_the_fleets_and_cannot_change_them() -> None:
         "Look first": True,
         "Attach": True,
     }
+    assert all(each.disabled for each in app.toggle)
     assert plane.attached == ["theirs"]
     some.stop()
 

@@ -6,6 +6,7 @@ Nothing secret is in it: a token is named by the file that holds it, which is re
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,7 +17,7 @@ from control.errors import CommandRefused
 from control.fleets.attached.dialects import DIALECTS
 from control.fleets.attached.ledger import EngineIdentity
 from control.fleets.attached.targets import FileTargets, ListedTargets, Target, TargetSource, parse_target
-from control.fleets.attached.types import Attachment
+from control.fleets.attached.types import Attachment, Permission
 from engine.device_catalogue import device_spec, model_spec
 from engine.errors import EngineError
 from engine.model_config import read_model_config
@@ -38,6 +39,7 @@ class Plan:
     source: TargetSource
     work: ModelWork | None
     device: DeviceInfo
+    allowed: tuple[Permission, ...] = ()
 
     def identity(self, target: Target) -> EngineIdentity:
         return EngineIdentity(
@@ -54,8 +56,8 @@ class Plan:
         return Path(self.attachment.token_file) if self.attachment.token_file else None
 
 
-def plan_of(attachment: Attachment) -> Plan:
-    """Raises CommandRefused or CommandRefused; nothing has been asked of any engine yet."""
+def plan_of(attachment: Attachment, allowed: Sequence[Permission] = ()) -> Plan:
+    """Raises CommandRefused; nothing has been asked of any engine yet."""
     if not NAME.fullmatch(attachment.name):
         raise _refused("name", attachment.name, f"{NAME.pattern}")
     if attachment.kind not in DIALECTS:
@@ -73,7 +75,8 @@ def plan_of(attachment: Attachment) -> Plan:
         ListedTargets(map(parse_target, listed)) if listed else FileTargets(Path(attachment.targets_file).absolute())
     )
     dtype, work = _work_of(attachment)
-    return Plan(attachment=attachment, source=source, work=work, device=_device_of(attachment, dtype))
+    device = _device_of(attachment, dtype)
+    return Plan(attachment=attachment, source=source, work=work, device=device, allowed=tuple(allowed))
 
 
 def _work_of(attachment: Attachment) -> tuple[str, ModelWork | None]:

@@ -1,4 +1,4 @@
-"""A fleet of engines that somebody else runs, seen through their metrics pages. Observe only: every order is refused.
+"""A fleet of engines that somebody else runs, seen through their metrics pages. What was not allowed is refused.
 
 Implements `control.fleets.base.Fleet`. Each engine is looked at by a scraper of its own, at its own pace; an
 observation only collects what is known, so that no target, however slow or hostile, delays a tick.
@@ -15,6 +15,7 @@ import httpx
 from control.fleets.attached.attachment import Plan
 from control.fleets.attached.dialects import DIALECTS
 from control.fleets.attached.ledger import Ledger
+from control.fleets.attached.permission import acting, not_allowed
 from control.fleets.attached.scraper import Scraper
 from control.fleets.attached.targets import Target
 from control.fleets.base import FleetStep, Observation, StepOutcome, WorkerLife
@@ -25,12 +26,11 @@ from control.types import Capability, WorkerRoute
 class AttachedFleet:
     """`plan` says what to look at. The registry is asked at each observation, so a watched file is followed."""
 
-    capabilities = frozenset({Capability.OBSERVE})
-
     def __init__(self, plan: Plan, now: Callable[[], float] = time.time) -> None:
         self.plan = plan
         self.fleet_id = plan.attachment.name
         self.kind = plan.attachment.kind
+        self.capabilities = acting(plan.attachment, plan.allowed)
         self.simulated = plan.attachment.simulated
         self.model_id = ""  # as the engines say it, once they do
         self.scrapers: dict[str, Scraper] = {}
@@ -68,6 +68,11 @@ class AttachedFleet:
             lives=tuple(lives),
             problems=(problem,) if problem else (),
         )
+
+    @property
+    def refusals(self) -> Mapping[str, str]:
+        told = self.plan.attachment
+        return {each.value: not_allowed(told, each).detail for each in Capability if each not in self.capabilities}
 
     async def apply(self, step: FleetStep) -> StepOutcome:
         return StepOutcome(accepted=False, detail=f"fleet {self.fleet_id} is observed only", retry_helps=False)

@@ -1,4 +1,4 @@
-"""What is said of attached fleets over the API: how one is attached, what was found of it, how it fares.
+"""What is said of attached fleets over the API: how one is attached, what it may, what was found of it, how it fares.
 
 Nothing is decided here, and nothing but the standard library is loaded: the client and the console import it.
 """
@@ -6,6 +6,8 @@ Nothing is decided here, and nothing but the standard library is loaded: the cli
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from control.types import Capability
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +30,15 @@ class Attachment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Permission:
+    """One thing that we may do to an attached fleet, by whose word. Without any it is observed only."""
+
+    capability: Capability
+    who: str
+    at_unix_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AttachedInfo:
     """One attached fleet, and how its plane fares. `problem`: why nothing is seen of it; "" when it is looked at."""
 
@@ -35,6 +46,8 @@ class AttachedInfo:
     who: str
     at_unix_s: float
     problem: str = ""
+    can: tuple[Capability, ...] = ()  # what can be allowed of it
+    allowed: tuple[Permission, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

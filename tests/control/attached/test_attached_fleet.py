@@ -63,6 +63,7 @@ async def test_it_is_observed_only() -> None:
     engine = FakeEngine(text_of("decode-1"))
     async with engines(engine), fleet_of(attachment(f"decode={engine.url}")) as fleet:
         assert fleet.capabilities == {Capability.OBSERVE}
+        assert "cannot migrate" in fleet.refusals["migrate"]
         outcome = await fleet.apply(FleetStep(verb="flip", worker_id="d0", role=Role.PREFILL, fence=1))
         assert (outcome.accepted, outcome.retry_helps) == (False, False)
         assert fleet.routes() == ()
