@@ -139,6 +139,8 @@ def for_good(code: str, detail: str, *, has_begun: bool) -> GatewayError | None:
         return context_exceeded(detail)
     if code == "invalid":
         return bad_request(detail)
+    if code == "inexact":
+        return GatewayError(502, detail, kind="server_error", code="not_continued")
     if code == "deadline":
         return timed_out(detail or "the request's deadline has passed", "deadline")
     return None

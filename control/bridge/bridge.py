@@ -1,0 +1,173 @@
+"""All engines of one attached fleet, as workers on our wire.
+
+Decided here: which engines there are (as the attachment's targets say), when one counts as there and when as gone, who
+proves a role with whom, and where the plane finds them. Not decided here: what an operator has allowed (the plane asks
+for nothing else), and what a worker does (`control.bridge.worker`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+import psutil
+
+from control.bridge.canary import canary
+from control.bridge.engine_http import EngineAway, EngineHttp, new_session
+from control.bridge.handoffs import Handoffs
+from control.bridge.speech import SPEECHES, Encode, Speech
+from control.bridge.tally import Work
+from control.bridge.worker import BridgedWorker
+from control.errors import CommandRefused
+from control.fleets.attached.bridge_file import Bridged, BridgeFile, read_bridge, write_bridge
+from control.fleets.attached.targets import Target, TargetSource
+from control.fleets.attached.types import Attachment
+from engine.connection import bind_loopback, bound_address
+from engine.types import Role, WorkerState
+
+log = logging.getLogger("phaseline.bridge")
+PROBE_EVERY_S: Final = 1.0
+#: Probes without an answer before an engine that holds its connections open counts as gone.
+SILENT_PROBES: Final = 3
+
+
+class Bridge:
+    """`run` until cancelled. `encode`: text to tokens, for engines that give no token ids."""
+
+    def __init__(self, attachment: Attachment, source: TargetSource, *, token: str, path: Path, encode: Encode) -> None:
+        self.handoffs = Handoffs()
+        self.workers: dict[str, BridgedWorker] = {}
+        self._attachment = attachment
+        self._source = source
+        self._token = token
+        self._path = path
+        self._encode = encode
+        self._session = new_session()
+        self._watches: dict[str, asyncio.Task[None]] = {}
+        self._is_closing = False
+
+    async def run(self) -> None:
+        """Raises CommandRefused when another bridge serves this fleet."""
+        check_alone(self._path, self._attachment.name)
+        try:
+            while True:
+                await self._follow()
+                await asyncio.sleep(PROBE_EVERY_S)
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        self._is_closing = True
+        for task in self._watches.values():
+            task.cancel()
+        await asyncio.gather(*self._watches.values(), return_exceptions=True)
+        for worker in self.workers.values():
+            await worker.close()
+        await self._session.close()
+        self._path.unlink(missing_ok=True)
+
+    # --- what its workers ask ----------------------------------------------------------------------------------------
+
+    def reserved(self, req_id: str, attempt: int) -> tuple[BridgedWorker, Work] | None:
+        for worker in self.workers.values():
+            work = worker.work(req_id, attempt)
+            if work is not None and work.asked_s is None:
+                return worker, work
+        return None
+
+    async def prove(self, worker: BridgedWorker, role: Role) -> str:
+        partner = self._partner(worker, role)
+        source = worker if role is Role.PREFILL or partner is None else partner
+        http = None if partner is None else partner.http
+        problem = await canary(worker.http, http, role, source.shape.bootstrap_port)
+        with_whom = f" with {partner.worker_id}" if partner is not None else ""
+        log.info("canary of %s as %s%s: %s", worker.worker_id, role, with_whom, problem or "passed")
+        return problem
+
+    def _partner(self, worker: BridgedWorker, role: Role) -> BridgedWorker | None:
+        """Who takes the other half: the one in that role, else any that is there."""
+        if role is Role.MIXED:
+            return None
+        other = Role.DECODE if role is Role.PREFILL else Role.PREFILL
+        there = [each for each in self.workers.values() if each is not worker and each.is_up]
+        there.sort(key=lambda each: (each.duty.role is not other, each.duty.state is not WorkerState.READY))
+        return there[0] if there else None
+
+    def changed(self) -> None:
+        """Tell the plane. A folder that cannot be written is told in the log, and tried with the next change."""
+        if self._is_closing:
+            return
+        me = psutil.Process()
+        workers = [Bridged(w.worker_id, w.address, w.epoch, w.why_down) for w in self.workers.values()]
+        try:
+            write_bridge(self._path, BridgeFile(os.getpid(), me.create_time(), workers))
+        except OSError as error:
+            log.error("%s cannot be written: %s", self._path, error)
+
+    # --- which there are ---------------------------------------------------------------------------------------------
+
+    async def _follow(self) -> None:
+        wanted = {each.worker_id: each for each in self._source.targets()}
+        for worker_id in [
+            w for w in self.workers if w not in wanted or base_url(wanted[w]) != self.workers[w].http.url
+        ]:
+            self._watches.pop(worker_id).cancel()
+            await self.workers.pop(worker_id).close()
+            self.changed()
+        for worker_id, target in wanted.items():
+            if worker_id not in self.workers:
+                await self._add(target)
+
+    async def _add(self, target: Target) -> None:
+        told = self._attachment
+        http = EngineHttp(self._session, speech_of(told.kind), base_url(target), self._encode, told.token_file)
+        worker = BridgedWorker(target.worker_id, http, self, self._token, told.simulated)
+        sock = bind_loopback("127.0.0.1")
+        await worker.start(sock, bound_address(sock))
+        self.workers[target.worker_id] = worker
+        self._watches[target.worker_id] = asyncio.create_task(_watch(worker), name=f"watch {target.worker_id}")
+        self.changed()
+
+
+async def _watch(worker: BridgedWorker) -> None:
+    """Ask it again and again whether it is there."""
+    num_silent = 0
+    while True:
+        try:
+            if worker.is_up:
+                num_silent = 0 if await worker.http.is_there() else num_silent + 1
+                if num_silent >= SILENT_PROBES:
+                    worker.down(f"it has not answered {num_silent} probes in a row")
+            else:
+                worker.up(await worker.http.probe(), time.time())
+                num_silent = 0
+        except EngineAway as error:
+            worker.down(str(error))
+        await asyncio.sleep(PROBE_EVERY_S)
+
+
+def speech_of(kind: str) -> Speech:
+    """Raises CommandRefused for a kind of fleet that is only looked at."""
+    if kind not in SPEECHES:
+        raise CommandRefused(
+            f"requests cannot be sent to a fleet of kind {kind}", field="kind", value=kind, bound=", ".join(SPEECHES)
+        )
+    return SPEECHES[kind]
+
+
+def base_url(target: Target) -> str:
+    """Where an engine's API is, by the address of its metrics page."""
+    parts = urlsplit(target.url)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def check_alone(path: Path, fleet_id: str) -> None:
+    """One bridge a fleet: it alone gives roles and knows what runs. Raises CommandRefused."""
+    known = read_bridge(path)
+    if known is not None and known.pid != os.getpid() and known.is_alive:
+        raise CommandRefused(f"process {known.pid} serves fleet {fleet_id} already", field="name", value=fleet_id)

@@ -1,0 +1,58 @@
+"""Where the bridge of an attached fleet listens, as a file in the run folder: written by the bridge, read by the plane.
+
+Decided here: its form, and that a file which cannot be read is as none.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from control.processes import ProcessId
+
+
+class Bridged(msgspec.Struct, frozen=True):
+    """One engine that gateways can be sent to. `problem`: why it cannot now; "" when it can."""
+
+    worker_id: str
+    address: str
+    epoch: int
+    problem: str = ""
+
+
+class BridgeFile(msgspec.Struct, frozen=True):
+    """`pid` and `started_unix_s`: the process, so that a leftover of one that has ended is known as such."""
+
+    pid: int
+    started_unix_s: float
+    workers: list[Bridged]
+
+    @property
+    def is_alive(self) -> bool:
+        return ProcessId(self.pid, self.started_unix_s).is_alive
+
+
+def bridge_folder(run_dir: Path, fleet_id: str) -> Path:
+    """Of all that a bridge keeps."""
+    return run_dir / "attached" / fleet_id
+
+
+def bridge_path(run_dir: Path, fleet_id: str) -> Path:
+    return bridge_folder(run_dir, fleet_id) / "bridge.json"
+
+
+def write_bridge(path: Path, content: BridgeFile) -> None:
+    """In one step. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    scratch = path.with_suffix(f".{os.getpid()}.new")
+    scratch.write_bytes(msgspec.json.encode(content))
+    os.replace(scratch, path)
+
+
+def read_bridge(path: Path) -> BridgeFile | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=BridgeFile)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None

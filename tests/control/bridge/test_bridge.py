@@ -1,0 +1,208 @@
+"""Our gateway in front of engines that it did not start: split requests, deaths, and roles that are its decision."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import httpx
+from bridge_builders import Prod, followed, prod
+from fake_servers import FakeServer, answer_of
+from gateway_builders import LOCAL_ALWAYS, until
+
+from control.types import Role, RouteRule, WorkerState
+
+PAIR = {"p": Role.PREFILL, "d": Role.DECODE}
+PROMPT = "The capital of France is Paris."
+
+
+def pair(**fields: object) -> dict[str, FakeServer]:
+    kept: dict[str, list[int]] = {}
+    return {name: FakeServer(name=name, kept=kept, **fields) for name in ("p", "d")}  # type: ignore[arg-type]
+
+
+def text_of(place: Prod, prompt: str, num: int) -> str:
+    """What an engine says that nobody disturbs."""
+    tokens = place.text.encode(prompt)
+    stream = place.text.detokenizer(tokens)
+    return "".join(stream.push([each]) for each in answer_of(tokens, num))
+
+
+def said(response: httpx.Response) -> str:
+    assert response.status_code == 200, response.text
+    return str(response.json()["choices"][0]["text"])
+
+
+async def test_a_plain_server_serves_behind_the_gateway(tmp_path: Path) -> None:
+    async with prod(tmp_path, {"m": Role.MIXED}, LOCAL_ALWAYS, m=FakeServer(kind="openai")) as place:
+        response = await place.complete(PROMPT)
+        assert len(said(response)) == 12
+        body = place.servers["m"].seen[0]
+        assert body["prompt"] == place.text.encode(PROMPT)
+        assert set(body) == {"model", "prompt", "max_tokens", "temperature", "top_p", "seed", "stream"}
+        (record,) = place.records
+        assert (record.decode_worker, record.status, record.fleet_id) == ("m", 200, "prod")
+        assert record.ttft_s is not None
+
+
+async def test_a_request_is_split_over_a_vllm_pair(tmp_path: Path) -> None:
+    async with prod(tmp_path, PAIR, **pair()) as place:
+        assert said(await place.complete(PROMPT)) == text_of(place, PROMPT, 12)
+        asked, fetched = place.servers["p"].seen[0], place.servers["d"].seen[0]
+        assert (asked["max_tokens"], asked["stream"]) == (1, False)
+        assert asked["kv_transfer_params"]["do_remote_decode"] is True
+        assert fetched["kv_transfer_params"]["remote_engine_id"] == "p"
+        assert fetched["prompt"] == asked["prompt"] == place.text.encode(PROMPT)
+        assert (place.servers["d"].num_pulled, place.servers["p"].kept) == (1, {})
+        (record,) = place.records
+        assert (record.rule, record.prefill_worker, record.decode_worker) == (RouteRule.REMOTE, "p", "d")
+        assert record.handoff_s is not None
+        assert record.prefill_s is not None
+
+
+async def test_kv_that_is_lost_on_the_way_is_computed_again(tmp_path: Path) -> None:
+    async with prod(tmp_path, PAIR, **pair(loses_kv=True)) as place:
+        assert said(await place.complete(PROMPT)) == text_of(place, PROMPT, 12)
+        assert place.records[0].attempt > 1
+
+
+async def test_two_servers_that_disagree_on_a_greedy_token_are_not_mixed(tmp_path: Path) -> None:
+    """What was sent stays: the rest is computed from it, by one of them alone."""
+    servers = pair()
+    servers["p"].skew = 1
+    async with prod(tmp_path, PAIR, **servers) as place:
+        tokens = place.text.encode(PROMPT)
+        first = answer_of(tokens, 1)[0] + 1
+        stream = place.text.detokenizer(tokens)
+        expected = "".join(stream.push([each]) for each in [first, *answer_of([*tokens, first], 11)])
+        assert said(await place.complete(PROMPT)) == expected
+
+
+async def test_a_greedy_stream_goes_on_after_its_server_died(tmp_path: Path) -> None:
+    roles = {"a": Role.MIXED, "b": Role.MIXED}
+    servers = {name: FakeServer(name=name, pace_s=0.01) for name in roles}
+    async with prod(tmp_path, roles, LOCAL_ALWAYS, **servers) as place:
+        asked = asyncio.create_task(place.complete(PROMPT, 60))
+        await until(lambda: any(each.num_running for each in servers.values()))
+        await asyncio.sleep(0.1)
+        dying = next(each for each in servers.values() if each.num_running)
+        await dying.die()
+        assert said(await asked) == text_of(place, PROMPT, 60)
+        (record,) = place.records
+        assert [each.kind for each in record.moves] == ["failover"]
+        await dying.start()
+        await followed(place, lambda: len(place.bridged.routes()) == 2)
+        back = place.bridge.workers[dying.name]
+        await until(lambda: back.is_up and back.epoch > 0)
+
+
+async def test_a_sampled_stream_that_is_cut_fails_and_says_why(tmp_path: Path) -> None:
+    roles = {"a": Role.MIXED, "b": Role.MIXED}
+    servers = {name: FakeServer(name=name, pace_s=0.01) for name in roles}
+    async with prod(tmp_path, roles, LOCAL_ALWAYS, **servers) as place:
+        asked = asyncio.create_task(place.complete(PROMPT, 60, temperature=0.8, seed=7))
+        await until(lambda: any(each.num_running for each in servers.values()))
+        await asyncio.sleep(0.1)
+        await next(each for each in servers.values() if each.num_running).die()
+        response = await asked
+        assert response.status_code == 502
+        error = response.json()["error"]
+        assert error["code"] == "not_continued"
+        assert "sampled" in error["message"]
+
+
+async def test_roles_flip_under_load_and_every_answer_is_the_same(tmp_path: Path) -> None:
+    """The swap of a pair takes four flips, through mixed, as guard rails want it."""
+    servers = pair(pace_s=0.002)
+    async with prod(tmp_path, PAIR, **servers) as place:
+        done = asyncio.Event()
+        answers: list[tuple[str, str]] = []
+
+        async def load(number: int) -> None:
+            while not done.is_set():
+                prompt = f"{PROMPT} {number} {len(answers)}"
+                answers.append((said(await place.complete(prompt, 20)), text_of(place, prompt, 20)))
+
+        clients = [asyncio.create_task(load(number)) for number in range(4)]
+        for first, second in (("p", "d"), ("d", "p")):
+            for worker_id, role in (
+                (first, Role.MIXED),
+                (second, Role.MIXED),
+                (first, Role.DECODE),
+                (second, Role.PREFILL),
+            ):
+                assert (await place.give("flip", worker_id, role)).accepted
+                await place.became(worker_id, role)
+        done.set()
+        await asyncio.gather(*clients)
+        assert len(answers) > 8
+        assert all(got == expected for got, expected in answers)
+        assert {each.status for each in place.records} == {200}
+
+
+async def test_a_role_is_proved_before_it_holds(tmp_path: Path) -> None:
+    servers = pair()
+    async with prod(tmp_path, PAIR, **servers) as place:
+        servers["d"].skew = 1  # as a prefill server it would be wrong
+        assert (await place.give("flip", "p", Role.MIXED)).accepted
+        await place.became("p", Role.MIXED)
+        assert (await place.give("flip", "d", Role.MIXED)).accepted
+        await place.became("d", Role.MIXED)
+        servers["d"].loses_kv = servers["p"].loses_kv = True
+        assert (await place.give("flip", "d", Role.PREFILL)).accepted
+        worker = place.bridge.workers["d"]
+        await until(lambda: worker.duty.wanted is Role.MIXED)
+        outcome = await place.give("flip", "d", Role.PREFILL)
+        assert not outcome.accepted
+        assert "KV load failure" in outcome.detail
+        await place.became("d", Role.MIXED)
+
+
+async def test_a_drain_waits_for_its_requests_and_takes_nothing_new(tmp_path: Path) -> None:
+    roles = {"a": Role.MIXED, "b": Role.MIXED}
+    servers = {name: FakeServer(name=name, pace_s=0.01) for name in roles}
+    async with prod(tmp_path, roles, LOCAL_ALWAYS, **servers) as place:
+        asked = [asyncio.create_task(place.complete(f"{PROMPT} {n}", 30)) for n in range(6)]
+        await until(lambda: servers["a"].num_running > 0)
+        assert (await place.give("drain", "a")).accepted
+        await place.became("a", Role.MIXED, WorkerState.DRAINED)
+        assert servers["a"].num_running == 0
+        num_before = len(servers["a"].seen)
+        said(await place.complete(PROMPT))
+        assert len(servers["a"].seen) == num_before
+        for each in asked:
+            said(await each)
+        assert (await place.give("undrain", "a")).accepted
+        await place.became("a", Role.MIXED)
+
+
+async def test_a_client_that_goes_away_ends_its_request_in_the_engine(tmp_path: Path) -> None:
+    async with prod(tmp_path, {"m": Role.MIXED}, LOCAL_ALWAYS, m=FakeServer(pace_s=0.01)) as place:
+        body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 500, "temperature": 0, "stream": True}
+        async with place.client.stream("POST", "/v1/completions", json=body) as response:
+            async for _ in response.aiter_lines():
+                break
+        await until(lambda: place.servers["m"].num_running == 0)
+
+
+async def test_sglang_halves_meet_in_a_room(tmp_path: Path) -> None:
+    """In shape only: against a fake server."""
+    rooms: dict[int, asyncio.Future[list[int]]] = {}
+    servers = {name: FakeServer(kind="sglang", name=name, rooms=rooms) for name in ("p", "d")}
+    async with prod(tmp_path, PAIR, **servers) as place:
+        assert said(await place.complete(PROMPT)) == text_of(place, PROMPT, 12)
+        asked, fetched = servers["p"].seen[0], servers["d"].seen[0]
+        assert asked["bootstrap_room"] == fetched["bootstrap_room"]
+        assert asked["sampling_params"]["max_new_tokens"] == 1
+        (record,) = place.records
+        assert (record.rule, record.prefill_worker, record.decode_worker) == (RouteRule.REMOTE, "p", "d")
+
+
+async def test_a_streamed_answer_has_every_token_once(tmp_path: Path) -> None:
+    async with prod(tmp_path, PAIR, **pair()) as place:
+        response = await place.complete(PROMPT, 20, stream=True)
+        lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+        events = [json.loads(line) for line in lines if line != "[DONE]"]
+        text = "".join(each["choices"][0]["text"] for each in events if each["choices"])
+        assert text == text_of(place, PROMPT, 20)
