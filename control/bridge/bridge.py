@@ -113,9 +113,8 @@ class Bridge:
 
     async def _follow(self) -> None:
         wanted = {each.worker_id: each for each in self._source.targets()}
-        for worker_id in [
-            w for w in self.workers if w not in wanted or base_url(wanted[w]) != self.workers[w].http.url
-        ]:
+        gone = [n for n, w in self.workers.items() if n not in wanted or base_url(wanted[n]) != w.http.url]
+        for worker_id in gone:
             self._watches.pop(worker_id).cancel()
             await self.workers.pop(worker_id).close()
             self.changed()

@@ -1,7 +1,8 @@
 """HTTP to one engine: is it there, what is it, and its tokens as they come.
 
-Decided here: bounds on time and size, and which failure means what (`EngineAway`: nobody answers there; `EngineRefused`:
-it answers, and not with tokens). Not decided here: what is asked (`control.bridge.speech`), and what follows.
+Decided here: bounds on time and size, and which failure means what (`EngineAway`: nobody answers there;
+`EngineRefused`: it answers, and not with tokens). Not decided here: what is asked (`control.bridge.speech`), and what
+follows.
 """
 
 from __future__ import annotations

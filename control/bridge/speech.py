@@ -74,8 +74,8 @@ class Speech:
             )
         if sampling.temperature > 0.0:
             return (
-                f"the answer is sampled, and {self.kind} draws its random numbers in order from the start of a request: "
-                "another engine would go on differently"
+                f"the answer is sampled, and {self.kind} draws its random numbers in order from the start of a "
+                "request, so another engine would go on differently"
             )
         return ""
 

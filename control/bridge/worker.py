@@ -1,8 +1,8 @@
 """One foreign engine as a worker on our wire: gateways and the plane speak with it as with any worker of ours.
 
 Decided here: what each message means as HTTP calls to the engine, when its death is certain (a broken connection and no
-answer to a probe), and that a role is ours alone to give: a flip drains what the new role does not serve, proves the new
-role with a canary, and then holds, while the engine itself is never restarted. Not decided here: which request gets
+answer to a probe), and that a role is ours alone to give: a flip drains what the new role does not serve, proves the
+new role with a canary, and then holds, while the engine itself is never restarted. Not decided here: which request gets
 which worker (`control.routing`), how an engine is spoken to (`control.bridge.speech`), what a canary is
 (`control.bridge.canary`).
 

@@ -19,7 +19,7 @@ class BridgedWorkers:
     """Links to the workers of one fleet's bridge, as its file says where they are."""
 
     def __init__(self, run_dir: Path, fleet_id: str, token: str, *, simulated: bool = False) -> None:
-        self.problem = f"no bridge runs: `phaseline serve {fleet_id}` starts it"
+        self.problem = _away(fleet_id)
         self._path = bridge_path(run_dir, fleet_id)
         self._fleet_id = fleet_id
         self._token = token
@@ -44,9 +44,7 @@ class BridgedWorkers:
         if stamp != self._stamp:
             self._stamp, self._file = stamp, read_bridge(self._path)
         found = self._file
-        self.problem = (
-            "" if found and found.is_alive else f"no bridge runs: `phaseline serve {self._fleet_id}` starts it"
-        )
+        self.problem = "" if found and found.is_alive else _away(self._fleet_id)
         if self.problem or found is None:
             return
         for each in found.workers:
@@ -98,3 +96,7 @@ class BridgedWorkers:
     async def close(self) -> None:
         await asyncio.gather(*(link.close() for link in self._links.values()))
         self._links = {}
+
+
+def _away(fleet_id: str) -> str:
+    return f"no bridge runs: `phaseline serve {fleet_id}` starts it"
