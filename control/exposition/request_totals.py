@@ -57,7 +57,7 @@ class RequestTotals:
         self.output_tokens += record.output_tokens
         latencies = self._of_path[_PATH_OF[rule]]
         trace_id = record.traceparent[3:35] if record.traceparent.endswith(_SAMPLED) else ""
-        at_unix_s = record.arrival_unix_s + (record.e2e_s or 0.0)
+        at_unix_s = record.arrival_unix_s + (record.e2e_s or 0.0) if trace_id else None
         for each, value_s in zip(latencies, _durations(record), strict=False):
             if value_s is not None:
                 each.observe(value_s, trace_id, at_unix_s)

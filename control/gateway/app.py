@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import secrets
 import time
@@ -57,6 +58,8 @@ GENERATE: Final[dict[str, Endpoint]] = {"/v1/chat/completions": "chat", "/v1/com
 #: Longer texts are tokenized on a thread, so that they do not hold up everybody's tokens.
 MAX_INLINE_CHARS: Final = 20_000
 TIME_CHECK_S: Final = 0.25
+#: Records are made once a second, as a plane looks.
+LOOKS_PER_CATCH_UP: Final = 4
 PULSE_CHECK_S: Final = 0.05
 
 
@@ -147,14 +150,15 @@ class Gateway:
         return told
 
     async def watch(self) -> None:
-        """End what waits for too long, and write what has ended. Runs until cancelled."""
-        while True:
+        """End what waits for too long, and have records made of what has ended. Runs until cancelled."""
+        for look in itertools.count(1):
             await asyncio.sleep(TIME_CHECK_S)
             now_s, now_unix_s = time.monotonic(), time.time()
             self.admission.review(now_s, now_unix_s)
             self._check_times(now_s, now_unix_s)
             self.fleet.look_at_moves()
-            self.records.catch_up()
+            if look % LOOKS_PER_CATCH_UP == 0:
+                self.records.catch_up()
 
     async def watch_pulses(self) -> None:
         """Leave workers that hang or are silent. Runs until cancelled."""

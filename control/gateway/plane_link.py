@@ -136,6 +136,7 @@ class PlaneLink:
 
     async def flush(self, limit_s: float = 3.0) -> None:
         """At the end: wait until the plane has all records, but not for long."""
+        self._records.catch_up()
         if self._is_linked:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(limit_s):

@@ -2,7 +2,7 @@
 
 Decided here: what a record says, and which records are dropped when the plane stays away (the oldest, and they are
 counted). When a request ends, it is only noted; the records of many are made at once, before anybody is given one, at
-the latest with the next look at the clock: so they cost half, and no token waits for them. Not here: what good means
+the latest a second later (`Gateway.watch`): so they cost half, and no token waits for them. Not here: what good means
 (`control.traffic_stats`), how records travel (`control.gateway.plane_link`).
 """
 
@@ -148,7 +148,6 @@ class RecordLog:
     def note(self, ended: Ended) -> None:
         """A request has ended; its record is made soon."""
         self._noted.append(ended)
-        self.has_new.set()
         self.all_acknowledged.clear()
         if len(self._noted) >= MAX_NOTED:
             self.catch_up()
