@@ -14,10 +14,9 @@ import contextlib
 import multiprocessing
 import os
 import shutil
-import signal
 import socket
+import subprocess
 import tempfile
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -48,7 +47,7 @@ from control.settings import Settings
 from control.types import Bottleneck, RoutingTable, WorkerRoute
 
 READY_LIMIT_S = 60.0
-#: A throttled gateway runs for its share of each period.
+#: A gateway that is given a share of a core has it in each of these, as CPU quotas do by default.
 PERIOD_S = 0.1
 _context = multiprocessing.get_context("forkserver")
 #: A gateway names its requests by a number that it draws when it is imported: no two may be copies of one process.
@@ -195,7 +194,7 @@ def _start_gateways(
         urls.append(f"http://127.0.0.1:{port}")
         wait_ready(urls[-1])
         if site.cpu_share < 1.0:
-            stack.enter_context(_throttled(pid, site.cpu_share))
+            _throttle(pid, site.cpu_share)
     return urls
 
 
@@ -209,25 +208,15 @@ def _serve_gateway(pipe: Pipe, settings: dict[str, Any]) -> None:
     gateway_main.main()
 
 
-@contextlib.contextmanager
-def _throttled(pid: int, share: float) -> Iterator[None]:
-    """The process runs for this share of the time: stopped and continued, in turn."""
-    over = threading.Event()
-
-    def turn() -> None:
-        with contextlib.suppress(ProcessLookupError):
-            while not over.wait(PERIOD_S * share):
-                os.kill(pid, signal.SIGSTOP)
-                over.wait(PERIOD_S * (1 - share))
-                os.kill(pid, signal.SIGCONT)
-
-    thread = threading.Thread(target=turn, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+def _throttle(pid: int, share: float) -> None:
+    """Give the event loop of a process this share of a core, in each period, however idle the machine is: as a CPU
+    quota does. It is a reservation of the deadline class too, so a busy machine takes nothing of it."""
+    period_ns = round(PERIOD_S * 1e9)
+    budget = ["--sched-runtime", str(round(share * period_ns)), "--sched-period", str(period_ns)]
+    command = ["chrt", "--deadline", "--reset-on-fork", *budget, "--pid", "0", str(pid)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"a gateway's CPU cannot be limited (this needs CAP_SYS_NICE): {done.stderr.strip()}")
 
 
 def free_port() -> int:

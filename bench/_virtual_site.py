@@ -105,7 +105,7 @@ class Seen:
             accountant.ingest(observation)
             for number, (gateway, link) in enumerate(zip(self.gateways, self.links, strict=True)):
                 beat = link.beat(now, time.monotonic())
-                stats.beat(f"g{number}", msgspec.structs.replace(beat, cpu_s=0.0, loop_late_s=None))
+                stats.beat(f"g{number}", msgspec.structs.replace(beat, cpu_s=0.0, loop_late_s=None, cpu_wait_s=None))
                 records = gateway.records.waiting[1]
                 for record in records[num_seen[number] :]:
                     stats.add(record)

@@ -35,10 +35,11 @@ ALIKE: Final = 0.75
 LEAST_REQUESTS: Final = 20
 #: Where a resource has no room for more, as a share of what it has.
 FULL: Final = 0.97
-#: A gateway whose event loop is so late in most seconds, or that uses so much of its core, holds everything up; what
-#: its records say of others is then too good, as a request counts from when the gateway has read it.
+#: A gateway whose event loop is so late in most seconds, or has work for so much of the time (it runs, or waits for a
+#: core), holds everything up; what its records say of others is then too good, as a request counts from when the
+#: gateway has read it.
 STARVED_LATE_S: Final = 0.25
-STARVED_CPU: Final = 0.9
+STARVED_WANTED: Final = 0.9
 #: Time per token at this share of its bound: a larger batch would break it.
 TIGHT_TPOT: Final = 0.9
 NEAR_TPOT: Final = 1.1
@@ -141,7 +142,7 @@ def is_tight(decode: Decode) -> bool:
 
 
 def is_starved(gateways: Gateways) -> bool:
-    return (gateways.cpu or 0.0) >= STARVED_CPU or (gateways.loop_late_s or 0.0) >= STARVED_LATE_S
+    return (gateways.wanted or 0.0) >= STARVED_WANTED or (gateways.loop_late_s or 0.0) >= STARVED_LATE_S
 
 
 def _sooner(evidence: Evidence, saved_s: float) -> float:
@@ -163,7 +164,7 @@ def used(evidence: Evidence) -> dict[Resource, float]:
     known: dict[Resource, float | None] = {
         Resource.PREFILL: evidence.prefill.busy,
         Resource.KV_ROOM: evidence.decode.kv_used,
-        Resource.GATEWAY: evidence.gateways.cpu,
+        Resource.GATEWAY: evidence.gateways.wanted,
     }
     out = {each: FULL for each in Resource if refused[each] >= many}
     return {each: share for each, share in known.items() if share is not None} | out

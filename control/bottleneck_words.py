@@ -71,6 +71,7 @@ def _because(resource: Resource, evidence: Evidence) -> str:
             parts += _known("{:.2g} s for a handoff", requests.mean_s("handoff_s"))
         case Resource.GATEWAY:
             parts += _known("{:.0%} of a core", gateways.cpu)
+            parts += _known("{:.0%} of the time it has work and no core", gateways.cpu_wait)
             parts += _known("its event loop is {:.2g} s late", gateways.loop_late_s)
     return ", ".join(parts) or "nothing was measured of it"
 
@@ -156,7 +157,9 @@ def lines_of(evidence: Evidence) -> tuple[EvidenceLine, ...]:
              "of the achievable bytes/s, while it decodes"),
         line("decode_batch", decode.batch, "sequences", measured, "that one decode worker runs"),
         line("tpot_s", decode.tpot_s, "s", "measured", f"median; its bound is {decode.tpot_bound_s:g} s"),
-        line("gateway_cpu", gateways.cpu, "fraction", "measured", "of a core, of the busiest gateway"),
+        line("gateway_cpu", gateways.cpu, "fraction", "measured", "of a core, of the gateway that is pressed hardest"),
+        line("gateway_cpu_wait", gateways.cpu_wait, "fraction", "measured",
+             "of the time that gateway has work and is given no core"),
         line("gateway_loop_late_s", gateways.loop_late_s, "s", "measured", "the event loop is late, half of the time"),
         *stages,
     )  # fmt: skip

@@ -29,6 +29,8 @@ from engine.histogram import bucket_of, quantile
 #: The window of `status`; nothing older is kept.
 WINDOW_S: Final = 60.0
 FRESH_BEAT_S: Final = 5.0
+#: A gateway's CPU is that of so many seconds: a calm minute before says nothing of now.
+CPU_WINDOW_S: Final = 15.0
 DEFAULT_OUTPUT_TOKENS: Final = 128
 REJECTED: Final = 429
 CLIENT_CLOSED: Final = 499
@@ -174,6 +176,7 @@ class _Arrived:
     num: int
     cpu_s: float
     loop_late_s: float | None
+    cpu_wait_s: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,8 +184,14 @@ class Gateways:
     """How hard the gateways work that are heard. None is unknown."""
 
     num: int
-    cpu: float | None = None  # of the busiest one, as a share of the one core that it can use
+    cpu: float | None = None  # of the hardest pressed one, as a share of the one core that it can use
+    cpu_wait: float | None = None  # the same one's: share of time in which it had work and was given no core
     loop_late_s: float | None = None  # how late the event loop is in half of the seconds, of the latest one
+
+    @property
+    def wanted(self) -> float | None:
+        """Share of time in which the hardest pressed one had work."""
+        return None if self.cpu is None else self.cpu + (self.cpu_wait or 0.0)
 
 
 class TrafficStats:
@@ -219,7 +228,7 @@ class TrafficStats:
             return
         self._beats[gateway_id] = beat
         arrived = self._arrived.setdefault(gateway_id, deque())
-        arrived.append(_Arrived(beat.at_unix_s, beat.num_arrived, beat.cpu_s, beat.loop_late_s))
+        arrived.append(_Arrived(beat.at_unix_s, beat.num_arrived, beat.cpu_s, beat.loop_late_s, beat.cpu_wait_s))
         while arrived[0].at_unix_s < beat.at_unix_s - WINDOW_S:
             arrived.popleft()
 
@@ -246,13 +255,13 @@ class TrafficStats:
         return self._read(now_unix_s)[1]
 
     def gateways(self, now_unix_s: float) -> Gateways:
-        """How hard the gateways work that are heard, over the same window."""
+        """How hard the gateways work that are heard: their CPU of lately, their lateness over the same window."""
         told = [self._arrived[name] for name in self._fresh(now_unix_s)]
-        cpu = [share for each in told if (share := _cpu_share(each)) is not None]
+        pressed = max(map(_pressed, told), key=lambda each: each.wanted or 0.0, default=Gateways(num=0))
         late = [
             median(known) for each in told if (known := [at.loop_late_s for at in each if at.loop_late_s is not None])
         ]
-        return Gateways(num=len(told), cpu=max(cpu, default=None), loop_late_s=max(late, default=None))
+        return replace(pressed, num=len(told), loop_late_s=max(late, default=None))
 
     def line_tokens(self, now_unix_s: float) -> float:
         """Uncached prompt tokens that wait in the gateways' lines."""
@@ -333,10 +342,18 @@ def _offered_rps(sums: _Sums, arrived: Iterable[deque[_Arrived]], now_unix_s: fl
     return sums.offered / WINDOW_S if sums.offered else None
 
 
-def _cpu_share(told: deque[_Arrived]) -> float | None:
-    """CPU seconds per second, which is a share of the one core that a gateway can use."""
-    elapsed_s = told[-1].at_unix_s - told[0].at_unix_s
-    return (told[-1].cpu_s - told[0].cpu_s) / elapsed_s if elapsed_s > 0 else None
+def _pressed(told: deque[_Arrived]) -> Gateways:
+    """How hard one gateway is pressed for CPU: seconds per second, over the last CPU_WINDOW_S."""
+    last = told[-1]
+    first = next(each for each in told if each.at_unix_s >= last.at_unix_s - CPU_WINDOW_S)
+    elapsed_s = last.at_unix_s - first.at_unix_s
+    if elapsed_s <= 0:
+        return Gateways(num=1)
+    knows_wait = first.cpu_wait_s is not None and last.cpu_wait_s is not None
+    wait_s = (last.cpu_wait_s or 0.0) - (first.cpu_wait_s or 0.0)
+    return Gateways(
+        num=1, cpu=(last.cpu_s - first.cpu_s) / elapsed_s, cpu_wait=wait_s / elapsed_s if knows_wait else None
+    )
 
 
 def _goodput_rps(offered_rps: float | None, attainment: float | None) -> float | None:

@@ -60,6 +60,7 @@ class Beat(LinkMessage, frozen=True, tag=True):
     usage: Usage | None = None  # None: an older gateway, which takes no Elsewhere
     loop_late_s: float | None = None  # the event loop's worst lateness since the last beat; None: it does not say
     num_overdue: int | None = None  # requests past a bound of theirs now; None: it does not say
+    cpu_wait_s: float | None = None  # in which its loop had work and no core, since it started; None: it does not say
 
 
 class Elsewhere(LinkMessage, frozen=True, tag=True):

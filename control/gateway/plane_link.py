@@ -25,6 +25,7 @@ from control.auth import read_token
 from control.errors import SettingsError
 from control.gateway import link, unsent
 from control.gateway.admission import Admission
+from control.gateway.cpu_wait import cpu_waited_s
 from control.gateway.fleet import Fleet
 from control.gateway.records import RecordLog
 from control.types import RoutingTable
@@ -203,6 +204,7 @@ class PlaneLink:
             departures=self._fleet.mover.departures.told(),
             loop_late_s=admission.lateness.take(),
             num_overdue=admission.num_overdue(now_s),
+            cpu_wait_s=cpu_waited_s(),
         )
 
     def load_kept_table(self) -> None:

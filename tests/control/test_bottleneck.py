@@ -96,6 +96,16 @@ CASES: list[tuple[str, Evidence, tuple[Resource, ...]]] = [
     ),
     ("tokens are passed on late", evidence({late(GATEWAY): 40}), (GATEWAY,)),
     ("the gateway's core is used up", evidence({}, gateways=Gateways(num=1, cpu=0.97)), (GATEWAY,)),
+    (
+        "the gateway is given little of a core, and never rests",
+        evidence({}, gateways=Gateways(num=1, cpu=0.05, cpu_wait=0.94)),
+        (GATEWAY,),
+    ),
+    (
+        "the gateway shares its core, and rests half of the time",
+        evidence({}, gateways=Gateways(num=1, cpu=0.2, cpu_wait=0.3)),
+        (),
+    ),
     ("the gateway's loop is late", evidence({}, gateways=Gateways(num=1, loop_late_s=0.4)), (GATEWAY,)),
     (
         "prefill and KV are both used up, so that neither alone helps",

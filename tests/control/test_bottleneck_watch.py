@@ -94,6 +94,21 @@ def test_gateways_are_as_hard_at_work_as_the_busiest_one_and_late_when_they_most
     assert stats.line_tokens(NOW + 4) == 500
 
 
+def test_a_gateway_is_pressed_by_what_it_uses_and_what_it_waits_for_lately() -> None:
+    """Calm for 30 s; then one is given a twentieth of a core and never rests, while the other uses half of its own."""
+    stats = TrafficStats(Slo())
+    for at in range(51):
+        pressed_s = max(0, at - 30)
+        stats.beat("a", beat(NOW + at, cpu_s=0.05 * pressed_s, cpu_wait_s=0.94 * pressed_s))
+        stats.beat("b", beat(NOW + at, cpu_s=0.5 * at))
+    seen = stats.gateways(NOW + 50)
+    assert (seen.num, seen.cpu, seen.cpu_wait) == (2, pytest.approx(0.05), pytest.approx(0.94))
+    assert seen.wanted == pytest.approx(0.99)
+    stats.drop_gateway("a")
+    alone = stats.gateways(NOW + 50)
+    assert (alone.num, alone.cpu, alone.cpu_wait, alone.wanted) == (1, pytest.approx(0.5), None, pytest.approx(0.5))
+
+
 def test_a_verdict_is_told_after_its_hold_and_is_an_event_once() -> None:
     stats, watch = TrafficStats(Slo()), BottleneckWatch("f")
     told: list[Bottleneck] = []
