@@ -1,8 +1,7 @@
 """Is the product's bottleneck the resource of which one more unit raises goodput most? Found by trying it.
 
-python bench/bottlenecks.py                       46 mixes of traffic and fleet, 38 on virtual time; half of them held out
-python bench/bottlenecks.py --real --mixes 16 17 40 41 42 43 44 45
-                                                  those in which a gateway is short of CPU, in real time
+python bench/bottlenecks.py                             38 mixes of traffic and fleet on virtual time; half held out
+python bench/bottlenecks.py --real --mixes 16 17 40 41  in real processes, in real time: a gateway is short of CPU
 
 For each mix the fleet as it is, and with one more prefill worker, one more decode worker's KV, one more decode worker's
 bandwidth, links twice as fast, one more gateway, and all of these, serve the same arrivals. Truth: what raises goodput
