@@ -25,7 +25,7 @@ ROOT = str(Path(__file__).resolve().parent.parent)
 if ROOT not in sys.path:  # `streamlit run` puts only this file's own folder on the path
     sys.path.insert(0, ROOT)
 
-from app import fleets, login, stream  # noqa: E402
+from app import fleets, login, stream, theme_once  # noqa: E402
 from app.console import PAGES  # noqa: E402  # loads every page before anybody waits for it
 from app.place import shared_fleets  # noqa: E402
 
@@ -37,6 +37,7 @@ PATHS = frozenset({"/", login.PATH, *(f"/{page.path}" for page in PAGES)})
 @asynccontextmanager
 async def warm(_: Any) -> AsyncIterator[dict[str, Any]]:
     """Load every page once and keep what is loaded out of the garbage collector's way: a refresh costs a tenth."""
+    theme_once.install()
     HUB.start()
     FLEETS.own_streams.start()
     gc.collect()
