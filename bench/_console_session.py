@@ -24,7 +24,7 @@ from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 
 AT = re.compile(r'data-at=\\?"([0-9.]+)')
-SPREAD_S = 0.2  # viewers do not ask at one instant, as in app/front/again.js
+SPREAD_S = 0.1  # viewers do not ask at one instant, as in app/front/again.js
 SETTLE_S = 0.1  # parts that come together are asked for together, as in app/front/stream.js
 PARTS: dict[str, tuple[str, ...]] = {"phaseline.wall": ("wall", "wall_lines")}
 

@@ -1,6 +1,6 @@
 // Asks for a rerun of the fragment (or page) around it when its part is no longer what that was drawn from.
 // One at a time, and none while the tab is hidden: the stream is closed then. Viewers are spread over SPREAD_MS.
-const SPREAD_MS = 200, LOST_MS = 5000;
+const SPREAD_MS = 100, LOST_MS = 5000;
 const APART_MS = 20; // the front end sends what is set together as one rerun, of one fragment
 const CALM_MS = 400, LONGEST_MS = 2000; // a press would be sent as part of a rerun that asks at the same moment, and be lost
 const wait = Math.random() * SPREAD_MS;
