@@ -47,6 +47,7 @@ LIVE, WAITING = "with_migration", "drain_and_wait"
 LIMIT_S = 180.0
 POLL_S = 0.005
 PATIENCE_S = 4.0
+AIM_S = 0.387  # the fastest published role flip
 NUM_WORKERS = 4
 GREAT_WEIGHT = 100.0
 WAY = (Role.MIXED, Role.PREFILL, Role.MIXED, Role.DECODE, Role.PREFILL, Role.DECODE)
@@ -124,6 +125,13 @@ def carry_out(client: PhaselineClient, action: Action) -> Command:
     return command
 
 
+def tell_slow(name: str, command: Command, ready_s: float) -> None:
+    """Its journal, when a flip took longer than the aim."""
+    if ready_s > AIM_S:
+        told = "; ".join(f"{step.at_unix_s - command.created_unix_s:.3f} {step.text}" for step in command.steps)
+        print(f"{name}, {ready_s:.3f} s: {told}", file=sys.stderr)
+
+
 def took_s(command: Command, worker_id: str) -> float:
     """Accepted to ready, as the journal says."""
     done = [step.at_unix_s for step in command.steps if step.worker_id == worker_id and step.state == "done"]
@@ -174,6 +182,8 @@ async def cycle(side: Side, kind: Kind) -> None:
         command = await asyncio.to_thread(carry_out, client, flip(worker_id, role))
         what, ready_s = f"flip {before} -> {role}", took_s(command, worker_id)
         tally.note(what, ready_s)
+        if side.name == LIVE:
+            tell_slow(what, command, ready_s)
         if role is not Role.MIXED and before is not Role.MIXED:
             since_unix_s = command.created_unix_s + ready_s
             at_unix_s = await side.load.first_token_unix_s(worker_id, role, since_unix_s, LIMIT_S)
