@@ -2,47 +2,24 @@
 
 A bucket of a line holds sums over [t, t + step): work of a phase, cover (which seconds are known, and what the devices
 could have done in them), gauges, traffic, histograms. A metric is a ratio of such sums, so a coarse bucket is exactly
-what its seconds say together. None is a gap: nothing is known. Not decided here: how sums are stored and read.
+what its seconds say together. A formula takes all buckets of an answer at once, as arrays (`control.buckets`). NaN is a
+gap: nothing is known. Not decided here: how sums are stored and read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Literal
 
+import numpy as np
+
+from control.buckets import Buckets, Columns, Floats, Values, number, ratio, where
 from control.points import GAUGES
 from control.types import MetricInfo, Phase, Provenance
-from engine.histogram import quantile
 
 Source = Literal["phase", "state", "traffic", "latency"]
-Sums = Mapping[str, float | None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bucket:
-    """What is known about one group in one bucket. `length_s`: of the bucket, as far as it has been read;
-    `cover_s`: seconds of it in which the group's work is known."""
-
-    length_s: float
-    cover_s: float = 0.0
-    work: Sums = field(default_factory=dict)
-    cover: Sums = field(default_factory=dict)
-    fleet_cover: Sums = field(default_factory=dict)  # of the whole fleet, where a metric asks for it
-    traffic: Sums = field(default_factory=dict)
-    latencies: Mapping[int, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """Mean over the bucket, and the band of its seconds (None: not kept)."""
-
-    value: float | None
-    min: float | None = None
-    max: float | None = None
-
-
-GAP: Final = Value(None)
+Formula = Callable[[Buckets], Values]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,127 +30,106 @@ class Metric:
     source: Source
     phases: tuple[Phase, ...] = ()
     kind: str = ""  # of a latency
-    formula: Callable[[Bucket], Value]
+    formula: Formula
     needs_fleet: bool = False
 
 
-def _number(sums: Sums, name: str) -> float:
-    return sums.get(name) or 0.0
-
-
-def _low(bucket: Bucket, name: str) -> float | None:
+def _low(buckets: Buckets, name: str) -> Floats:
     """Smallest second: 0 when there were known seconds without any work."""
-    if _number(bucket.work, "num_s") < _number(bucket.cover, "num_cover_s") - 0.5:
-        return 0.0
-    return bucket.work.get(f"min_{name}")
+    is_idle = number(buckets.work("num_s")) < number(buckets.cover("num_cover_s")) - 0.5
+    return np.where(is_idle, 0.0, buckets.work(f"min_{name}"))
 
 
-def _per_capacity(part: str, whole: str, band: str, unknown: str = "") -> Callable[[Bucket], Value]:
+def _per_capacity(part: str, whole: str, band: str, unknown: str = "") -> Formula:
     """Work over what the devices could have done in all the known time (or worker time)."""
 
-    def formula(bucket: Bucket) -> Value:
-        capacity = _number(bucket.cover, whole)
-        if capacity <= 0 or (unknown and _number(bucket.cover, unknown) > 0):
-            return GAP
-        high = bucket.work.get(f"max_{band}")
-        return Value(_number(bucket.work, part) / capacity, _low(bucket, band), 0.0 if high is None else high)
+    def formula(buckets: Buckets) -> Values:
+        capacity = number(buckets.cover(whole))
+        is_known = capacity > 0
+        if unknown:
+            is_known = is_known & ~(number(buckets.cover(unknown)) > 0)
+        share = ratio(number(buckets.work(part)), capacity)
+        return where(is_known, share, _low(buckets, band), number(buckets.work(f"max_{band}")))
 
     return formula
 
 
-def _busy(bucket: Bucket) -> Value:
+_busy_share: Final = _per_capacity("busy_s", "worker_s", "busy_wall")
+
+
+def _busy(buckets: Buckets) -> Values:
     """Share of the workers' time in which steps ran; a gap where engines did steps and do not say for how long."""
-    if _number(bucket.work, "steps") > 0 and _number(bucket.work, "busy_s") <= 0:
-        return GAP
-    return _per_capacity("busy_s", "worker_s", "busy_wall")(bucket)
+    is_untimed = (number(buckets.work("steps")) > 0) & ~(number(buckets.work("busy_s")) > 0)
+    found = _busy_share(buckets)
+    return where(~is_untimed, found.value, found.min, found.max)
 
 
-def _in_phase(part: str, band: str) -> Callable[[Bucket], Value]:
+def _in_phase(part: str, band: str) -> Formula:
     """Work over what the device could have done while the phase ran; a gap when it did not run."""
 
-    def formula(bucket: Bucket) -> Value:
-        room = _number(bucket.work, f"{part}_room")
-        if room <= 0 or _number(bucket.work, f"{part}_unknown_s") > 0:
-            return GAP
-        return Value(_number(bucket.work, part) / room, bucket.work.get(f"min_{band}"), bucket.work.get(f"max_{band}"))
+    def formula(buckets: Buckets) -> Values:
+        is_known = ~(number(buckets.work(f"{part}_unknown_s")) > 0)
+        share = ratio(number(buckets.work(part)), number(buckets.work(f"{part}_room")))
+        is_known &= ~np.isnan(share)
+        return where(is_known, share, buckets.work(f"min_{band}"), buckets.work(f"max_{band}"))
 
     return formula
 
 
-def _per_second(part: str) -> Callable[[Bucket], Value]:
+def _per_second(part: str) -> Formula:
     """Work per known second."""
 
-    def formula(bucket: Bucket) -> Value:
-        seconds = bucket.cover_s
-        if seconds <= 0:
-            return GAP
-        return Value(_number(bucket.work, part) / seconds, _low(bucket, part), bucket.work.get(f"max_{part}") or 0.0)
+    def formula(buckets: Buckets) -> Values:
+        rate = ratio(number(buckets.work(part)), buckets.cover_s)
+        return where(buckets.cover_s > 0, rate, _low(buckets, part), number(buckets.work(f"max_{part}")))
 
     return formula
 
 
-def _per(part: str, whole: str) -> Callable[[Bucket], Value]:
+def _per(part: str, whole: str) -> Formula:
     """One kind of work over another; a gap when there was none."""
-
-    def formula(bucket: Bucket) -> Value:
-        divisor = _number(bucket.work, whole)
-        return Value(_number(bucket.work, part) / divisor) if divisor > 0 else GAP
-
-    return formula
+    return lambda buckets: Values(ratio(number(buckets.work(part)), number(buckets.work(whole))))
 
 
-def _gauge(name: str) -> Callable[[Bucket], Value]:
-    """Mean of the samples."""
-
-    def formula(bucket: Bucket) -> Value:
-        samples = _number(bucket.cover, GAUGES[name])
-        if not samples or bucket.cover.get(f"max_{name}") is None:  # gauges share a count: this one was not measured
-            return GAP
-        mean = _number(bucket.cover, f"sum_{name}") / samples
-        return Value(mean, bucket.cover.get(f"min_{name}"), bucket.cover.get(f"max_{name}"))
-
-    return formula
+def _mean_of(sums: Columns, name: str, samples: str) -> Values:
+    """Mean of the samples of one gauge; gauges may share a count: one without an extreme was not measured."""
+    low, high = sums(f"min_{name}"), sums(f"max_{name}")
+    return where(~np.isnan(high), ratio(number(sums(f"sum_{name}")), number(sums(samples))), low, high)
 
 
-def _num_workers(bucket: Bucket) -> Value:
+def _gauge(name: str) -> Formula:
+    return lambda buckets: _mean_of(buckets.cover, name, GAUGES[name])
+
+
+def _held(name: str, samples: str) -> Formula:
+    return lambda buckets: _mean_of(buckets.traffic, name, samples)
+
+
+def _num_workers(buckets: Buckets) -> Values:
     """Mean over all looks at the fleet: a role that nobody has is 0, not unknown."""
-    looks = _number(bucket.fleet_cover, "num_load")
-    if not looks:
-        return GAP
-    counted, own = _number(bucket.cover, "sum_num_workers"), _number(bucket.cover, "num_load")
-    low = bucket.cover.get("min_num_workers") if own >= looks else 0.0
-    return Value(counted / looks, low, bucket.cover.get("max_num_workers") or 0.0)
+    looks, own = number(buckets.fleet_cover("num_load")), number(buckets.cover("num_load"))
+    low = np.where(own >= looks, buckets.cover("min_num_workers"), 0.0)
+    mean = ratio(number(buckets.cover("sum_num_workers")), looks)
+    return where(looks > 0, mean, low, number(buckets.cover("max_num_workers")))
 
 
-def _rate(name: str) -> Callable[[Bucket], Value]:
-    """Requests per second, by arrival. No beat and no request: nobody was there to count."""
-
-    def formula(bucket: Bucket) -> Value:
-        if not bucket.traffic or bucket.length_s <= 0:
-            return GAP
-        return Value(_number(bucket.traffic, name) / bucket.length_s)
-
-    return formula
+def _rate(name: str) -> Formula:
+    """Requests per second, by arrival."""
+    return lambda buckets: Values(ratio(number(buckets.traffic(name)), buckets.length_s))
 
 
-def _attainment(bucket: Bucket) -> Value:
-    decided = _number(bucket.traffic, "decided")
-    return Value(_number(bucket.traffic, "good") / decided) if decided else GAP
+def _attainment(buckets: Buckets) -> Values:
+    return Values(ratio(number(buckets.traffic("good")), number(buckets.traffic("decided"))))
 
 
-def _held(name: str, samples: str) -> Callable[[Bucket], Value]:
-    def formula(bucket: Bucket) -> Value:
-        count = _number(bucket.traffic, samples)
-        if not count:
-            return GAP
-        mean = _number(bucket.traffic, f"sum_{name}") / count
-        return Value(mean, bucket.traffic.get(f"min_{name}"), bucket.traffic.get(f"max_{name}"))
+def _quantile(q: float) -> Formula:
+    def formula(buckets: Buckets) -> Values:
+        found = np.full(len(buckets.length_s), np.nan)
+        some = buckets.latencies.quantile(q)
+        found[: len(some)] = some
+        return Values(found)
 
     return formula
-
-
-def _quantile(q: float) -> Callable[[Bucket], Value]:
-    return lambda bucket: Value(quantile(bucket.latencies, q))
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -190,7 +146,7 @@ def _info(name: str, unit: str, text: str, groups: tuple[str, ...], provenance: 
 
 def _utilizations(phase: Phase) -> list[Metric]:
     """The four utilizations of one phase, its busy share and its rates."""
-    rows: list[tuple[str, str, str, Callable[[Bucket], Value], Provenance]] = [
+    rows: list[tuple[str, str, str, Formula, Provenance]] = [
         (
             "compute_wall",
             "fraction",
@@ -282,7 +238,7 @@ def _latencies() -> list[Metric]:
 
 
 def _traffic() -> list[Metric]:
-    rows: list[tuple[str, str, str, Callable[[Bucket], Value], tuple[str, ...]]] = [
+    rows: list[tuple[str, str, str, Formula, tuple[str, ...]]] = [
         ("offered_rps", "requests/s", "arrivals that were ours to serve", _rate("offered"), _FLEET_RULE),
         ("goodput_rps", "requests/s", "arrivals that met every bound", _rate("good"), _FLEET_RULE),
         ("attainment", "fraction", "good / ended and not cancelled by the client", _attainment, _FLEET_RULE),
@@ -313,18 +269,18 @@ _BLENDED: Final = Metric(
     ),
     source="phase",
     phases=(Phase.PREFILL, Phase.DECODE),
-    formula=lambda bucket: Value(_busy(bucket).value),
+    formula=lambda buckets: Values(_busy(buckets).value),
 )
 _BOTH: Final = (Phase.PREFILL, Phase.DECODE)
 
 
-def _whole_device(name: str, text: str, formula: Callable[[Bucket], Value]) -> Metric:
+def _whole_device(name: str, text: str, formula: Formula) -> Metric:
     """Both phases as one: what a device's own counters can be held against."""
     return Metric(
         info=_info(name, "fraction", text, _ALL, "derived"),
         source="phase",
         phases=_BOTH,
-        formula=lambda bucket: Value(formula(bucket).value),
+        formula=lambda buckets: Values(formula(buckets).value),
     )
 
 

@@ -6,15 +6,16 @@ records know, and a record that is kept stands for `weight` requests. Never are 
 
 from __future__ import annotations
 
-from math import ceil, floor
+from math import ceil
 from typing import Final
 
+import numpy as np
 from sqlalchemy import Connection, Integer, cast, func, select
 
 from control.heatmap import BIN_BUCKETS, KIND_WORDS, binned, bound_of, cells_of, column_step
 from control.history import schema
 from control.history.requests import LATENCY_COLUMNS, RequestFilter, checked_range, conditions
-from control.history.series import SeriesQuery, read_buckets
+from control.history.series import SeriesQuery, read_grid
 from control.history.tail import Tail
 from control.types import Heatmap, LatencyKind, RecordCounts, Slo
 
@@ -27,15 +28,13 @@ def read_heatmap(connection: Connection, tail: Tail, query: RequestFilter, slo: 
     """`query` needs both ends of its range. Raises CommandRefused on a range that is none."""
     since, until = checked_range(query)
     asked_s = column_step(until - since)
-    step_s, buckets, simulated = read_buckets(connection, _series(query, _METRICS[query.metric], asked_s), tail)
-    start = floor(since / step_s) * step_s
+    grid = read_grid(connection, _series(query, _METRICS[query.metric], asked_s), tail)
+    step_s, start, simulated = grid.step_s, grid.begin, grid.simulated
     is_estimated = not query.counts_all
     if is_estimated:
         counts, simulated = _estimated(connection, query, start, step_s)
     else:
-        counts = binned(
-            {(t - start) // step_s: each.latencies for (name, t), each in buckets.items() if _is(query, name)}
-        )
+        counts = binned(grid.buckets.latencies.by_cell())  # one group: a cell is a column
     bound_s, bound_text = bound_of(query.metric, slo)
     cells = cells_of(counts, bound_s)
     return Heatmap(
@@ -57,10 +56,6 @@ def read_heatmap(connection: Connection, tail: Tail, query: RequestFilter, slo: 
     )
 
 
-def _is(query: RequestFilter, name: str) -> bool:
-    return query.rule is None or name == query.rule
-
-
 def _series(query: RequestFilter, metric: str, step_s: int | None) -> SeriesQuery:
     since, until = checked_range(query)
     return SeriesQuery(
@@ -70,6 +65,7 @@ def _series(query: RequestFilter, metric: str, step_s: int | None) -> SeriesQuer
         until_unix_s=until,
         step_s=step_s,
         by="fleet" if query.rule is None else "rule",
+        names=() if query.rule is None else (query.rule,),
     )
 
 
@@ -89,11 +85,10 @@ def _estimated(
 
 def read_counts(connection: Connection, tail: Tail, query: RequestFilter) -> RecordCounts:
     """All requests of the filter's range and rule, by what became of their records."""
-    _, buckets, _ = read_buckets(connection, _series(query, "route_rps", None), tail)
-    sums = [each.traffic for (name, _), each in buckets.items() if _is(query, name)]
+    sums = read_grid(connection, _series(query, "route_rps", None), tail).buckets.traffic
 
     def total(column: str) -> int:
-        return round(sum(each.get(column) or 0.0 for each in sums))
+        return round(float(np.nansum(sums(column))))
 
     kept = {name: total(f"kept_{name}") for name in KEPT}
     dropped = {name: total(f"dropped_{name}") for name in DROPPED}

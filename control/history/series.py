@@ -7,20 +7,22 @@ gaps. What is read for a bucket stands in `control.history.sums`, what its value
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, floor
 from typing import Any, Final
 
 import numpy as np
 from sqlalchemy import Connection, select
 
+from control.buckets import Buckets, Floats, Values, number
 from control.errors import CommandRefused, NotFound
 from control.history import schema
 from control.history.chunks import STATE, TRAFFIC, latency_kind, phase_kind
+from control.history.frames import Mask
 from control.history.marks import read_marks
 from control.history.sums import Lines, Range, Source, Sums, histograms
 from control.history.tail import Tail
-from control.metrics import METRICS_BY_NAME, Bucket, Metric
+from control.metrics import METRICS_BY_NAME, Metric
 from control.types import Series, SeriesPoint, SeriesResult
 
 MAX_POINTS: Final = 1_000
@@ -29,8 +31,6 @@ MAX_ALL_POINTS: Final = 4_000
 LEAST_POINTS: Final = 40
 LIMIT_POINTS: Final = 20_000
 NICE_STEPS: Final = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 10_800, 21_600, 43_200, 86_400)
-
-_Buckets = dict[tuple[str, int], Bucket]  # by group and time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,36 +84,39 @@ def base_step(step_s: int) -> int:
     return next(step for step in reversed(schema.STEPS) if step_s % step == 0)
 
 
-def read_buckets(
-    connection: Connection, query: SeriesQuery, tail: Tail
-) -> tuple[int, dict[tuple[str, int], Bucket], bool]:
-    """The sums behind a series: step, what is known per group and bucket, whether any of it is simulated. Raises
-    NotFound and CommandRefused on a bad query."""
-    reader = _Reader(connection, query, checked_metric(query), tail)
-    return reader.step_s, reader.buckets(), reader.simulated
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """What is known of each group in each bucket of a range, by cell (`control.buckets`)."""
+
+    names: tuple[str, ...]  # of the groups
+    begin: int  # of the first bucket
+    num_buckets: int
+    step_s: int
+    known: Mask
+    buckets: Buckets
+    simulated: bool
+
+
+def read_grid(connection: Connection, query: SeriesQuery, tail: Tail) -> Grid:
+    """The sums behind a series. Raises NotFound and CommandRefused on a bad query."""
+    return _Reader(connection, query, checked_metric(query), tail).grid()
 
 
 def read_series(connection: Connection, query: SeriesQuery, tail: Tail) -> SeriesResult:
     """Raises NotFound and CommandRefused on a bad query."""
     metric = checked_metric(query)
-    reader = _Reader(connection, query, metric, tail)
-    buckets, step_s = reader.buckets(), reader.step_s
-    times = range(floor(query.since_unix_s / step_s) * step_s, ceil(query.until_unix_s), step_s)
-    groups = sorted({group for group, _ in buckets}, key=_natural)
-    series = tuple(
-        Series(label=group, points=tuple(reader.point(t, buckets.get((group, t))) for t in times)) for group in groups
-    )
+    grid = read_grid(connection, query, tail)
     return SeriesResult(
         fleet_id=query.fleet_id,
         metric=metric.info.name,
         unit=metric.info.unit,
-        provenance="simulated" if reader.simulated else metric.info.provenance,
-        step_s=step_s,
+        provenance="simulated" if grid.simulated else metric.info.provenance,
+        step_s=grid.step_s,
         since_unix_s=query.since_unix_s,
         until_unix_s=query.until_unix_s,
         by=query.by,
-        series=series,
-        note=reader.note(),
+        series=_lines(grid, metric.formula(grid.buckets), query.until_unix_s),
+        note=_note(connection, query.fleet_id, metric),
     )
 
 
@@ -124,11 +127,11 @@ def read_good_counts(
     query = SeriesQuery(
         fleet_id=fleet_id, metric="attainment", since_unix_s=since_unix_s, until_unix_s=until_unix_s, step_s=step_s
     )
-    found = _Reader(connection, query, METRICS_BY_NAME["attainment"], tail).buckets()
+    grid = read_grid(connection, query, tail)
+    decided, good = (number(grid.buckets.traffic(name)) for name in ("decided", "good"))
     return [
-        (t, int(bucket.traffic.get("good") or 0), int(decided))
-        for (_, t), bucket in sorted(found.items())
-        if (decided := bucket.traffic.get("decided") or 0)
+        (grid.begin + cell * grid.step_s, int(good[cell]), int(decided[cell]))
+        for cell in np.flatnonzero(decided).tolist()  # one group: a cell is a bucket
     ]
 
 
@@ -138,99 +141,134 @@ def _natural(name: str) -> tuple[str, int]:
     return head, int(name[len(head) :] or -1)
 
 
+def _lines(grid: Grid, values: Values, until_unix_s: float) -> tuple[Series, ...]:
+    """The groups of which anything is known, each with a point in every bucket."""
+    shape = (len(grid.names), grid.num_buckets)
+    times = grid.begin + grid.step_s * np.arange(grid.num_buckets)
+    known_s, offered = grid.buckets.cover("num_cover_s"), number(grid.buckets.traffic("offered"))
+    is_cut = times + grid.step_s > until_unix_s
+    is_short = np.broadcast_to(known_s < grid.step_s - 0.5, grid.known.shape).reshape(shape)
+    partial = np.array(is_short | is_cut, np.bool_)
+    counts = grid.buckets.latencies.totals(len(grid.known))
+    counts = np.where(counts > 0, counts, np.where(number(known_s) > 0, number(known_s), offered)).astype(np.int64)
+    numbers = (np.where(grid.known, each, np.nan).reshape(shape) for each in (values.value, values.min, values.max))
+    columns = (*numbers, counts.reshape(shape), partial)
+    has_any = grid.known.reshape(shape).any(axis=1)
+    rows = sorted(np.flatnonzero(has_any).tolist(), key=lambda row: _natural(grid.names[row]))
+    return tuple(
+        Series(label=grid.names[row], points=_points(times.tolist(), *(each[row].tolist() for each in columns)))
+        for row in rows
+    )
+
+
+def _points(
+    times: list[int],
+    values: list[float],
+    lows: list[float],
+    highs: list[float],
+    counts: list[int],
+    partials: list[bool],
+) -> tuple[SeriesPoint, ...]:
+    """One line's points. NaN becomes None: it is the one value that differs from itself."""
+    return tuple(
+        SeriesPoint(
+            t_unix_s=t,
+            value=value if value == value else None,
+            min=low if low == low else None,
+            max=high if high == high else None,
+            count=count,
+            partial=partial,
+        )
+        for t, value, low, high, count, partial in zip(times, values, lows, highs, counts, partials, strict=True)
+    )
+
+
+def _note(connection: Connection, fleet_id: str, metric: Metric) -> str:
+    """What a reader of the chart should know."""
+    if metric.source in ("traffic", "latency") and metric.kind[:7] != "worker_":
+        return "by arrival: the last seconds fill in as requests end"
+    if metric.source == "phase" and metric.info.name.endswith(("_wall", "_in_phase")):
+        epochs = schema.worker_epochs.c
+        found = select(epochs.basis).where(epochs.fleet_id == fleet_id).distinct()
+        return f"peak: {', '.join(sorted(connection.execute(found).scalars())) or 'unknown'}"
+    return ""
+
+
 class _Reader:
     """Reads what one query asks for."""
 
     def __init__(self, connection: Connection, query: SeriesQuery, metric: Metric, tail: Tail) -> None:
         self._connection, self._query, self._metric, self._tail = connection, query, metric, tail
         self._pruned = read_marks(connection, "pruned-")
-        lines = find_lines(connection, query.fleet_id, query.by, query.names)
-        self.step_s = choose_step(query, self._pruned, len(lines.names))
+        self._lines = find_lines(connection, query.fleet_id, query.by, query.names)
+        self._step_s = choose_step(query, self._pruned, len(self._lines.names))
         self._end_s = ceil(query.until_unix_s)
-        self._source = self._source_of(lines)
-        self.simulated = False  # until a simulated line has given something
+        self._source = self._source_of(self._lines)
 
     def _source_of(self, lines: Lines) -> Source:
-        since = floor(self._query.since_unix_s / self.step_s) * self.step_s
-        base_s = base_step(self.step_s)
-        span = Range(since, self._end_s, self.step_s, base_s, self._pruned.get(1, 0))
+        since = floor(self._query.since_unix_s / self._step_s) * self._step_s
+        base_s = base_step(self._step_s)
+        span = Range(since, self._end_s, self._step_s, base_s, self._pruned.get(1, 0))
         return Source(self._connection, self._tail, lines, span)
 
-    def buckets(self) -> _Buckets:
-        """Everything that is known, per group and bucket."""
+    def grid(self) -> Grid:
+        """Everything that is known."""
         match self._metric.source:
             case "phase":
-                return self._phase_buckets()
+                return self._phases()
             case "state":
-                return self._state_buckets()
+                return self._state()
             case "traffic":
-                found = self._noted(Sums(self._source, (TRAFFIC,)))
-                return {key: Bucket(length_s=self._length_s(key[1]), traffic=sums) for key, sums in found.rows.items()}
+                sums = Sums(self._source, (TRAFFIC,))
+                return self._grid(sums.known, sums.simulated, Buckets(length_s=self._length_s(), traffic=sums.column))
             case "latency":
-                counts, simulated = histograms(self._source, latency_kind(self._metric.kind))
-                self.simulated |= simulated
-                return {key: Bucket(length_s=self._length_s(key[1]), latencies=each) for key, each in counts.items()}
+                found, simulated = histograms(self._source, latency_kind(self._metric.kind))
+                known = found.totals(self._source.num_cells) > 0
+                return self._grid(known, simulated, Buckets(length_s=self._length_s(), latencies=found))
 
-    def _noted(self, sums: Sums) -> Sums:
-        self.simulated |= sums.simulated
-        return sums
+    def _grid(self, known: Mask, simulated: bool, buckets: Buckets) -> Grid:
+        span = self._source.span
+        return Grid(
+            names=self._lines.names,
+            begin=span.begin,
+            num_buckets=span.num_buckets,
+            step_s=span.step_s,
+            known=known,
+            buckets=buckets,
+            simulated=simulated,
+        )
 
-    def _phase_buckets(self) -> _Buckets:
-        cover = self._noted(Sums(self._source, (STATE,)))
-        kinds = [phase_kind(phase) for phase in self._metric.phases]
-        work = self._noted(Sums(self._source, kinds, cover.seconds[0]))
+    def _phases(self) -> Grid:
+        cover = Sums(self._source, (STATE,))
+        work = Sums(self._source, [phase_kind(phase) for phase in self._metric.phases], cover.seconds[0])
         seconds = "worker_s" if self._query.by == "worker" else "num_cover_s"  # a flip: one second in two lines
-        return {
-            key: Bucket(
-                length_s=self._length_s(key[1]),
-                cover_s=cover.rows[key].get(seconds) or 0.0 if key in cover.rows else 0.0,
-                work=work.rows.get(key, {}),
-                cover=cover.rows.get(key, {}),
-            )
-            for key in cover.rows.keys() | work.rows.keys()
-        }
+        buckets = Buckets(
+            length_s=self._length_s(),
+            cover_s=number(cover.column(seconds)),
+            work=work.column,
+            cover=cover.column,
+        )
+        return self._grid(cover.known | work.known, cover.simulated or work.simulated, buckets)
 
-    def _state_buckets(self) -> _Buckets:
-        cover = self._noted(Sums(self._source, (STATE,)))
-        fleet, keys = cover, set(cover.rows)
-        if self._metric.needs_fleet:
-            if self._query.by != "fleet":
-                everybody = find_lines(self._connection, self._query.fleet_id, "fleet")
-                fleet = self._noted(Sums(self._source_of(everybody), (STATE,)))
-            keys = {(group, t) for group in {group for group, _ in cover.rows} for _, t in fleet.rows}
-        return {
-            (group, t): Bucket(
-                length_s=self._length_s(t),
-                cover=cover.rows.get((group, t), {}),
-                fleet_cover=fleet.rows.get((_FLEET_LABEL, t), {}),
-            )
-            for group, t in keys
-        }
+    def _state(self) -> Grid:
+        cover = Sums(self._source, (STATE,))
+        buckets = Buckets(length_s=self._length_s(), cover=cover.column)
+        if not self._metric.needs_fleet:
+            return self._grid(cover.known, cover.simulated, buckets)
+        num_groups, num_buckets = len(self._lines.names), self._source.span.num_buckets
+        everybody = find_lines(self._connection, self._query.fleet_id, "fleet")
+        fleet = cover if self._query.by == "fleet" else Sums(self._source_of(everybody), (STATE,))
+        is_there = np.logical_or.reduce(cover.known.reshape(num_groups, num_buckets), axis=1, keepdims=True)
+        known: Mask = (is_there & fleet.known).ravel()
+        buckets = replace(buckets, fleet_cover=lambda name: np.tile(fleet.column(name), num_groups))
+        return self._grid(known, cover.simulated or fleet.simulated, buckets)
 
-    def point(self, t: int, bucket: Bucket | None) -> SeriesPoint:
-        is_cut = t + self.step_s > self._query.until_unix_s
-        if bucket is None:
-            return SeriesPoint(t_unix_s=t, value=None, partial=is_cut)
-        found = self._metric.formula(bucket)
-        known_s = bucket.cover.get("num_cover_s")
-        count = sum(bucket.latencies.values()) or int(known_s or bucket.traffic.get("offered") or 0)
-        is_partial = is_cut or (known_s is not None and known_s < self.step_s - 0.5)
-        return SeriesPoint(t_unix_s=t, value=found.value, min=found.min, max=found.max, count=count, partial=is_partial)
-
-    def note(self) -> str:
-        """What a reader of the chart should know."""
-        if self._metric.source in ("traffic", "latency") and self._metric.kind[:7] != "worker_":
-            return "by arrival: the last seconds fill in as requests end"
-        if self._metric.source == "phase" and self._metric.info.name.endswith(("_wall", "_in_phase")):
-            epochs = schema.worker_epochs.c
-            found = select(epochs.basis).where(epochs.fleet_id == self._query.fleet_id).distinct()
-            return f"peak: {', '.join(sorted(self._connection.execute(found).scalars())) or 'unknown'}"
-        return ""
-
-    def _length_s(self, t: int) -> float:
-        """Seconds of this bucket that the points read for it stand for."""
-        reach = self._end_s if self._end_s >= self._pruned.get(1, 0) else t + self.step_s
-        return float(min(t + self.step_s, reach) - t)
+    def _length_s(self) -> Floats:
+        """Seconds of each bucket that the points read for it stand for."""
+        span = self._source.span
+        ends = span.begin + span.step_s * (1.0 + np.arange(span.num_buckets))
+        reach = np.minimum(ends, self._end_s) if self._end_s >= self._pruned.get(1, 0) else ends
+        return np.tile(reach - ends + span.step_s, len(self._lines.names))
 
 
 def find_lines(connection: Connection, fleet_id: str, scope: str, names: tuple[str, ...] = ()) -> Lines:

@@ -1,4 +1,4 @@
-"""The stored sums that a query asks for, per group and bucket: each column is read and added up when a formula asks.
+"""The stored sums that a query asks for, by group and bucket: each column is read and added up when a formula asks.
 
 Decided here: which of the stored steps a bucket is made of. Coarse points serve where they are up to date; a block that
 has rows in `ticks` or `parts` (the newest ones, and what came late) is read second by second, so an answer never
@@ -7,13 +7,14 @@ depends on what has been rolled up already. Not decided here: what a bucket's va
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import numpy as np
 from sqlalchemy import Connection, select
 
+from control.buckets import Histograms
 from control.history import schema
 from control.history.chunks import Frames, Kind, StoredColumns, chunk_start, unpack_part
 from control.history.codec import Floats, Ints
@@ -57,6 +58,15 @@ class Range:
     base_s: int
     raw_since: int
 
+    @property
+    def begin(self) -> int:
+        """Of the first bucket."""
+        return self.since - self.since % self.step_s
+
+    @property
+    def num_buckets(self) -> int:
+        return -((self.begin - self.until) // self.step_s)
+
 
 class _Columns(Protocol):
     """Rows whose columns are there when they are asked for: a Frame, or StoredColumns."""
@@ -79,6 +89,16 @@ class Source:
         self.connection, self.lines, self.span = connection, lines, span
         self._ticks = tail.read(connection, int(lines.folded.min())) if len(lines.ids) else []
         self._fine = self._fine_blocks()
+
+    @property
+    def num_cells(self) -> int:
+        return len(self.lines.names) * self.span.num_buckets
+
+    def cells(self, line_ids: Ints, t: Ints) -> tuple[Ints, bool]:
+        """The cell of each row; whether one of them is simulated."""
+        at, span = self.lines.place(line_ids), self.span
+        found = self.lines.groups[at] * span.num_buckets + (t - span.begin) // span.step_s
+        return found, bool(self.lines.simulated[at].any())
 
     def _fine_blocks(self) -> set[tuple[int, int]]:
         """(shelf, block) that are read second by second: all that is newer than what is rolled up, and the last one,
@@ -251,65 +271,38 @@ class Seconds:
 
 
 class Sums:
-    """Rows of some kinds, added up per group and bucket."""
+    """Rows of some kinds, added up by cell (`control.buckets`)."""
 
     def __init__(self, source: Source, kinds: Sequence[Kind], cover: Seconds | None = None) -> None:
         self.seconds = [Seconds(source.seconds(kind), cover) for kind in kinds]
         self._pieces: list[_Columns] = [piece for kind in kinds for piece in source.coarse(kind)]
         self._pieces = [piece for piece in [*self._pieces, *self.seconds] if len(piece)]
-        self._values: dict[str, list[float | None]] = {}
-        lines, step_s = source.lines, source.span.step_s
-        line_ids = np.concatenate([np.empty(0, np.int64), *(piece.line_ids for piece in self._pieces)])
-        t = np.concatenate([np.empty(0, np.int64), *(piece.t for piece in self._pieces)])
-        at = lines.place(line_ids)
-        groups, times = lines.groups[at], t - t % step_s
-        self._groups = Groups.by(groups, times)
-        self.simulated = bool(lines.simulated[at].any())
-        found = zip(self._groups.first(groups).tolist(), self._groups.first(times).tolist(), strict=True)
-        self.rows = {(lines.names[group], time): BucketSums(self, row) for row, (group, time) in enumerate(found)}
+        self._columns: dict[str, Floats] = {}
+        line_ids, t = (
+            np.concatenate([np.empty(0, np.int64), *(getattr(piece, name) for piece in self._pieces)])
+            for name in ("line_ids", "t")
+        )
+        cells, self.simulated = source.cells(line_ids, t)
+        self._groups = Groups.by(cells)
+        self._cells: Ints = self._groups.first(cells)
+        self.known = np.zeros(source.num_cells, np.bool_)
+        self.known[self._cells] = True
 
-    def values(self, name: str) -> list[float | None]:
-        """A column, by row."""
-        values = self._values.get(name)
-        if values is None:
-            joined = np.concatenate([piece.column(name) for piece in self._pieces])
-            found = self._groups.named(name, joined).tolist()
-            values = self._values[name] = [None if value != value else value for value in found]
-        return values
-
-
-class BucketSums(Mapping[str, float | None]):
-    """The sums of one group and bucket: any column, None where it is not there."""
-
-    __slots__ = ("_row", "_sums")
-
-    def __init__(self, sums: Sums, row: int) -> None:
-        self._sums, self._row = sums, row
-
-    def __getitem__(self, name: str) -> float | None:
-        return self._sums.values(name)[self._row]
-
-    def get(self, name: str, default: Any = None) -> float | None:  # of any name there is a value, so no look first
-        return self._sums.values(name)[self._row]
-
-    def __iter__(self) -> Iterator[str]:
-        raise TypeError("columns are read when they are asked for; which there are is not known")
-
-    def __len__(self) -> int:
-        return 1
+    def column(self, name: str) -> Floats:
+        """By cell; NaN where it is not there."""
+        if name not in self._columns:
+            found = self._columns[name] = np.full(len(self.known), np.nan)
+            if self._pieces:
+                joined = np.concatenate([piece.column(name) for piece in self._pieces])
+                found[self._cells] = self._groups.named(name, joined)
+        return self._columns[name]
 
 
-def histograms(source: Source, kind: Kind) -> tuple[dict[tuple[str, int], dict[int, int]], bool]:
-    """Merged histogram of every group and bucket of time; whether one of them is simulated."""
-    lines, step_s = source.lines, source.span.step_s
+def histograms(source: Source, kind: Kind) -> tuple[Histograms, bool]:
+    """Merged histograms by cell; whether one of them is simulated."""
     pieces = [piece for piece in [*source.coarse(kind), *source.seconds(kind)] if len(piece)]
     frame = concat([Frame(p.line_ids, p.t, p.bucket, {COUNT: p.column(COUNT)}) for p in pieces])
-    at = lines.place(frame.line_ids)
-    groups, times = lines.groups[at], frame.t - frame.t % step_s
-    same = Groups.by(groups, times, frame.bucket)
-    columns = [same.first(each).tolist() for each in (groups, times, frame.bucket)]
-    counts = same.sums(frame.column(COUNT)).astype(np.int64).tolist()
-    found: dict[tuple[str, int], dict[int, int]] = {}
-    for group, time, bucket, count in zip(*columns, counts, strict=True):
-        found.setdefault((lines.names[group], time), {})[bucket] = count
-    return found, bool(lines.simulated[at].any())
+    cells, simulated = source.cells(frame.line_ids, frame.t)
+    same = Groups.by(cells, frame.bucket)
+    counts = same.sums(frame.column(COUNT)).astype(np.int64)
+    return Histograms(same.first(cells), same.first(frame.bucket), counts), simulated

@@ -8,6 +8,7 @@ from typing import Final
 
 from sqlalchemy import Connection
 
+from control.buckets import number
 from control.history import schema
 from control.history.chunks import phase_kind
 from control.history.marks import read_marks
@@ -32,8 +33,9 @@ def read_totals(connection: Connection, tail: Tail, fleet_id: str, since_unix_s:
         lines = find_lines(connection, fleet_id, scope)
         source = Source(connection, tail, lines, Range(since, until, (until // 3600 + 1) * 3600, base_s, raw_since))
         for phase in Phase:
-            for (name, _), sums in Sums(source, (phase_kind(phase),)).rows.items():
-                totals = {column: sums[column] or 0.0 for column in PHASE_SUMS}
-                if totals["steps"]:
-                    found[scope, name, phase.value] = totals
+            sums = Sums(source, (phase_kind(phase),))
+            columns = {column: number(sums.column(column)).tolist() for column in PHASE_SUMS}
+            for cell, name in enumerate(lines.names):  # one bucket: a cell is a group
+                if columns["steps"][cell]:
+                    found[scope, name, phase.value] = {column: each[cell] for column, each in columns.items()}
     return found

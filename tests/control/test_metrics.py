@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from control.metrics import METRICS, METRICS_BY_NAME, Bucket, Value
-from engine.histogram import of_values
+from control.buckets import NO_HISTOGRAMS, Buckets, Columns, Histograms
+from control.metrics import METRICS, METRICS_BY_NAME
+from engine.histogram import NUM_BUCKETS, of_values, quantile
+
+Row = Mapping[str, float]
 
 PROMISED = """
 prefill_compute_wall prefill_compute_in_phase prefill_bandwidth_wall prefill_bandwidth_in_phase
@@ -22,8 +29,47 @@ power_w
 COVER = {"num_cover_s": 10.0, "worker_s": 20.0, "flops_peak": 10_000.0, "bytes_peak": 1_000.0}
 
 
-def value(name: str, **bucket: Any) -> Value:
-    return METRICS_BY_NAME[name].formula(Bucket(**{"length_s": 10.0, "cover_s": 10.0} | bucket))
+@dataclass(frozen=True)
+class Value:
+    value: float | None
+    min: float | None = None
+    max: float | None = None
+
+
+def columns(row: Row) -> Columns:
+    return lambda name: np.array([row.get(name, np.nan)])
+
+
+def histograms(*cells: Mapping[int, int]) -> Histograms:
+    rows = [(cell, bucket, counts[bucket]) for cell, counts in enumerate(cells) for bucket in sorted(counts)]
+    table = np.array(rows, np.int64).reshape(-1, 3)
+    return Histograms(table[:, 0], table[:, 1], table[:, 2])
+
+
+def value(
+    name: str,
+    *,
+    length_s: float = 10.0,
+    cover_s: float = 10.0,
+    work: Row | None = None,
+    cover: Row | None = None,
+    fleet_cover: Row | None = None,
+    traffic: Row | None = None,
+    latencies: Histograms = NO_HISTOGRAMS,
+) -> Value:
+    """Of one bucket of one group."""
+    buckets = Buckets(
+        length_s=np.array([length_s]),
+        cover_s=np.array([cover_s]),
+        work=columns(work or {}),
+        cover=columns(cover or {}),
+        fleet_cover=columns(fleet_cover or {}),
+        traffic=columns(traffic or {}),
+        latencies=latencies,
+    )
+    found = METRICS_BY_NAME[name].formula(buckets)
+    numbers = [float(np.ravel(each)[0]) for each in (found.value, found.min, found.max)]
+    return Value(*(None if np.isnan(each) else each for each in numbers))
 
 
 @pytest.mark.parametrize("name", PROMISED.split())
@@ -75,7 +121,6 @@ def test_wall_is_in_phase_times_busy_on_a_device_of_ones_own() -> None:
 def test_rates_are_per_known_second() -> None:
     assert value("decode_tokens_per_s", cover_s=4.0, work={"tokens": 20.0}).value == 5.0
     assert value("offered_rps", length_s=5.0, traffic={"offered": 20.0}).value == 4.0
-    assert value("offered_rps", traffic={}) == Value(None)
 
 
 def test_a_role_that_nobody_has_counts_zero_workers() -> None:
@@ -98,6 +143,32 @@ def test_attainment_of_nothing_is_unknown() -> None:
 
 
 def test_percentiles_come_from_the_histogram() -> None:
-    found = value("ttft_p99_s", latencies=of_values([0.1] * 98 + [5.0] * 2)).value
+    found = value("ttft_p99_s", latencies=histograms(of_values([0.1] * 98 + [5.0] * 2))).value
     assert found == pytest.approx(5.0, rel=0.01)
     assert value("ttft_p99_s") == Value(None)
+
+
+@given(
+    cells=st.lists(st.dictionaries(st.integers(0, NUM_BUCKETS - 1), st.integers(1, 10**6)), max_size=8),
+    q=st.floats(0.0, 1.0),
+)
+def test_quantiles_of_many_cells_at_once_are_those_of_each(cells: list[dict[int, int]], q: float) -> None:
+    found = [None if np.isnan(each) else float(each) for each in histograms(*cells).quantile(q)]
+    assert found + [None] * (len(cells) - len(found)) == [quantile(each, q) for each in cells]
+
+
+def test_a_formula_answers_each_cell_by_itself() -> None:
+    work = {"flops": np.array([4_000.0, np.nan, 1.0]), "num_s": np.array([10.0, np.nan, 1.0])}
+    work |= {"min_compute_wall": np.array([0.1, np.nan, 0.5]), "max_compute_wall": np.array([0.9, np.nan, 0.5])}
+    cover = {"flops_peak": np.array([10_000.0, 10_000.0, np.nan]), "num_cover_s": np.array([10.0, 10.0, np.nan])}
+    nothing = np.full(3, np.nan)
+    found = METRICS_BY_NAME["prefill_compute_wall"].formula(
+        Buckets(
+            length_s=np.full(3, 10.0),
+            work=lambda name: work.get(name, nothing),
+            cover=lambda name: cover.get(name, nothing),
+        )
+    )
+    np.testing.assert_array_equal(found.value, [0.4, 0.0, np.nan])
+    np.testing.assert_array_equal(found.min, [0.1, 0.0, np.nan])
+    np.testing.assert_array_equal(found.max, [0.9, 0.0, np.nan])
