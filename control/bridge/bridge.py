@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from control.bridge.asks import Asks
 from control.bridge.canary import canary
 from control.bridge.engine_http import EngineAway, EngineHttp, new_session
 from control.bridge.handoffs import Handoffs
@@ -80,7 +81,7 @@ class Bridge:
                 return worker, work
         return None
 
-    async def prove(self, worker: BridgedWorker, role: Role) -> str:
+    async def prove(self, worker: Asks, role: Role) -> str:
         partner = self._partner(worker, role)
         source = worker if role is Role.PREFILL or partner is None else partner
         http = None if partner is None else partner.http
@@ -89,7 +90,7 @@ class Bridge:
         log.info("canary of %s as %s%s: %s", worker.worker_id, role, with_whom, problem or "passed")
         return problem
 
-    def _partner(self, worker: BridgedWorker, role: Role) -> BridgedWorker | None:
+    def _partner(self, worker: Asks, role: Role) -> BridgedWorker | None:
         """Who takes the other half: the one in that role, else any that is there."""
         if role is Role.MIXED:
             return None

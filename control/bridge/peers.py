@@ -1,7 +1,7 @@
 """A bridged worker's end of the wire: who is connected, what they are told of the engine, and how full it is.
 
-Decided here: the opening, the heartbeat, and what a load and a layout say of an engine that tells us little. Not decided
-here: what a message means (`control.bridge.worker`).
+Decided here: the opening, the heartbeat, and what a load and a layout say of an engine that tells us little. Not
+decided here: what a message means (`control.bridge.worker`).
 """
 
 from __future__ import annotations
