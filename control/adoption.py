@@ -16,7 +16,7 @@ from control.accounting import Accountant
 from control.desk import Desk
 from control.errors import HistoryError
 from control.events import Events
-from control.fleets.base import Fleet, Foreign, Resumable, is_observed_only
+from control.fleets.base import Fleet, Resumable, Routed, is_followed, is_observed_only
 from control.history.store import History
 from control.lease import Lease
 from control.monitor import open_monitor
@@ -24,7 +24,7 @@ from control.plane import Plane
 from control.recorder import Recorder
 from control.settings import Settings
 from control.spool import Spool
-from control.types import Action, Command, CommandState, Desired, Role, Verb
+from control.types import Action, Command, CommandState, Desired, Role, RoutingPolicy, Verb
 
 _log = logging.getLogger("phaseline.plane")
 INITIAL_WHO = "phaseline"
@@ -45,10 +45,11 @@ async def adopt(
     """
     recorder = Recorder()
     known = await recorder.read(history.load_desired, fleet.fleet_id)
-    if isinstance(fleet, Foreign) or is_observed_only(fleet):
+    if is_followed(fleet) or is_observed_only(fleet):
         desired = known or Desired(version=0, roles={})
     else:
-        desired = starting_desired(known, settings)
+        registered = fleet.registered_roles() if isinstance(fleet, Routed) else None
+        desired = starting_desired(known, settings) if registered is None else routed_desired(known, registered)
         if desired is not known:
             await recorder.write(history.record_command, starting_command(fleet.fleet_id, known, desired, now()))
     own = "" if fleet.fleet_id == settings.fleet_id else f"-{fleet.fleet_id}"
@@ -114,6 +115,22 @@ def starting_desired(known: Desired | None, settings: Settings) -> Desired:
         roles=roles,
         drained=frozenset(known.drained & roles.keys()),
         weights={w: weight for w, weight in known.weights.items() if w in roles},
+    )
+
+
+def routed_desired(known: Desired | None, registered: dict[str, Role]) -> Desired:
+    """Of others' engines: the roles that we gave last, the registry's for those that are new; a pair is split."""
+    if known is None or not known.roles:
+        policy = RoutingPolicy(min_fleet_devices=2)
+        return Desired(version=1 if known is None else known.version + 1, roles=registered, policy=policy)
+    if registered.keys() == known.roles.keys():
+        return known
+    return replace(
+        known,
+        version=known.version + 1,
+        roles={worker_id: known.roles.get(worker_id, role) for worker_id, role in registered.items()},
+        drained=frozenset(known.drained & registered.keys()),
+        weights={w: weight for w, weight in known.weights.items() if w in registered},
     )
 
 

@@ -21,8 +21,8 @@ from pydantic import TypeAdapter
 from control.adoption import adopt
 from control.errors import CommandRefused, ControlError, NotFound
 from control.fleets.attached.attachment import Plan, plan_of
-from control.fleets.attached.fleet import AttachedFleet
 from control.fleets.attached.permission import can_of, check_grantable
+from control.fleets.attached.routed import fleet_of
 from control.fleets.attached.survey import survey
 from control.fleets.attached.types import AttachedInfo, Attachment, Permission, Survey
 from control.history.attachments import AttachmentRow
@@ -209,7 +209,7 @@ class AttachedPlanes:
         try:
             lease = await keeper.take()
             history.hold(name, lease.fence)
-            plane = await adopt(AttachedFleet(plan), history, self._settings, lease, self._version)
+            plane = await adopt(fleet_of(plan, self._settings.run_dir), history, self._settings, lease, self._version)
             keeping = asyncio.create_task(keeper.keep(), name=f"lease of {name}")
             self._planes[name] = plane
             try:

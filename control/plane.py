@@ -23,7 +23,7 @@ from control.desk import Desk, refusal_error
 from control.errors import FleetError, StaleFence
 from control.events import Events
 from control.facts import FleetFacts
-from control.fleets.base import Fleet, Foreign, Observation, is_observed_only
+from control.fleets.base import Fleet, Foreign, Observation, is_followed, is_observed_only
 from control.gateways import Gateways
 from control.history.deferred import TickWrite, encode
 from control.history.store import History, RequestQuery
@@ -210,7 +210,7 @@ class Plane:
         ingested, seen = self._see(observation, now), self._now()
 
         fleet = self._facts()
-        if isinstance(self.fleet, Foreign):
+        if is_followed(self.fleet):
             self.desk.desired = as_observed(self.desired, fleet, self.desk.unfinished.values())
         if not is_observed_only(self.fleet):
             self._order(fleet, now)
@@ -253,8 +253,10 @@ class Plane:
         """Compare desired with what was seen, give orders, and send the gateways a new table when it has changed."""
         busy, max_moves = self._orders.busy, self.settings.max_moves
         away = [each.worker_id for each in self.fleet.routes() if each.state is WorkerState.FAILED]
-        foreign = isinstance(self.fleet, Foreign)  # who stands in for whom there is not ours to decide
-        wanted = Effective(desired=self.desired) if foreign else effective_roles(self.desired, fleet, away)
+        # Who stands in for whom in a fleet that others change is not ours to decide.
+        wanted = (
+            Effective(desired=self.desired) if is_followed(self.fleet) else effective_roles(self.desired, fleet, away)
+        )
         self._effective = wanted
         decided = reconcile(wanted.desired, fleet, self._ordered, self._fence, now, busy, max_moves, wanted.reasons)
         self._ordered = decided.ordered

@@ -11,6 +11,7 @@ from typer.exceptions import TyperException
 
 from control.cli import alerts, attached, bench, commands, export, faults, history, lifecycle, requests, tokens
 from control.cli.bottleneck import bottleneck
+from control.cli.serve import serve_fleet
 from control.cli.shell import Exit, exit_code, one_line, remote
 from control.cli.traffic import traffic
 from control.errors import ControlError
@@ -49,6 +50,7 @@ for function, name in (
     (attached.forbid, "forbid"),
     (attached.detach, "detach"),
     (attached.fleets, "fleets"),
+    (serve_fleet, "serve"),
     (bottleneck, "bottleneck"),
     (commands.resize, "resize"),
     (commands.flip, "flip"),

@@ -14,7 +14,7 @@ from control.types import Capability, Role, WorkerRoute
 from engine.readings import DeviceReading, MeterReading
 
 #: What changes workers; a fleet that can nothing of it is observed only.
-ACTING = frozenset({Capability.RESIZE, Capability.FLIP, Capability.DRAIN})
+ACTING = frozenset({Capability.ROUTE, Capability.RESIZE, Capability.FLIP, Capability.DRAIN})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +106,19 @@ class Foreign(Protocol):
     @property
     def refusals(self) -> Mapping[str, str]:
         """Why what is not offered is not, by capability."""
+
+
+@runtime_checkable
+class Routed(Protocol):
+    """A fleet of others' engines whose roles are ours to give, as every request comes through our gateways."""
+
+    def registered_roles(self) -> dict[str, Role]:
+        """The roles to begin with, by worker; workers that are not in it are not of this fleet."""
+
+
+def is_followed(fleet: Fleet) -> bool:
+    """Others change it too: what is desired of it is what it is, but for commands under way."""
+    return isinstance(fleet, Foreign) and not isinstance(fleet, Routed)
 
 
 def is_observed_only(fleet: Fleet) -> bool:

@@ -15,7 +15,9 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import uvicorn
 import uvloop
@@ -35,6 +37,7 @@ from control.gateway.records import Origin, RecordLog
 from control.gateway.tracing import Tracing
 from control.listener import BACKLOG, Channel, bind_listener, inherited_listener
 from control.settings import Settings, load_key_names, load_key_weights, load_settings
+from control.types import RoutingTable
 from engine.device_catalogue import model_spec
 from engine.errors import EngineError
 from engine.host import format_address
@@ -179,8 +182,17 @@ def admission_rules(settings: Settings) -> AdmissionRules:
     )
 
 
-def make_plane_link(settings: Settings, gateway: Gateway, gateway_id: str) -> PlaneLink:
-    urls = tuple(f"ws{each.removeprefix('http')}/api/v1/gateways/connect" for each in settings.plane_addresses)
+def make_plane_link(
+    settings: Settings,
+    gateway: Gateway,
+    gateway_id: str,
+    *,
+    accepts: Callable[[RoutingTable], bool] | None = None,
+    folder: Path | None = None,
+) -> PlaneLink:
+    """`accepts`: which tables are ours, else those of the settings' fleet and model; `folder`: what it keeps there."""
+    path = f"/api/v1/gateways/connect?fleet_id={settings.fleet_id}"
+    urls = tuple(f"ws{each.removeprefix('http')}{path}" for each in settings.plane_addresses)
     return PlaneLink(
         plane=PlaneAddress(urls=urls, run_dir=settings.run_dir),
         hello=GatewayHello(
@@ -192,7 +204,8 @@ def make_plane_link(settings: Settings, gateway: Gateway, gateway_id: str) -> Pl
         fleet=gateway.fleet,
         records=gateway.records,
         admission=gateway.admission,
-        accepts=lambda table: table.fleet_id == settings.fleet_id and table.model_id == settings.model_id,
+        accepts=accepts or (lambda table: (table.fleet_id, table.model_id) == (settings.fleet_id, settings.model_id)),
+        folder=folder,
     )
 
 

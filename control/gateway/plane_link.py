@@ -62,7 +62,9 @@ class PlaneLink:
         records: RecordLog,
         admission: Admission,
         accepts: Callable[[RoutingTable], bool],
+        folder: Path | None = None,
     ) -> None:
+        """`folder`: where table and records are kept; None: that of this run folder's own gateways."""
         self._plane = plane
         self._hello = hello
         self._fleet = fleet
@@ -71,8 +73,9 @@ class PlaneLink:
         self._accepts = accepts
         self._is_linked = False
         self._turn = 0  # of the addresses
-        self._table_path = plane.run_dir / "gateway" / "table.json"
-        self._unsent_dir = plane.run_dir / "gateway" / "unsent"
+        kept = folder or plane.run_dir / "gateway"
+        self._table_path = kept / "table.json"
+        self._unsent_dir = kept / "unsent"
 
     async def run(self) -> None:
         backoff_s = FIRST_BACKOFF_S

@@ -15,7 +15,13 @@ from control.fleets.attached.types import Attachment, Permission
 from control.types import Capability
 
 #: Beyond observing, which every kind can.
-DECLARED: Final[Mapping[str, frozenset[Capability]]] = MappingProxyType({"vllm": frozenset(), "sglang": frozenset()})
+DECLARED: Final[Mapping[str, frozenset[Capability]]] = MappingProxyType(
+    {
+        # With NIXL on both sides (`kv_both`) a vLLM server's role is its router's decision alone.
+        "vllm": frozenset({Capability.ROUTE, Capability.FLIP, Capability.RESIZE, Capability.DRAIN}),
+        "sglang": frozenset({Capability.ROUTE, Capability.DRAIN}),
+    }
+)
 
 
 def can_of(attachment: Attachment) -> frozenset[Capability]:
