@@ -253,10 +253,8 @@ class Plane:
         """Compare desired with what was seen, give orders, and send the gateways a new table when it has changed."""
         busy, max_moves = self._orders.busy, self.settings.max_moves
         away = [each.worker_id for each in self.fleet.routes() if each.state is WorkerState.FAILED]
-        # Who stands in for whom in a fleet that others change is not ours to decide.
-        wanted = (
-            Effective(desired=self.desired) if is_followed(self.fleet) else effective_roles(self.desired, fleet, away)
-        )
+        followed = is_followed(self.fleet)  # who stands in for whom there is not ours to decide
+        wanted = Effective(desired=self.desired) if followed else effective_roles(self.desired, fleet, away)
         self._effective = wanted
         decided = reconcile(wanted.desired, fleet, self._ordered, self._fence, now, busy, max_moves, wanted.reasons)
         self._ordered = decided.ordered
