@@ -33,6 +33,7 @@ from _deployment import ROOT, Deployment, deployment, free_ports
 from _vllm_pair import vllm_pair, vllm_router
 from control.auth import read_token
 from control.client import PhaselineClient
+from control.errors import ControlError
 from control.traffic.client import Outcome, SendOptions, send_plan
 from control.traffic.plan import Lengths, Profile, plan_profile, until
 from control.traffic.report import fingerprint, quantiles
@@ -47,25 +48,28 @@ READY_LIMIT_S = 60.0
 
 
 @dataclass(slots=True)
-class Flips:
-    """What was flipped, each within its command."""
+class Swaps:
+    """The pair changes places, again and again: four flips in a row, each within its command."""
 
     wanted: int
     seconds: float
-    took_s: list[float] = field(default_factory=list)
+    flips_s: list[float] = field(default_factory=list)
+    done: int = 0
     problem: str = ""
 
     def run(self, client: PhaselineClient, stop: threading.Event) -> None:
         """Evenly over the run."""
         begun_s = time.monotonic()
-        for number, (index, role) in zip(range(self.wanted), cycle((*SWAP, *BACK)), strict=False):
+        for number, swap in zip(range(self.wanted), cycle((SWAP, BACK)), strict=False):
             if stop.wait(max(0.0, begun_s + (number + 0.5) * self.seconds / self.wanted - time.monotonic())):
                 return
-            try:
-                self.took_s.append(flip(client, WORKERS[index], role))
-            except Exception as error:  # told at the end of the run, which goes on
-                self.problem = f"flip {number + 1}, {WORKERS[index]} to {role}: {error}"
-                return
+            for index, role in swap:
+                try:
+                    self.flips_s.append(flip(client, WORKERS[index], role))
+                except (ControlError, RuntimeError) as error:  # told at the end of the run, which goes on
+                    self.problem = f"swap {number + 1}, {WORKERS[index]} to {role}: {error}"
+                    return
+            self.done += 1
 
 
 def flip(client: PhaselineClient, worker_id: str, role: Role) -> float:
@@ -77,7 +81,7 @@ def flip(client: PhaselineClient, worker_id: str, role: Role) -> float:
             word = client.preview(CommandRequest(action=action)).needs_confirmation
             command = client.submit(CommandRequest(action=action, why="bench/foreign.py", confirmation=word))
             break
-        except Exception:  # a pool that holds work only for now
+        except ControlError:  # a pool that holds work only for now
             if time.monotonic() > deadline_s:
                 raise
             time.sleep(0.5)
@@ -170,15 +174,16 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
             if options.router is not None:
                 with vllm_router(options.router, *urls, logs) as router_url:
                     timed(rows, "vllm-router", router_url, name, options, base)
-            flips = Flips(options.flips, options.seconds)
+            swaps = Swaps(options.swaps, options.seconds)
             stop = threading.Event()
-            thread = threading.Thread(target=flips.run, args=(client, stop))
+            thread = threading.Thread(target=swaps.run, args=(client, stop))
             thread.start()
-            timed(rows, "phaseline, flipped", url, name, options, base)
+            timed(rows, "phaseline, swapped", url, name, options, base)
             stop.set()
             thread.join()
-            longest = max(flips.took_s, default=None)
-            rows[-1] |= {"flips": len(flips.took_s), "flip_max_s": longest, "flip_problem": flips.problem}
+            took = quantiles(swaps.flips_s)
+            rows[-1] |= {"swaps": swaps.done, "flips": len(swaps.flips_s), "flip_p50_s": took.p50}
+            rows[-1] |= {"flip_max_s": took.max, "flip_problem": swaps.problem}
     return rows
 
 
@@ -206,7 +211,9 @@ def main() -> None:
     parser.add_argument("--router", type=Path, help="the program vllm-router; without it, it is left out")
     parser.add_argument("--rate", type=float, default=4.0, help="requests a second")
     parser.add_argument("--seconds", type=float, default=70.0, help="of each of the runs")
-    parser.add_argument("--flips", type=int, default=10)
+    parser.add_argument(
+        "--swaps", type=int, default=10, help="of the pair's roles during the last run; four flips each"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     rows = measure(options)
