@@ -119,6 +119,8 @@ def quantity(value: float | None, unit: str) -> str:
         return scaled(value, "B/s")
     if plain in ("flop/s", "flops", "flops/s"):
         return scaled(value, "FLOP/s")
+    if plain == "flop":
+        return scaled(value, "FLOP")
     if value is None:
         return NA
     if plain in COUNTED and value == round(value) and abs(value) < 1000:

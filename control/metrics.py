@@ -86,6 +86,16 @@ def _per_second(part: str) -> Formula:
     return formula
 
 
+def _amount(part: str) -> Formula:
+    """Work in all; a gap where nothing is known. Exact: buckets of any step add up to the workers' own counters."""
+
+    def formula(buckets: Buckets) -> Values:
+        is_known = (buckets.cover_s > 0) | (number(buckets.work("num_s")) > 0)
+        return Values(np.where(is_known, number(buckets.work(part)), np.nan))
+
+    return formula
+
+
 def _per(part: str, whole: str) -> Formula:
     """One kind of work over another; a gap when there was none."""
     return lambda buckets: Values(ratio(number(buckets.work(part)), number(buckets.work(whole))))
@@ -145,7 +155,7 @@ def _info(name: str, unit: str, text: str, groups: tuple[str, ...], provenance: 
 
 
 def _utilizations(phase: Phase) -> list[Metric]:
-    """The four utilizations of one phase, its busy share and its rates."""
+    """The four utilizations of one phase, its busy share, its rates and its amounts."""
     rows: list[tuple[str, str, str, Formula, Provenance]] = [
         (
             "compute_wall",
@@ -187,6 +197,11 @@ def _utilizations(phase: Phase) -> list[Metric]:
         ("bytes_per_s", "bytes/s", f"model bytes of {phase} steps", _per_second("bytes"), "derived"),
         ("intensity", "FLOP/byte", f"FLOPs per byte of {phase} steps", _per("flops", "bytes"), "derived"),
         ("tokens_per_step", "tokens", f"tokens in one {phase} step", _per("tokens", "steps"), "measured"),
+        ("tokens", "tokens", f"tokens of {phase} steps, in all of a point", _amount("tokens"), "measured"),
+        ("steps", "steps", f"{phase} steps, in all of a point", _amount("steps"), "measured"),
+        ("busy_s", "s", f"time in which {phase} steps ran, in all of a point", _amount("busy_s"), "measured"),
+        ("flops", "FLOP", f"model FLOPs of {phase} steps, in all of a point", _amount("flops"), "derived"),
+        ("bytes", "bytes", f"model bytes of {phase} steps, in all of a point", _amount("bytes"), "derived"),
     ]
     return [
         Metric(

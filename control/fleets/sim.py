@@ -97,6 +97,7 @@ class SimFleet:
         self._on_change: Callable[[], None] = lambda: None
         self._has_changed = False
         self._restarts: dict[str, int] = {}
+        self._ended: list[SimWorker] = []  # whose last page nobody has read yet
         self._turn = asyncio.Lock()
 
     # --- Fleet ---------------------------------------------------------------------------------------------------
@@ -128,7 +129,7 @@ class SimFleet:
         self._run_until(min(now_unix_s, self._now_s + MAX_ADVANCE_S))
         return Observation(
             at_unix_s=self._now_s,
-            readings=tuple(worker.read() for worker in self._workers.values()),
+            readings=tuple(worker.read() for worker in [*self._take_ended(), *self._workers.values()]),
             lives=tuple(
                 WorkerLife(worker_id=worker_id, num_restarts=self._restarts.get(worker_id, 0))
                 for worker_id in self._workers
@@ -147,6 +148,10 @@ class SimFleet:
         worker.kick()
         detail = result.error if not result.ok else f"{result.role} {result.state}"
         return StepOutcome(accepted=result.ok, detail=detail, retry_helps=False)
+
+    def _take_ended(self) -> list[SimWorker]:
+        ended, self._ended = self._ended, []
+        return ended
 
     def routes(self) -> tuple[WorkerRoute, ...]:
         """Addresses are no sockets: only the simulated gateway reaches these workers."""
@@ -170,6 +175,7 @@ class SimFleet:
         async with self._turn:
             self._events.clear()
             self._workers.clear()
+            self._ended.clear()
             self._gateway = self._arrivals = None
 
     # --- what a test or a replay does to it, between observations ----------------------------------------------------
@@ -187,7 +193,8 @@ class SimFleet:
         """The worker's process ends at once; another one comes in its place, under a new epoch and without a role."""
         assert self._gateway is not None
         old = self._workers[worker_id]
-        old.has_ended = True
+        old.end()
+        self._ended.append(old)
         self._workers[worker_id] = self._worker(worker_id, old.epoch + 1, old.machine)
         self._restarts[worker_id] = self._restarts.get(worker_id, 0) + 1
         self._gateway.lost(old)

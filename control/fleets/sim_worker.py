@@ -151,6 +151,11 @@ class SimWorker:
         self._hand_out(self.core.finish_step(plan, result, self._clock()))
         self.kick()
 
+    def end(self) -> None:
+        """Its process is killed: its page stays, and says so."""
+        self.has_ended = True
+        self.meter.close()
+
     def go_on(self) -> None:
         """The process is continued: what was due while it stood is done now."""
         self.stands = False
@@ -178,7 +183,7 @@ class SimWorker:
 
     def read(self) -> MeterReading:
         """The meter page, with the steps since the last read."""
-        if not self.stands:
+        if not (self.stands or self.has_ended):
             self.meter.heartbeat(self._clock())
         reading = self._reader.read(self._cursor)
         self._cursor = reading.next_cursor

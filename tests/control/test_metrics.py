@@ -123,6 +123,13 @@ def test_rates_are_per_known_second() -> None:
     assert value("offered_rps", length_s=5.0, traffic={"offered": 20.0}).value == 4.0
 
 
+def test_an_amount_is_zero_where_it_is_known_that_nothing_ran_and_a_gap_elsewhere() -> None:
+    assert value("decode_tokens", cover_s=4.0, work={"num_s": 2.0, "tokens": 20.0}).value == 20.0
+    assert value("decode_flops", cover_s=4.0).value == 0.0
+    assert value("decode_flops", work={"num_s": 1.0, "flops": 3.0}).value == 3.0
+    assert value("decode_flops", cover_s=0.0) == Value(None)
+
+
 def test_a_role_that_nobody_has_counts_zero_workers() -> None:
     fleet = {"num_load": 10.0}
     assert value("num_workers", fleet_cover=fleet) == Value(0.0, 0.0, 0.0)
