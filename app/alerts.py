@@ -64,15 +64,15 @@ def of_last_day(hub: Hub) -> list[Alert]:
     return [] if snapshot is None else [*snapshot.alerts, *_ended(hub, snapshot.at_unix_s)]
 
 
-def reaching(hub: Hub, past: tuple[float, float] | None) -> list[Alert]:
-    """Those that can reach into a window: the last day's, or, for a window of the past, all that ended after its start.
+def reaching(hub: Hub, since_unix_s: float) -> list[Alert]:
+    """Those that can reach into a window: the last day's, or, if it began before, all that ended after its begin.
 
-    May raise ControlError for a window of the past.
+    May raise ControlError for a window that began before.
     """
-    if past is None:
+    if hub.now() - since_unix_s <= DAY_S + EVERY_S:
         return of_last_day(hub)
-    since, _ = past
-    return hub.cached(("alerts since", round(since)), 60.0, lambda plane: plane.alerts(since, limit=MOST_READ))
+    key = ("alerts since", since_unix_s // EVERY_S)
+    return hub.cached(key, 60.0, lambda plane: plane.alerts(since_unix_s, limit=MOST_READ))
 
 
 def _ended(hub: Hub, now_unix_s: float) -> list[Alert]:

@@ -22,6 +22,7 @@ from app.layers import (
     breach_layers,
     by_kind,
     cursor_layers,
+    dots,
     line_scales,
     mark_layers,
     pin_layer,
@@ -30,6 +31,8 @@ from app.layers import (
 )
 
 __all__ = ["Spec", "day_strip", "explore", "lines", "role_steps", "routing_steps", "stages", "timeline"]
+
+LANE_PX = 36
 
 
 @cache
@@ -45,11 +48,13 @@ def lines(
     labels: bool = True,
     zones: bool = False,
     breaches: bool = False,
+    earlier: bool = False,
+    zoom: str = "",
 ) -> Spec:
     """Lines over their min-max bands, with commands, events and a read-out. Datasets: live, span, commands, events.
 
     `zones`: over light rectangles of the dataset `zones`, as wide as the chart; `breaches`: over those of that name,
-    as high as the chart.
+    as high as the chart; `earlier`: over lines of that name, in grey. `zoom`: name of a selection to zoom by.
     """
     color, dash = line_scales(names, colors, dashes)
     y = y_value(number_format, title)
@@ -70,13 +75,20 @@ def lines(
         "encoding": {"y": {**y, "field": "lo"}, "y2": {"field": "hi"}, "color": color},
     }
     behind = [*([zone] if zones else []), *(breach_layers() if breaches else [])]
-    layers = [pin_layer(y), *behind, *mark_layers(labels=labels), band, line, *cursor]
+    under = [pin_layer(y, zoom), *behind, *mark_layers(labels=labels)]
+    grey = {
+        "data": {"name": "earlier"},
+        "mark": {"type": "line", "tooltip": None, "strokeWidth": 1.4, "strokeJoin": "round", "opacity": 0.75},
+        "encoding": {"x": x_time(), "y": y, "strokeDash": dash, "color": {"value": theme.MIXED}},
+    }
+    layers = [*under, *([grey] if earlier else []), band, line, dots(color, y), *cursor]
     return {"height": height, "layer": layers, "padding": PADDING, "config": CONFIG}
 
 
 @cache
 def role_steps(height: int) -> Spec:
-    """Workers per role, as steps under the same time axis. Datasets: live, span, commands, events."""
+    """Workers per role, as steps under the same time axis. Datasets: live, span, commands, events,
+    breaches."""
     names = ("prefill", "decode", "mixed", "unassigned")
     color, dash = line_scales(names, [theme.ROLE_COLORS[n] for n in names], [theme.ROLE_DASHES[n] for n in names])
     y = y_value("d", None, ticks=3)
@@ -89,38 +101,48 @@ def role_steps(height: int) -> Spec:
     cursor = cursor_layers(color, y, "d")
     return {
         "height": height,
-        "layer": [pin_layer(y), *mark_layers(labels=False), line, *cursor],
+        "layer": [pin_layer(y), *breach_layers(labels=False), *mark_layers(labels=False), line, *cursor],
         "padding": PADDING,
         "config": CONFIG,
     }
 
 
 @cache
-def routing_steps(height: int) -> Spec:
-    """The share that is split, as steps, and a rule where weights changed. Datasets: live, span, weights."""
-    y = y_value(".0%", None, ticks=2)
-    name = {"type": "text", "tooltip": None, "align": "left", "dx": 4, "y": 0, "baseline": "top", "fontSize": 11}
-    weights, changed = {"name": "weights"}, {"type": "rule", "strokeWidth": 1, "strokeDash": [2, 2], "tooltip": None}
-    layers = [
-        pin_layer(y),
-        {"data": weights, "mark": {**changed, "color": theme.MIXED}, "encoding": {"x": x_time()}},
-        {
-            "data": weights,
-            "mark": {**name, "color": theme.MIXED},
-            "encoding": {"x": x_time(), "text": {"field": "label", "type": "nominal"}},
-        },
-        {
-            "data": {"name": "live"},
-            "mark": {"type": "line", "tooltip": None, "interpolate": "step-after", "strokeWidth": 2},
-            "encoding": {"x": x_time(), "y": y, "color": {"value": theme.ROUTING}},
-        },
-    ]
-    return {"height": height, "layer": layers, "padding": PADDING, "config": CONFIG}
+def routing_steps(num_lanes: int) -> Spec:
+    """Routing settings as step lines, one lane each, under the same time axis. Datasets: live, labels, span."""
+    bare = {"title": None, "labels": False, "ticks": False, "domain": False, "grid": False}
+    y = {"field": "value", "type": "quantitative", "scale": {"nice": False, "zero": False}}
+    y["axis"] = {**bare, "minExtent": AXIS_PX, "maxExtent": AXIS_PX}
+    x = x_time(axis={**X_AXIS, "labels": False, "ticks": False})
+    line = {
+        "data": {"name": "live"},
+        "mark": {"type": "line", "tooltip": None, "interpolate": "step-after", "strokeWidth": 1.5},
+        "encoding": {"x": x, "y": y, "detail": {"field": "line", "type": "nominal"}, "color": {"value": theme.ROUTING}},
+    }
+    text = {
+        "type": "text",
+        "tooltip": None,
+        "align": {"expr": "datum.late ? 'right' : 'left'"},
+        "baseline": "top",
+        "fontSize": 11,
+        "color": theme.MIXED,
+    }
+    labels = {
+        "data": {"name": "labels"},
+        "mark": text,
+        "encoding": {"x": x, "y": y, "text": {"field": "label", "type": "nominal"}},
+    }
+    pin = {"data": {"name": "span"}, "mark": {"type": "point", "opacity": 0}, "encoding": {"x": x, "y": y}}
+    return {"height": LANE_PX * num_lanes, "layer": [pin, line, labels], "padding": PADDING, "config": CONFIG}
 
 
 @cache
 def day_strip(height: int, colors: tuple[tuple[str, str, tuple[int, ...]], ...]) -> Spec:
-    """The last day, to brush. Datasets: live, span, breaches. The selection `brush` gives the chosen [from, to]."""
+    """The last day, to brush, with what happened and the chosen window. Datasets: live, span, commands, events,
+    breaches, window.
+
+    The selection `brush` gives the chosen [from, to].
+    """
     color, dash = line_scales([n for n, _, _ in colors], [c for _, c, _ in colors], [d for _, _, d in colors])
     y = y_value(".0%", None, ticks=2)
     x = x_time(axis={**X_AXIS, "tickCount": 12})
@@ -135,7 +157,13 @@ def day_strip(height: int, colors: tuple[tuple[str, str, tuple[int, ...]], ...])
         "mark": {"type": "point", "tooltip": None, "opacity": 0},
         "encoding": {"x": x, "y": y},
     }
-    return {"height": height, "layer": [pin, *breach_layers(labels=False), line], "padding": PADDING, "config": CONFIG}
+    window = {
+        "data": {"name": "window"},
+        "mark": {"type": "rect", "tooltip": None, "color": theme.DECODE, "opacity": 0.14},
+        "encoding": {"x": {**x, "field": "start"}, "x2": {"field": "end"}},
+    }
+    layers = [pin, *breach_layers(labels=False), window, *mark_layers(labels=False), line]
+    return {"height": height, "layer": layers, "padding": PADDING, "config": CONFIG}
 
 
 @cache
@@ -143,7 +171,7 @@ def explore(
     *, names: tuple[str, ...], number_format: str, title: str, compared: bool, height: int, time_format: str
 ) -> Spec:
     """Any metric. Drag to zoom (`zoom` gives [from, to]). The earlier window is dashed. Datasets: live, past, span,
-    commands, events."""
+    commands, events, breaches."""
     x = x_time(axis={**X_AXIS, "labelExpr": f"timeFormat(datum.value, '{time_format}')"})
     palette = [theme.CATEGORICAL[index % len(theme.CATEGORICAL)] for index in range(len(names))]
     laps = [index // len(theme.CATEGORICAL) for index in range(len(names))]
@@ -172,13 +200,8 @@ def explore(
         "mark": {"type": "line", "strokeWidth": 1.5, "strokeDash": [5, 4], "opacity": 0.55},
         "encoding": {"x": x, "y": y, "color": color},
     }
-    zoom = {
-        "data": {"name": "span"},
-        "params": [{"name": "zoom", "select": {"type": "interval", "encodings": ["x"]}}],
-        "mark": {"type": "point", "opacity": 0},
-        "encoding": {"x": x, "y": y},
-    }
-    layers = [zoom, *mark_layers(labels=True, cursor=False), band, *([past] if compared else []), line]
+    under = [pin_layer(y, "zoom"), *breach_layers(), *mark_layers(labels=True, cursor=False), band]
+    layers = [*under, *([past] if compared else []), line, dots(color, y)]
     return {"height": height, "layer": layers, "padding": PADDING, "config": CONFIG}
 
 

@@ -96,6 +96,11 @@ def role_legend(snapshot: FleetSnapshot, drawn: Collection[str] = ()) -> list[ca
     return shown
 
 
+def role_means(drawn: Collection[tuple[str, float | None]]) -> list[cards.Line]:
+    """Workers of each role over a window of the past: their mean."""
+    return [_role_line(role, f"{format.number(mean)} on average") for role, mean in drawn]
+
+
 def _role_line(role: str, value: str) -> cards.Line:
     dash = theme.ROLE_DASHES[role]
     drawn_as = "" if dash == [1, 0] else " ".join(str(part) for part in dash)

@@ -6,6 +6,7 @@ All arithmetic of the console is here and in `app.format`; everything is pure. U
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,7 +28,14 @@ MAX_POINTS = 800  # per line: about the pixels there are
 TOPS: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
 NAMES = pa.dictionary(pa.int8(), pa.string())  # a line's name once, not once a point
 LINE_SCHEMA = pa.schema(
-    [("t", pa.float64()), ("value", pa.float32()), ("lo", pa.float32()), ("hi", pa.float32()), ("line", NAMES)]
+    [
+        ("t", pa.float64()),
+        ("value", pa.float32()),
+        ("lo", pa.float32()),
+        ("hi", pa.float32()),
+        ("line", NAMES),
+        ("dot", NAMES),
+    ]
 )
 Labelled = tuple[str, Sequence[SeriesPoint]]
 
@@ -48,16 +56,28 @@ def ms(unix_s: float) -> float:
 
 
 def lines(named: Iterable[Labelled], shift_s: float = 0.0) -> bytes:
-    """One row per point: t in ms, value with its min-max band, and the line's name."""
+    """One row per point: t in ms, value with its min-max band, the line's name, and whether it is drawn as a dot."""
     columns: dict[str, list[float | str | None]] = {name: [] for name in LINE_SCHEMA.names}
     for name, points in named:
-        for point in downsampled(points, MAX_POINTS):
+        drawn = downsampled(points, MAX_POINTS)
+        for index, point in enumerate(drawn):
             columns["t"].append(ms(point.t_unix_s + shift_s))
             columns["value"].append(point.value)
             columns["lo"].append(point.value if point.min is None else point.min)
             columns["hi"].append(point.value if point.max is None else point.max)
             columns["line"].append(name)
+            columns["dot"].append(_dot(drawn, index))
     return arrow(pa.table(columns, schema=LINE_SCHEMA))
+
+
+def _dot(points: Sequence[SeriesPoint], index: int) -> str:
+    """partial: not all of its seconds are known, or over; alone: between two gaps, where no line reaches it."""
+    if points[index].value is None:
+        return ""
+    if points[index].partial:
+        return "partial"
+    beside = (*points[max(0, index - 1) : index], *points[index + 1 : index + 2])
+    return "" if any(each.value is not None for each in beside) else "alone"
 
 
 def downsampled(points: Sequence[SeriesPoint], limit: int) -> Sequence[SeriesPoint]:
@@ -80,6 +100,7 @@ def _joined(points: Sequence[SeriesPoint]) -> SeriesPoint:
         min=min(low for low in lows if low is not None),
         max=max(high for high in highs if high is not None),
         count=sum(point.count for point in known),
+        partial=len(known) < len(points) or any(point.partial for point in known),
     )
 
 
@@ -101,6 +122,20 @@ def mean(points: Sequence[SeriesPoint]) -> float | None:
     """Over the buckets with data."""
     known = [point.value for point in points if point.value is not None]
     return sum(known) / len(known) if known else None
+
+
+def means_together(
+    now: Sequence[SeriesPoint], then: Sequence[SeriesPoint], shift_s: float, step_s: int
+) -> tuple[float | None, float | None]:
+    """Means over the buckets of `now` that are known in both windows: `then` is `shift_s` earlier, in steps of
+    `step_s`, which are as wide as those of `now` or wider."""
+    shift_s = round(shift_s / step_s) * step_s
+    before = {point.t_unix_s + shift_s: point.value for point in then if point.value is not None}
+    found = [(point.value, before.get(point.t_unix_s - point.t_unix_s % step_s)) for point in now]
+    pairs = [(value, earlier) for value, earlier in found if value is not None and earlier is not None]
+    if not pairs:
+        return None, None
+    return sum(value for value, _ in pairs) / len(pairs), sum(value for _, value in pairs) / len(pairs)
 
 
 def course(points: Sequence[SeriesPoint], limit: int = 80) -> tuple[float | None, ...]:
@@ -139,6 +174,12 @@ def carried(points: Sequence[SeriesPoint], limit_s: float) -> list[SeriesPoint]:
 def span(since_unix_s: float, until_unix_s: float, top: float, bottom: float = 0.0) -> bytes:
     """Two invisible points that pin both axes, so that a refresh changes data and never the spec."""
     return arrow(pa.table({"t": [ms(since_unix_s), ms(until_unix_s)], "value": [bottom, top]}))
+
+
+def window(chosen: tuple[float, float] | None) -> bytes:
+    """The window that is looked at, as one rectangle; none while it is live."""
+    columns = {"start": [ms(chosen[0])] if chosen else [], "end": [ms(chosen[1])] if chosen else []}
+    return arrow(pa.table(columns, schema=pa.schema([("start", pa.float64()), ("end", pa.float64())])))
 
 
 def top_of(values: Iterable[float | None]) -> float:
@@ -249,6 +290,14 @@ def stage_bars(record: RequestRecord) -> bytes:
 # --- explore ------------------------------------------------------------
 
 
+PERCENTILE = re.compile(r"_p\d+_s$")
+
+
+def is_percentile(metric: str) -> bool:
+    """Of a percentile neither buckets nor points may be averaged; wider ones come from merged histograms."""
+    return PERCENTILE.search(metric) is not None
+
+
 def busiest(result: SeriesResult, limit: int) -> tuple[tuple[Series, ...], int]:
     """The `limit` groups with the largest mean, in the result's order, and how many were left out."""
     if len(result.series) <= limit:
@@ -264,6 +313,12 @@ def _mean(series: Series) -> float:
 
 
 STEPS_S: tuple[int, ...] = (1, 10, 60, 600, 3600)
+NICE_STEPS_S: tuple[int, ...] = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200)
+
+
+def percentile_step(range_s: float, asked_s: int) -> int:
+    """As asked, or the finest nice step with which a line is drawn as it was read: joining its points would average."""
+    return next((step for step in NICE_STEPS_S if step >= asked_s and range_s / step <= MAX_POINTS - 1), asked_s)
 
 
 def step_for(range_s: float) -> int:

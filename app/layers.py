@@ -64,8 +64,10 @@ def line_scales(names: Sequence[str], colors: Sequence[str], dashes: Sequence[Se
     return color, dash
 
 
-def pin_layer(y: Spec) -> Spec:
-    return {"data": {"name": "span"}, "mark": {"type": "point", "opacity": 0}, "encoding": {"x": x_time(), "y": y}}
+def pin_layer(y: Spec, zoom: str = "") -> Spec:
+    """Pins both axes. `zoom`: the name of an interval selection over the whole chart."""
+    pin = {"data": {"name": "span"}, "mark": {"type": "point", "opacity": 0}, "encoding": {"x": x_time(), "y": y}}
+    return {**pin, "params": [{"name": zoom, "select": {"type": "interval", "encodings": ["x"]}}]} if zoom else pin
 
 
 LABEL_ROWS = 4  # further labels at the same time show on hover
@@ -171,73 +173,75 @@ def _label(name: str, shown: str) -> Spec:
     }
 
 
+def dots(color: Spec, y: Spec) -> Spec:
+    """Points that a line cannot show: hollow where a bucket is partial, filled where it stands between two gaps."""
+    return {
+        "data": {"name": "live"},
+        "transform": [{"filter": "datum.dot !== ''"}],
+        "mark": {
+            "type": "point",
+            "tooltip": None,
+            "size": 18,
+            "strokeWidth": 1.2,
+            "opacity": 1,
+            "fillOpacity": {"expr": "datum.dot === 'alone' ? 1 : 0"},
+        },
+        "encoding": {"x": x_time(), "y": y, "color": color, "fill": color},
+    }
+
+
+CHOSEN: Spec = {"filter": {"param": "cursor", "empty": False}}
+
+
 def cursor_layers(color: Spec, y: Spec, number_format: str) -> list[Spec]:
     """The read-out: nearest moment, a rule, its time and each line's value. Vega's tooltips vanish at each refresh."""
-    chosen = {"filter": {"param": "cursor", "empty": False}}
-    pick = {
+    rule = {"type": "rule", "tooltip": None, "strokeWidth": 1, "opacity": 0.5, "color": theme.MIXED}
+    dot = {"type": "point", "tooltip": None, "filled": True, "size": 36, "opacity": 1}
+    return [
+        _cursor_pick(y),
+        {"data": {"name": "live"}, "transform": [CHOSEN], "mark": rule, "encoding": {"x": x_time()}},
+        {
+            "data": {"name": "live"},
+            "transform": [CHOSEN],
+            "mark": dot,
+            "encoding": {"x": x_time(), "y": y, "color": color},
+        },
+        _cursor_values(color, y, number_format),
+        _cursor_moment(),
+    ]
+
+
+def _cursor_pick(y: Spec) -> Spec:
+    """The moment that is nearest to the pointer."""
+    select = {"type": "point", "encodings": ["x"], "nearest": True, "on": "pointermove", "clear": "pointerout"}
+    return {
         "data": {"name": "live"},
-        "params": [
-            {
-                "name": "cursor",
-                "select": {
-                    "type": "point",
-                    "encodings": ["x"],
-                    "nearest": True,
-                    "on": "pointermove",
-                    "clear": "pointerout",
-                },
-            }
-        ],
+        "params": [{"name": "cursor", "select": select}],
         "mark": {"type": "point", "tooltip": None, "opacity": 0},
         "encoding": {"x": x_time(), "y": y},
     }
-    rule = {
+
+
+def _cursor_values(color: Spec, y: Spec, number_format: str) -> Spec:
+    text = {"type": "text", "tooltip": None, "align": "left", "dx": 8, "dy": -8, "fontSize": 12, "fontWeight": 600}
+    value = {"field": "value", "type": "quantitative", "format": number_format}
+    return {
         "data": {"name": "live"},
-        "transform": [chosen],
-        "mark": {"type": "rule", "tooltip": None, "strokeWidth": 1, "opacity": 0.5, "color": theme.MIXED},
-        "encoding": {"x": x_time()},
+        "transform": [CHOSEN],
+        "mark": text,
+        "encoding": {"x": x_time(), "y": y, "color": color, "text": value},
     }
-    dots = {
+
+
+def _cursor_moment() -> Spec:
+    at_foot = {"type": "text", "tooltip": None, "align": "center", "baseline": "bottom", "y": "height", "dy": -4}
+    return {
         "data": {"name": "live"},
-        "transform": [chosen],
-        "mark": {"type": "point", "tooltip": None, "filled": True, "size": 36, "opacity": 1},
-        "encoding": {"x": x_time(), "y": y, "color": color},
-    }
-    values = {
-        "data": {"name": "live"},
-        "transform": [chosen],
-        "mark": {
-            "type": "text",
-            "tooltip": None,
-            "align": "left",
-            "dx": 8,
-            "dy": -8,
-            "fontSize": 12,
-            "fontWeight": 600,
-        },
-        "encoding": {
-            "x": x_time(),
-            "y": y,
-            "color": color,
-            "text": {"field": "value", "type": "quantitative", "format": number_format},
-        },
-    }
-    moment = {
-        "data": {"name": "live"},
-        "transform": [chosen, {"aggregate": [], "groupby": ["t"]}],
-        "mark": {
-            "type": "text",
-            "tooltip": None,
-            "align": "center",
-            "baseline": "bottom",
-            "y": "height",
-            "dy": -4,
-            "fontSize": 11,
-        },
+        "transform": [CHOSEN, {"aggregate": [], "groupby": ["t"]}],
+        "mark": {**at_foot, "fontSize": 11},
         "encoding": {
             "x": x_time(),
             "text": {"field": "t", "type": "temporal", "format": "%H:%M:%S"},
             "color": {"value": theme.MIXED},
         },
     }
-    return [pick, rule, dots, values, moment]

@@ -36,6 +36,13 @@ _wall = st.components.v2.component(
 _slot = st.components.v2.component("phaseline.slot", js=_script("slot"), isolate_styles=False)
 _again = st.components.v2.component("phaseline.again", js=(FRONT / "again.js").read_text(), isolate_styles=False)
 
+_svg = st.components.v2.component("phaseline.svg", js=(FRONT / "svg.js").read_text(), isolate_styles=False)
+
+
+def svg_button(alt: str, name: str) -> None:
+    """Saves the chart with that alternative text, as it is drawn, under that name; made in the browser."""
+    _svg(key=f"svg-{name}", data={"alt": alt, "name": name})
+
 
 def wall(first: dict[str, Any]) -> None:
     """The wall display over the whole screen; `first` is shown until the stream's first message."""

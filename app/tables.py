@@ -5,17 +5,16 @@ Unknown stays None and shows as "n/a"; sums and differences that a page shows ar
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime, tzinfo
+from datetime import datetime, tzinfo
 
 import pandas as pd
 
 from app import cards, format, words
-from app.frames import Away, mean, newest
+from app.breaches import Breach
+from app.frames import Away, is_percentile, mean, newest
 from app.marks import LOOKS, MOVE_KINDS
-from control.stories import event_words, loss_words, move_words
+from control.stories import event_words, loss_words, move_words, time_words
 from control.types import (
     Command,
     Desired,
@@ -30,22 +29,6 @@ from control.types import (
 )
 
 TOGETHER_S = 10.0
-
-
-def csv_text(results: Iterable[tuple[str, SeriesResult]]) -> str:
-    """Long form: window, metric, unit, provenance, group, t, ISO time, value, min, max, count."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        ("window", "metric", "unit", "provenance", "group", "t_unix_s", "time_utc", "value", "min", "max", "count")
-    )
-    for window, result in results:
-        for series in result.series:
-            for point in series.points:
-                when = datetime.fromtimestamp(point.t_unix_s, UTC).isoformat()
-                row = (point.t_unix_s, when, point.value, point.min, point.max, point.count)
-                writer.writerow((window, result.metric, result.unit, result.provenance, series.label, *row))
-    return out.getvalue()
 
 
 def worker_rows(snapshot: FleetSnapshot, tz: tzinfo) -> pd.DataFrame:
@@ -244,9 +227,14 @@ def command_rows(commands: Sequence[Command], tz: tzinfo) -> pd.DataFrame:
 
 
 def latest_rows(
-    commands: Iterable[Command], events: Iterable[FleetEvent], limit: int, tz: tzinfo
+    commands: Iterable[Command],
+    events: Iterable[FleetEvent],
+    limit: int,
+    tz: tzinfo,
+    breaches: Iterable[Breach] = (),
 ) -> list[tuple[cards.Cell, ...]]:
-    """Commands and events, newest first: when, what, state or kind, who, why, result. A first start is no event."""
+    """Commands, events and breaches, newest first: when, what, state or kind, who, why, result. A first start is no
+    event."""
     told: list[tuple[float, tuple[cards.Cell, ...]]] = [
         (
             each.created_unix_s,
@@ -266,6 +254,11 @@ def latest_rows(
         cells = (what, cards.event(LOOKS[group[0].kind]), "–", "–", result)
         at = cards.Cell(format.clock(group[0].at_unix_s, tz))
         told.append((group[0].at_unix_s, (at, *(cards.Cell(text, html=i == 1) for i, text in enumerate(cells)))))
+    for each in breaches:
+        length = time_words(each.end_unix_s - each.start_unix_s)
+        cells = (f"SLO budget burned for {length}", cards.state("burned"), "–", "–", each.text)
+        at = cards.Cell(format.clock(each.start_unix_s, tz))
+        told.append((each.start_unix_s, (at, *(cards.Cell(text, html=i == 1) for i, text in enumerate(cells)))))
     told.sort(key=lambda row: row[0], reverse=True)
     return [cells for _, cells in told[:limit]]
 
@@ -293,7 +286,8 @@ def rule_changes(before: Mapping[str, int], after: Mapping[str, int]) -> list[tu
 
 
 def summary(result: SeriesResult) -> list[tuple[str, float | None, float | None, float | None, float | None]]:
-    """(group, last, mean, least, largest) of each line. The mean is over buckets with data."""
+    """(group, last, whole, least, largest) of each line. Whole: the mean over buckets with data, or of a percentile
+    what it is of all of them together: percentiles are never averaged."""
     rows = []
     for series in result.series:
         low = [low for point in series.points if (low := point.value if point.min is None else point.min) is not None]
@@ -302,7 +296,7 @@ def summary(result: SeriesResult) -> list[tuple[str, float | None, float | None,
             (
                 series.label or "fleet",
                 newest(series.points),
-                mean(series.points),
+                series.whole if is_percentile(result.metric) else mean(series.points),
                 min(low, default=None),
                 max(high, default=None),
             )

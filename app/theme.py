@@ -30,6 +30,7 @@ STATE_COLORS: dict[str, str] = {
     "pending": ATTENTION,
     "firing": DANGER,
     "resolved": OK,
+    "burned": DANGER,
 }
 #: Events on a chart: a colour, a dash and a shape each. Moves with and without their KV look the same.
 EVENT_COLORS: dict[str, str] = {
@@ -116,6 +117,10 @@ STYLE = """
 .pl-steps { margin: 6px 0 0; font-size: 13px; }
 .pl-steps > div { display: grid; grid-template-columns: 60px 72px 1fr; gap: 8px; padding: 2px 0; }
 .pl h1.pl-title { font-size: 20px; font-weight: 600; padding: 0; margin: 0; }
+.pl-button { font: inherit; font-size: 12.25px; min-height: 35px; padding: 3px 11px; border-radius: 6px;
+  cursor: pointer; color: inherit; background: transparent;
+  border: 1px solid color-mix(in srgb, currentColor 20%, transparent); }
+.pl-button:hover, .pl-button:focus-visible { border-color: #2563eb; color: #2f81f7; }
 .pl-note { font-size: 12px; margin: 4px 0; opacity: .8; }
 .pl-nowrap { white-space: nowrap; }
 .pl-small { display: inline-block; width: 8px; height: 8px; margin-right: 6px; }

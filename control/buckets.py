@@ -50,6 +50,13 @@ class Histograms:
         found[cells] = _VALUES[self.buckets[reached[first]]]
         return found
 
+    def merged(self, width: int) -> Histograms:
+        """Each `width` cells as one."""
+        keys = self.cells // width * NUM_BUCKETS + self.buckets
+        found, at = np.unique(keys, return_inverse=True)
+        counts = np.bincount(at, self.counts, len(found)).astype(np.int64)
+        return Histograms(found // NUM_BUCKETS, found % NUM_BUCKETS, counts)
+
     def by_cell(self) -> dict[int, dict[int, int]]:
         """Of each cell that has any."""
         found: dict[int, dict[int, int]] = {}

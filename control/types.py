@@ -522,10 +522,15 @@ class SeriesPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """One line: its group's label and its points, in time order, gaps included as None."""
+    """One line: its group's label and its points, in time order, gaps included as None.
+
+    `whole`: a percentile over all of these buckets together, from their merged histograms: it cannot be told from their
+    values. None: nothing is known, or the metric is no percentile.
+    """
 
     label: str
     points: tuple[SeriesPoint, ...]
+    whole: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

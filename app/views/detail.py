@@ -10,33 +10,36 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from app import (
-    alerts,
-    breaches,
-    cards,
-    charts,
-    draw,
-    figures,
-    format,
-    frames,
-    lines,
-    marks,
-    routing_line,
-    session,
-    theme,
-    zones,
-)
+from app import cards, charts, draw, figures, format, frames, happened, lines, routing_steps, session, zones
+from app.happened import Happened
 from app.lines import Basis, LineSpec
+from app.routing_steps import Lane
 from app.source import Hub
+from app.views import beside, day
+from app.views.beside import Other
 from control.errors import ControlError
-from control.types import Alert, FleetEvent, FleetSnapshot, Series, SeriesResult
+from control.types import FleetSnapshot, Series, SeriesResult
 
 WINDOWS: dict[str, tuple[int, int]] = {"5m": (300, 1), "15m": (900, 1), "60m": (3600, 10)}
 CARRY_S = 15.0  # workers per role: a tick may come late, a worker does not come and go with it
 LEAST_WINDOW_S = 120.0
 PAST_KEPT_S = 60.0  # what was made of a past window; it may reach into the present
-ROUTING_TOP = 1.5  # above the largest share there is a row for what is said of weights
-Chosen = tuple[Basis, str, str, bool]
+ZOOM = "zoom"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """What the toolbar says. `beside`: the other day whose same hours are drawn in grey."""
+
+    basis: Basis = "wall"
+    by: str = "phase"
+    window: str = "15m"
+    blended: bool = False
+    beside: Other = beside.NOTHING
+
+    @property
+    def lines(self) -> tuple[LineSpec, ...]:
+        return lines.utilization(self.basis, self.by, blended=self.blended)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +47,9 @@ class Found:
     """What was read of one window."""
 
     lines: Mapping[tuple[str, str], SeriesResult | None]  # by metric and grouping
+    earlier: Mapping[str, SeriesResult]  # of the other day, by line; none while nothing is compared
     roles: SeriesResult | None
-    events: Sequence[FleetEvent]
-    burned: Sequence[Alert]
-    since: float
-    until: float
+    happened: Happened
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,9 @@ class Shown:
     lines: Mapping[str, bytes]  # datasets
     role_legend: str
     roles: Mapping[str, bytes]
-    routing_legend: str
-    routing: Mapping[str, bytes]  # empty: no command of the window is known
+    lanes: tuple[Lane, ...]  # none: no command that could tell is known
+    routing: Mapping[str, bytes]
+    compared: str  # what is grey, and the difference in words; "" while nothing is compared
 
 
 def utilization(hub: Hub, chosen: Chosen, past: tuple[float, float] | None) -> None:
@@ -70,7 +72,7 @@ def utilization(hub: Hub, chosen: Chosen, past: tuple[float, float] | None) -> N
     snapshot = look.snapshot
     if snapshot is None:
         return
-    window_s, _ = WINDOWS[chosen[2]]
+    window_s, _ = WINDOWS[chosen.window]
     since, until = past or (snapshot.at_unix_s - window_s, snapshot.at_unix_s)
     try:
         found = _find(hub, chosen, past, since, until)
@@ -78,35 +80,29 @@ def utilization(hub: Hub, chosen: Chosen, past: tuple[float, float] | None) -> N
         st.html(cards.banner(f"The history did not answer: {error}", "broken", alert=True))
         return
     shown = hub.memo(
-        ("utilization", *chosen, past, past and session.tz_name()),
+        ("utilization", chosen, past, past and session.tz_name()),
         look.reading if past is None else int(hub.now() // PAST_KEPT_S),
-        lambda: _shown(hub, snapshot, chosen, past, found),
+        lambda: _shown(snapshot, chosen, past, found),
     )
-    _draw(snapshot, chosen, shown)
+    _draw(snapshot, chosen, past, shown)
 
 
 def _find(hub: Hub, chosen: Chosen, past: tuple[float, float] | None, since: float, until: float) -> Found:
-    """May raise ControlError."""
-    window_s, step_s = WINDOWS[chosen[2]]
-    wanted = {(line.metric, line.by) for line in _lines(chosen)}
+    """May raise ControlError. The blended line is compared with no other day: it is grey itself."""
+    window_s, step_s = WINDOWS[chosen.window]
+    wanted = {(line.metric, line.by) for line in chosen.lines}
+    compared = [line for line in chosen.lines if line.metric != lines.BLENDED and chosen.beside.shift_s]
     return Found(
         lines={(metric, by): _read(hub, metric, by, past, window_s, step_s) for metric, by in wanted},
+        earlier={line.name: beside.earlier(hub, line, chosen.beside, since, until) for line in compared},
         roles=_read(hub, "num_workers", "role", past, window_s, step_s),
-        events=hub.events(since, until),
-        burned=alerts.reaching(hub, past),
-        since=since,
-        until=until,
+        happened=happened.read(hub, since, until),
     )
 
 
-def _lines(chosen: Chosen) -> tuple[LineSpec, ...]:
-    basis, by, _, blended = chosen
-    return lines.utilization(basis, by, blended=blended)
-
-
-def _shown(hub: Hub, snapshot: FleetSnapshot, chosen: Chosen, past: tuple[float, float] | None, found: Found) -> Shown:
-    basis, ceilings, drawn = chosen[0], snapshot.ceilings, _lines(chosen)
-    since, until = found.since, found.until
+def _shown(snapshot: FleetSnapshot, chosen: Chosen, past: tuple[float, float] | None, found: Found) -> Shown:
+    basis, ceilings, drawn = chosen.basis, snapshot.ceilings, chosen.lines
+    since, until = found.happened.since_unix_s, found.happened.until_unix_s
     named = lines.named_points(drawn, lambda metric, by: found.lines[metric, by])
     if past is None:
         named = [(name, points[:-1]) for name, points in named]  # not every worker has told the youngest bucket yet
@@ -117,58 +113,71 @@ def _shown(hub: Hub, snapshot: FleetSnapshot, chosen: Chosen, past: tuple[float,
     title = words_of(basis) + (f", mean of {_range_words(past)}" if past else "")
     series = found.roles.series if found.roles else ()
     held = [each for each in series if frames.largest([("", each.points)])]
-    routing_legend, routing = _routing(hub, snapshot, since, until)
+    lanes = found.happened.lanes(since)
     return Shown(
         title=title,
         legend=cards.legend(legend, title),
-        lines=_line_data(hub, named, found.events, found.burned, since, until) | _zones(snapshot, drawn, basis, named),
-        role_legend=cards.legend(figures.role_legend(snapshot, [each.label for each in held]), "Workers per role"),
-        roles=_role_data(hub, snapshot, held, found.events, since, until),
-        routing_legend=routing_legend,
-        routing=routing,
+        lines=_line_data(snapshot, chosen, named, found, since),
+        role_legend=cards.legend(_role_legend(snapshot, held, past), "Workers per role"),
+        roles=_role_data(snapshot, held, found.happened, since),
+        lanes=lanes,
+        routing=routing_steps.datasets(lanes, since, until),
+        compared=_compared(chosen, named, found),
     )
 
 
-def _draw(snapshot: FleetSnapshot, chosen: Chosen, shown: Shown) -> None:
-    basis, by, _, blended = chosen
-    drawn = _lines(chosen)
+def _draw(snapshot: FleetSnapshot, chosen: Chosen, past: tuple[float, float] | None, shown: Shown) -> None:
     st.html(shown.legend)
-    draw.chart(
-        _util_spec(drawn),
-        shown.lines,
-        key=f"util_{basis}_{by}_{blended}",
-        alt=f"{shown.title}: {', '.join(line.name for line in drawn)}, as a fraction of the device's peak, over time.",
-    )
-    if blended:
+    names = ", ".join(line.name for line in chosen.lines)
+    alt = f"{shown.title}: {names}, as a fraction of the device's peak, over time."
+    key = f"util_{chosen.basis}_{chosen.by}_{chosen.blended}_{chosen.beside.shift_s}"
+    if past is None:
+        draw.chart(_util_spec(chosen), shown.lines, key=key, alt=alt)
+    else:
+        key = f"{key}_{past[0]:.0f}_{past[1]:.0f}"
+        _zoomable(_util_spec(chosen, ZOOM), shown.lines, key, f"{alt} Drag to zoom.")
+    if shown.compared:
+        st.caption(shown.compared)
+    if chosen.blended:
         st.caption(f"Grey, blended: {lines.blended_words(snapshot)}")
     st.html(shown.role_legend)
     draw.chart(
         charts.role_steps(96), shown.roles, key="role_steps", alt="Workers per role over the same time, as steps."
     )
-    if not shown.routing:
-        return
-    st.html(shown.routing_legend)
-    draw.chart(
-        charts.routing_steps(76),
-        shown.routing,
-        key="routing_steps",
-        alt="The share of eligible requests that is split over the same time, as steps, and where weights changed.",
-    )
+    if shown.lanes:
+        lanes = ", ".join(each.words for each in shown.lanes)
+        st.html(cards.legend([], "Routing settings"))
+        draw.chart(
+            charts.routing_steps(len(shown.lanes)),
+            shown.routing,
+            key=f"routing_{len(shown.lanes)}",
+            alt=f"Routing settings over the same time, as steps: {lanes}.",
+        )
 
 
-def _routing(hub: Hub, snapshot: FleetSnapshot, since: float, until: float) -> tuple[str, Mapping[str, bytes]]:
-    """What the recorded commands say of routing: a legend and datasets; nothing while no command is known."""
-    states = routing_line.held(hub.commands(), snapshot.desired.version)
-    points = routing_line.remote_share(states, since, until)
-    if not points:
-        return "", {}
-    entry = cards.Line(label="split", value=format.percent(routing_line.last(points)), color=theme.ROUTING, dash="")
-    legend = cards.legend([entry], "Share of eligible requests that is split, by the commands on record")
-    return legend, {
-        "live": frames.lines([(routing_line.LINE, points)]),
-        "span": frames.span(since, until, ROUTING_TOP),
-        "weights": routing_line.weight_changes(states, since, until),
-    }
+def _zoomable(spec: charts.Spec, data: Mapping[str, bytes], key: str, alt: str) -> None:
+    """A window of the past stands still, so that a drag on it can look closer."""
+    interval = draw.brushable(spec, data, key=key, param=ZOOM, alt=alt)
+    if interval is not None:
+        day.zoom(interval)
+
+
+def _role_legend(snapshot: FleetSnapshot, held: Sequence[Series], past: tuple[float, float] | None) -> list[cards.Line]:
+    if past is None:
+        return figures.role_legend(snapshot, [each.label for each in held])
+    return figures.role_means([(each.label, frames.mean(each.points)) for each in held])
+
+
+def _compared(chosen: Chosen, named: Sequence[frames.Labelled], found: Found) -> str:
+    """What is grey, and by how much the two days differ."""
+    if not found.earlier:
+        return ""
+    told = [
+        beside.difference(line.name, points, found.earlier[line.name], line.label, chosen.beside)
+        for line, (_, points) in zip(chosen.lines, named, strict=True)
+        if points and line.name in found.earlier
+    ]
+    return " ".join([f"Grey: {chosen.beside.when}, the same hours. Where both are known:", *told])
 
 
 def words_of(basis: Basis) -> str:
@@ -193,45 +202,36 @@ def _read(
 
 
 def _line_data(
-    hub: Hub,
-    named: Sequence[frames.Labelled],
-    events: Sequence[FleetEvent],
-    burned: Sequence[Alert],
-    since: float,
-    until: float,
+    snapshot: FleetSnapshot, chosen: Chosen, named: Sequence[frames.Labelled], found: Found, since: float
 ) -> dict[str, bytes]:
-    top = frames.top_of([frames.largest(named)])
+    until = found.happened.until_unix_s
+    earlier = [
+        (line.name, beside.moved(found.earlier[line.name], line.label, chosen.beside, since, until))
+        for line, (_, points) in zip(chosen.lines, named, strict=True)
+        if points and line.name in found.earlier
+    ]
+    top = frames.top_of([frames.largest([*named, *earlier])])
     return {
         "live": frames.lines(frames.since(named, since)),
         "span": frames.span(since, until, top),
-        "breaches": breaches.dataset(burned, since, until),
-        **marks.marks(hub.commands(), events, since, until),
+        "earlier": frames.lines(earlier),
+        "zones": zones.dataset(snapshot.ceilings, chosen.lines, chosen.basis, top),
+        **found.happened.marks(since),
     }
 
 
-def _zones(
-    snapshot: FleetSnapshot, drawn: Sequence[LineSpec], basis: Basis, named: Sequence[frames.Labelled]
-) -> dict[str, bytes]:
-    return {"zones": zones.dataset(snapshot.ceilings, drawn, basis, frames.top_of([frames.largest(named)]))}
-
-
-def _role_data(
-    hub: Hub,
-    snapshot: FleetSnapshot,
-    held: Sequence[Series],
-    events: Sequence[FleetEvent],
-    since: float,
-    until: float,
-) -> dict[str, bytes]:
+def _role_data(snapshot: FleetSnapshot, held: Sequence[Series], found: Happened, since: float) -> dict[str, bytes]:
     named = [(each.label, frames.carried(each.points, CARRY_S)) for each in held]
+    most = max(1.0, frames.largest(named) or 1.0, float(len(snapshot.workers)))
     return {
         "live": frames.lines(frames.since(named, since)),
-        "span": frames.span(since, until, max(1.0, frames.largest(named) or 1.0, float(len(snapshot.workers)))),
-        **marks.marks(hub.commands(), events, since, until),
+        "span": frames.span(since, found.until_unix_s, most),
+        **found.marks(since),
     }
 
 
-def _util_spec(drawn: Sequence[LineSpec]) -> charts.Spec:
+def _util_spec(chosen: Chosen, zoom: str = "") -> charts.Spec:
+    drawn = chosen.lines
     return charts.lines(
         names=tuple(line.name for line in drawn),
         colors=tuple(line.color for line in drawn),
@@ -242,4 +242,6 @@ def _util_spec(drawn: Sequence[LineSpec]) -> charts.Spec:
         height=236,
         zones=True,
         breaches=True,
+        earlier=bool(chosen.beside.shift_s),
+        zoom=zoom,
     )

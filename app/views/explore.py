@@ -5,12 +5,16 @@ A view is fixed once it is drawn: "Now" in the range means the moment of drawing
 
 from __future__ import annotations
 
+from typing import Literal
+
 import streamlit as st
 
-from app import cards, charts, draw, format, frames, marks, session, tables, url, words
+from app import cards, charts, draw, format, frames, happened, push, session, tables, url, words
+from app.happened import Happened
 from app.source import Hub
+from app.views import day
 from control.errors import ControlError
-from control.types import FleetEvent, FleetSnapshot, MetricInfo, SeriesResult
+from control.types import FleetSnapshot, MetricInfo, SeriesResult
 
 RANGES: dict[str, int] = {"15m": 900, "1h": 3600, "6h": 21_600, "24h": 86_400, "7d": 604_800, "30d": 2_592_000}
 RANGE_WORDS: dict[str, str] = {
@@ -32,6 +36,7 @@ COMPARED_WORDS: dict[str, str] = {
 STEP_WORDS: dict[str, str] = {"auto": "Auto", "1": "1 s", "10": "10 s", "60": "1 min", "600": "10 min", "3600": "1 h"}
 GROUP_WORDS: dict[str, str] = {"fleet": "Whole fleet", "role": "Role", "worker": "Worker", "rule": "Route rule"}
 MAX_LINES = 12
+NUM_TOLD = 4
 
 
 def page(hub: Hub, snapshot: FleetSnapshot) -> None:
@@ -44,15 +49,17 @@ def page(hub: Hub, snapshot: FleetSnapshot) -> None:
     metric, by, step, shift = _controls(catalogue)
     since, until = _range(snapshot.at_unix_s)
     step_s = frames.step_for(until - since) if step == "auto" else int(step)
+    if frames.is_percentile(metric.name):
+        step_s = frames.percentile_step(until - since, 1 if step == "auto" else step_s)
     shift_s = (until - since) if shift is None else float(shift)
     try:
         result = _read(hub, metric.name, since, until, step_s, by)
         past = _read(hub, metric.name, since - shift_s, until - shift_s, step_s, by) if shift_s else None
-        events = hub.events(since, until)
+        found = happened.read(hub, since, until)
     except ControlError as error:
         st.html(cards.banner(str(error), "broken", alert=True))
         return
-    _chart(hub, metric, result, past, events, shift_s)
+    _chart(hub, metric, result, past, found, shift_s)
     _numbers(hub, metric, result, past)
 
 
@@ -94,23 +101,15 @@ def _read(hub: Hub, metric: str, since: float, until: float, step_s: int, by: st
 
 
 def _chart(
-    hub: Hub,
-    metric: MetricInfo,
-    result: SeriesResult,
-    past: SeriesResult | None,
-    events: list[FleetEvent],
-    shift_s: float,
+    hub: Hub, metric: MetricInfo, result: SeriesResult, past: SeriesResult | None, found: Happened, shift_s: float
 ) -> None:
-    tz = session.tz()
-    shown, left_out = frames.busiest(result, MAX_LINES)
-    window = (
-        f"{format.moment(result.since_unix_s, tz)} to {format.moment(result.until_unix_s, tz)}, {session.tz_name()}"
-    )
+    window = _window_words(result)
     st.html(
         f'<div class="pl pl-row pl-between"><span><b>{cards.text(words.sentence(metric.help or metric.name))}</b> '
         f"{cards.tag(result.provenance, left=True)}</span>"
         f'<span class="pl-muted">{cards.text(window)}, in steps of {format.step(result.step_s)}</span></div>'
     )
+    shown, left_out = frames.busiest(result, MAX_LINES)
     named = [(each.label or "fleet", each.points) for each in shown]
     if not any(point.value is not None for _, points in named for point in points):
         st.html(
@@ -119,94 +118,135 @@ def _chart(
             )
         )
         return
-    earlier = (
-        [(each.label or "fleet", each.points) for each in past.series if each.label in {s.label for s in shown}]
-        if past
-        else []
-    )
-    number_format, title = format.axis_format(result.unit)
-    names = tuple(name for name, _ in named)
-    data = {
-        "live": frames.lines(named),
-        "past": frames.lines(earlier, shift_s),
-        "span": frames.axis_span(result, [*named, *earlier]),
-        **marks.marks(hub.commands(), events, result.since_unix_s, result.until_unix_s),
-    }
-    if past is None:
-        del data["past"]
+    labels = {each.label for each in shown}
+    earlier = [(each.label or "fleet", each.points) for each in past.series if each.label in labels] if past else []
     interval = draw.brushable(
-        charts.explore(
-            names=names,
-            number_format=number_format,
-            title=title,
-            compared=past is not None,
-            height=360,
-            time_format=format.time_axis(result.until_unix_s - result.since_unix_s),
-        ),
-        data,
+        _spec(result, tuple(name for name, _ in named), compared=past is not None),
+        {
+            "live": frames.lines(named),
+            **({"past": frames.lines(earlier, shift_s)} if past else {}),
+            "span": frames.axis_span(result, [*named, *earlier]),
+            **found.marks(),
+        },
         key=f"explore_{metric.name}_{result.by}_{past is not None}_{st.session_state.get('zoom_drawn', 0)}",
         param="zoom",
-        alt=f"{metric.name} by {result.by}, {window}. Drag to zoom into a window.",
+        alt=_alt(metric, result),
     )
     if interval is not None:
-        st.query_params["from"], st.query_params["to"] = (f"{bound:.0f}" for bound in interval)
-        st.session_state["zoom_drawn"] = st.session_state.get("zoom_drawn", 0) + 1
-        st.rerun()
+        _zoom(interval)
+    st.caption(" ".join(_notes(result, past, left_out)))
+
+
+def _spec(result: SeriesResult, names: tuple[str, ...], *, compared: bool) -> charts.Spec:
+    number_format, title = format.axis_format(result.unit)
+    return charts.explore(
+        names=names,
+        number_format=number_format,
+        title=title,
+        compared=compared,
+        height=360,
+        time_format=format.time_axis(result.until_unix_s - result.since_unix_s),
+    )
+
+
+def _window_words(result: SeriesResult) -> str:
+    begin, end = (format.moment(each, session.tz()) for each in (result.since_unix_s, result.until_unix_s))
+    return f"{begin} to {end}, {session.tz_name()}"
+
+
+def _alt(metric: MetricInfo, result: SeriesResult) -> str:
+    return f"{metric.name} by {result.by}, {_window_words(result)}. Drag to zoom into a window."
+
+
+def _zoom(interval: tuple[float, float]) -> None:
+    st.query_params["from"], st.query_params["to"] = (f"{bound:.0f}" for bound in day.widened(interval))
+    st.session_state["zoom_drawn"] = st.session_state.get("zoom_drawn", 0) + 1
+    st.rerun()
+
+
+def _notes(result: SeriesResult, past: SeriesResult | None, left_out: int) -> list[str]:
     notes = [words.sentence(result.note) + "."] if result.note else []
     if left_out:
         notes.append(f"{left_out} more groups are in the table and the download.")
+    if any(point.partial and point.value is not None for each in result.series for point in each.points):
+        notes.append("Hollow: a bucket of which not all is known, or over.")
     if past is not None:
         notes.append("Dashed: the earlier window, moved onto this one.")
-    notes.append("Drag on the chart to zoom.")
-    st.caption(" ".join(notes))
+    return [*notes, "Drag on the chart to zoom."]
 
 
-def _parquet(hub: Hub, token: str, result: SeriesResult) -> bytes:
+def _file(hub: Hub, token: str, result: SeriesResult, kind: Literal["csv", "parquet"]) -> bytes:
     """The same buckets as a file, made by the plane when it is asked for: outside the run, where no session is."""
     return hub.client(token).export(
-        [result.metric], result.since_unix_s, result.until_unix_s, result.step_s, result.by, format="parquet"
+        [result.metric], result.since_unix_s, result.until_unix_s, result.step_s, result.by, format=kind
     )
 
 
+def _csv(hub: Hub, token: str, result: SeriesResult, past: SeriesResult | None) -> bytes:
+    """Both windows in one file; its times tell them apart."""
+    chosen = _file(hub, token, result, "csv")
+    return chosen if past is None else chosen + _file(hub, token, past, "csv").partition(b"\n")[2]
+
+
 def _numbers(hub: Hub, metric: MetricInfo, result: SeriesResult, past: SeriesResult | None) -> None:
-    token = session.token(hub)
+    _files(hub, metric, result, past)
+    if past is not None and (told := _differences(result, past)):
+        st.caption(" ".join(told))
+    before = {name: whole for name, _, whole, _, _ in tables.summary(past)} if past else {}
+    rows = []
+    for name, *values in tables.summary(result):
+        texts = [format.quantity(value, result.unit) for value in values]
+        if past:
+            texts.append(format.quantity(before.get(name), result.unit))
+        rows.append((cards.Cell(name), *(cards.Cell(text, num=True) for text in texts)))
+    whole = "Of the window" if frames.is_percentile(metric.name) else "Mean"
+    group = GROUP_WORDS.get(result.by, result.by)
+    if rows:
+        head = (group, "Last", whole, "Least", "Largest", *((f"{whole}, earlier",) if past else ()))
+        st.html(cards.table(head, rows, f"{metric.name} by {result.by}"))
+
+
+def _differences(result: SeriesResult, past: SeriesResult) -> list[str]:
+    """In words, of the groups that are drawn: means where both windows are known; a percentile of the windows as a
+    whole, from merged histograms."""
+    when = f"{format.duration(result.since_unix_s - past.since_unix_s)} earlier"
+    wholes = {each.label: each.whole for each in past.series}
+    told = [] if frames.is_percentile(result.metric) else ["Where both windows are known:"]
+    for each in frames.busiest(result, NUM_TOLD)[0]:
+        if frames.is_percentile(result.metric):
+            both = each.whole, wholes.get(each.label)
+        else:
+            shift_s, then = result.since_unix_s - past.since_unix_s, frames.points_of(past, each.label)
+            both = frames.means_together(each.points, then, shift_s, past.step_s)
+        told.append(words.difference(words.sentence(each.label or "fleet"), *both, when, result.unit))
+    return told
+
+
+def _files(hub: Hub, metric: MetricInfo, result: SeriesResult, past: SeriesResult | None) -> None:
+    """What can be taken away: data, picture, link."""
+    name, token = f"phaseline-{metric.name}-{result.by}-{result.since_unix_s:.0f}", session.token(hub)
     with st.container(horizontal=True, vertical_alignment="center"):
         st.download_button(
             "Download CSV",
-            data=lambda: tables.csv_text([("chosen", result), *([("earlier", past)] if past else [])]),
-            file_name=f"phaseline-{metric.name}-{result.by}-{result.since_unix_s:.0f}.csv",
+            data=lambda: _csv(hub, token, result, past),
+            file_name=f"{name}.csv",
             mime="text/csv",
             on_click="ignore",
         )
         st.download_button(
             "Download Parquet",
-            data=lambda: _parquet(hub, token, result),
-            file_name=f"phaseline-{metric.name}-{result.by}-{result.since_unix_s:.0f}.parquet",
+            data=lambda: _file(hub, token, result, "parquet"),
+            file_name=f"{name}.parquet",
             mime="application/vnd.apache.parquet",
             on_click="ignore",
         )
+        with st.container(width="content"):
+            push.svg_button(_alt(metric, result), f"{name}.svg")
         st.button(
             "Fix this window in the link", on_click=_fix, args=(result,), help="Writes from and to into the address."
         )
         if "from" in st.query_params:
             st.button("Back to the range", on_click=_leave_zoom)
-    earlier = {name: mean for name, _, mean, _, _ in tables.summary(past)} if past else {}
-    rows = []
-    for name, last, mean, least, largest in tables.summary(result):
-        texts = [format.quantity(value, result.unit) for value in (last, mean, least, largest)]
-        if past:
-            texts.append(format.quantity(earlier.get(name), result.unit))
-        rows.append((cards.Cell(name), *(cards.Cell(text, num=True) for text in texts)))
-    head = (
-        GROUP_WORDS.get(result.by, result.by),
-        "Last",
-        "Mean",
-        "Least",
-        "Largest",
-        *(("Mean earlier",) if past else ()),
-    )
-    if rows:
-        st.html(cards.table(head, rows, f"{metric.name} by {result.by}"))
 
 
 def _fix(result: SeriesResult) -> None:

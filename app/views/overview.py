@@ -11,7 +11,7 @@ import streamlit as st
 from app import cards, push, url
 from app.lines import Basis
 from app.source import Hub
-from app.views import day, detail, waiting
+from app.views import beside, day, detail, waiting
 from control.types import FleetSnapshot
 
 WINDOW_WORDS: dict[str, str] = {"5m": "5 min", "15m": "15 min", "60m": "60 min"}
@@ -34,19 +34,21 @@ def page(hub: Hub, snapshot: FleetSnapshot) -> None:
             st.fragment(detail.utilization)(hub, chosen, past)
         else:
             push.live(_live, "lines")(hub, chosen)
-        beside = day.compared()
-        st.fragment(day.strip, run_every=60.0)(hub, chosen[0], beside)
+        st.fragment(day.strip, run_every=60.0)(hub, chosen.basis, chosen.beside)
     with right:
         push.slot(hub, "limits")
         push.slot(hub, "loads")
-    push.slot(hub, "latest")
+    if past:
+        day.listed(hub, past)
+    else:
+        push.slot(hub, "latest")
     push.slot(hub, "alert_list")
 
 
 def _live(hub: Hub, chosen: detail.Chosen) -> None:
     """All charts of the live window, in one rerun: most of what a rerun costs is the same however little it draws."""
     detail.utilization(hub, chosen, None)
-    waiting.lines(hub, chosen[2])
+    waiting.lines(hub, chosen.window)
 
 
 def _toolbar() -> detail.Chosen:
@@ -67,6 +69,7 @@ def _toolbar() -> detail.Chosen:
             help="By phase, wherever the work ran; or by the role of the workers that did it.",
         )
         window = url.segmented("Live window", WINDOW_WORDS, name="window", default="15m")
+        other = beside.control()
         blended = url.toggle(
             "Blended line",
             name="blended",
@@ -74,4 +77,4 @@ def _toolbar() -> detail.Chosen:
         )
         if day.past():
             st.button("Back to live", type="primary", on_click=day.back_to_live)
-    return BASES[basis], by, window, blended
+    return detail.Chosen(basis=BASES[basis], by=by, window=window, blended=blended, beside=other)

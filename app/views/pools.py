@@ -12,7 +12,7 @@ import streamlit as st
 from app import actions, cards, format, lines, push, session, tables, words
 from app.session import Form
 from app.source import Hub
-from app.views.detail import utilization
+from app.views.detail import Chosen, utilization
 from control.errors import ControlError
 from control.types import Action, Capability, FleetSnapshot, Role, RoutingPolicy, Verb, WhatIfRouting, WorkerStatus
 
@@ -39,7 +39,7 @@ def page(hub: Hub, snapshot: FleetSnapshot) -> None:
         with st.container():  # however many buttons: what follows keeps its place
             actions.undo_buttons(hub, why_not)
         push.live(actions.progress, "progress")(hub)
-    push.live(utilization, "lines")(hub, ("wall", "phase", "15m", False), None)
+    push.live(utilization, "lines")(hub, Chosen(), None)
     actions.show_pending(hub)
 
 

@@ -6,7 +6,7 @@ gaps. What is read for a bucket stands in `control.history.sums`, what its value
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, floor
 from typing import Any, Final
@@ -115,7 +115,7 @@ def read_series(connection: Connection, query: SeriesQuery, tail: Tail) -> Serie
         since_unix_s=query.since_unix_s,
         until_unix_s=query.until_unix_s,
         by=query.by,
-        series=_lines(grid, metric.formula(grid.buckets), query.until_unix_s),
+        series=_lines(grid, metric.formula(grid.buckets), _wholes(grid, metric), query.until_unix_s),
         note=_note(connection, query.fleet_id, metric),
     )
 
@@ -141,7 +141,17 @@ def _natural(name: str) -> tuple[str, int]:
     return head, int(name[len(head) :] or -1)
 
 
-def _lines(grid: Grid, values: Values, until_unix_s: float) -> tuple[Series, ...]:
+def _wholes(grid: Grid, metric: Metric) -> list[float | None]:
+    """Of each group a percentile over all buckets together; of other metrics nothing."""
+    num_groups = len(grid.names)
+    if metric.source != "latency":
+        return [None] * num_groups
+    together = grid.buckets.latencies.merged(grid.num_buckets)
+    values = metric.formula(Buckets(length_s=np.zeros(num_groups), latencies=together)).value.tolist()
+    return [value if value == value else None for value in values]
+
+
+def _lines(grid: Grid, values: Values, wholes: Sequence[float | None], until_unix_s: float) -> tuple[Series, ...]:
     """The groups of which anything is known, each with a point in every bucket."""
     shape = (len(grid.names), grid.num_buckets)
     times = grid.begin + grid.step_s * np.arange(grid.num_buckets)
@@ -156,7 +166,11 @@ def _lines(grid: Grid, values: Values, until_unix_s: float) -> tuple[Series, ...
     has_any = grid.known.reshape(shape).any(axis=1)
     rows = sorted(np.flatnonzero(has_any).tolist(), key=lambda row: _natural(grid.names[row]))
     return tuple(
-        Series(label=grid.names[row], points=_points(times.tolist(), *(each[row].tolist() for each in columns)))
+        Series(
+            label=grid.names[row],
+            points=_points(times.tolist(), *(each[row].tolist() for each in columns)),
+            whole=wholes[row],
+        )
         for row in rows
     )
 

@@ -7,7 +7,7 @@ import io
 import pyarrow as pa
 
 from app.source import Hub
-from control.types import Series, SeriesPoint, SeriesResult
+from control.types import Alert, AlertName, Series, SeriesPoint, SeriesResult
 from tests.app.fake_plane import FakePlane
 
 NOW = 1_780_000_000.0
@@ -52,3 +52,21 @@ def points(start: int, values: list[float | None]) -> list[SeriesPoint]:
 def rows(data: bytes) -> list[dict[str, object]]:
     """Arrow bytes back to rows."""
     return pa.ipc.open_stream(io.BytesIO(data)).read_all().to_pylist()
+
+
+def slo_alert(fired_unix_s: float | None, resolved_unix_s: float | None, name: AlertName = "slo_burn_fast") -> Alert:
+    """The error budget burns; `fired_unix_s` None: it only pends."""
+    since = NOW if fired_unix_s is None else fired_unix_s - 60.0
+    return Alert(
+        alert_id=f"{name}-{fired_unix_s}",
+        fleet_id="local",
+        name=name,
+        subject="",
+        severity="page",
+        state="pending" if fired_unix_s is None else "firing" if resolved_unix_s is None else "resolved",
+        text="84% of requests were good, the aim is 99%",
+        since_unix_s=since,
+        seen_unix_s=resolved_unix_s or since,
+        fired_unix_s=fired_unix_s,
+        resolved_unix_s=resolved_unix_s,
+    )

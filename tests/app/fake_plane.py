@@ -740,7 +740,9 @@ class FakeClient:
                 spread = 0.0 if value is None or step == 1 else 0.06 * value
                 low, high = (None, None) if value is None else (value - spread, value + spread)
                 points.append(SeriesPoint(t_unix_s=float(at), value=value, min=low, max=high, count=step))
-            found.append(Series(label=label, points=tuple(points)))
+            known = [each.value for each in points if each.value is not None]
+            whole = max(known, default=None) if metric.endswith(("_p50_s", "_p99_s")) else None
+            found.append(Series(label=label, points=tuple(points), whole=whole))
         return SeriesResult(
             fleet_id="local",
             metric=metric,

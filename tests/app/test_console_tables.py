@@ -11,17 +11,16 @@ from app import tables
 from tests.app.builders import plane_and_hub, points, result
 
 
-def test_the_csv_leaves_unknown_values_empty() -> None:
-    text = tables.csv_text([("chosen", result({"": points(0, [1.5, None])}))])
-    header, first, second = text.splitlines()
-    assert header.startswith("window,metric,unit,provenance,group,t_unix_s")
-    assert first == "chosen,goodput_rps,rps,measured,,0.0,1970-01-01T00:00:00+00:00,1.5,,,0"
-    assert second.endswith(",,,,0")
-
-
 def test_the_summary_is_over_buckets_with_data() -> None:
     ((name, last, mean, least, largest),) = tables.summary(result({"": points(0, [1.0, None, 3.0])}))
     assert (name, last, mean, least, largest) == ("fleet", 3.0, 2.0, 1.0, 3.0)
+
+
+def test_the_summary_of_a_percentile_averages_nothing() -> None:
+    told = replace(result({"": points(0, [1.0, None, 3.0])}), metric="ttft_p99_s")
+    assert tables.summary(told) == [("fleet", 3.0, None, 1.0, 3.0)]
+    known = replace(told, series=(replace(told.series[0], whole=2.9),))
+    assert tables.summary(known) == [("fleet", 3.0, 2.9, 1.0, 3.0)]
 
 
 def test_a_worker_on_its_way_to_another_role_shows_both() -> None:

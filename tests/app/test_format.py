@@ -6,7 +6,7 @@ from datetime import UTC
 
 import pytest
 
-from app import format
+from app import format, words
 
 
 @pytest.mark.parametrize(
@@ -75,3 +75,17 @@ def test_an_unknown_time_zone_falls_back_to_utc() -> None:
 
 def test_a_bucket_width_reads_in_its_own_unit() -> None:
     assert [format.step(step) for step in (1, 10, 60, 600, 3600)] == ["1 s", "10 s", "1 min", "10 min", "1 h"]
+
+
+@pytest.mark.parametrize(
+    ("now", "then", "unit", "told"),
+    [
+        (0.62, 0.58, "fraction", "Decode 62.0%: 4.00 points more than yesterday (58.0%)."),
+        (3.0, 4.0, "requests/s", "Decode 3.00 req/s: 25.0% less than yesterday (4.00 req/s)."),
+        (0.5, 0.5, "fraction", "Decode 50.0%: as yesterday."),
+        (0.5, None, "fraction", "Decode: nothing to compare."),
+        (3.0, 0.0, "requests/s", "Decode 3.00 req/s: 3.00 req/s more than yesterday (0 req/s)."),
+    ],
+)
+def test_a_difference_is_in_words(now: float | None, then: float | None, unit: str, told: str) -> None:
+    assert words.difference("Decode", now, then, "yesterday", unit) == told

@@ -142,3 +142,29 @@ def test_a_move_is_a_mark_at_its_moment_with_its_target() -> None:
     plane, _, _ = plane_and_hub()
     (row,) = rows(frames.request_moves(plane.record(4), marks.LOOKS))
     assert (row["at"], row["kind"], row["label"]) == (0.9, "continued", "failover to w2, stall 240 ms")
+
+
+def test_a_partial_bucket_and_one_between_two_gaps_are_dots() -> None:
+    told = [*points(0, [1.0, 1.0, None, 2.0, None]), SeriesPoint(t_unix_s=5.0, value=3.0, partial=True)]
+    assert [row["dot"] for row in rows(frames.lines([("a", told)]))] == ["", "", "", "alone", "", "partial"]
+
+
+def test_buckets_joined_over_a_gap_are_partial() -> None:
+    told = frames.downsampled(points(0, [1.0, None, 2.0, 4.0]), 2)
+    assert [(point.value, point.partial) for point in told] == [(1.0, True), (3.0, False)]
+
+
+def test_a_percentile_is_read_in_steps_that_are_drawn_as_they_are() -> None:
+    assert [frames.percentile_step(range_s, 1) for range_s in (300, 900, 3600, 86_400)] == [1, 2, 5, 120]
+    assert frames.percentile_step(900, 60) == 60
+
+
+def test_two_windows_are_compared_where_both_are_known() -> None:
+    now, then = points(100, [1.0, None, 3.0, 8.0]), points(0, [5.0, 7.0, 9.0, None])
+    assert frames.means_together(now, then, 100.0, 1) == (2.0, 7.0)
+    assert frames.means_together(now, [], 100.0, 1) == (None, None)
+
+
+def test_seconds_are_compared_with_the_wider_bucket_that_holds_them() -> None:
+    now, then = points(100, [1.0, None, 3.0]), [SeriesPoint(t_unix_s=0.0, value=5.0)]
+    assert frames.means_together(now, then, 100.0, 10) == (2.0, 5.0)

@@ -12,7 +12,7 @@ from streamlit.testing.v1 import AppTest
 from app.fleets import Fleets
 from app.source import Hub
 from control.types import Action, CommandRequest, Departure, Principal, Verb
-from tests.app.builders import plane_and_hub
+from tests.app.builders import plane_and_hub, slo_alert
 
 PAGES = ("overview", "pools", "workers", "fleets", "explore", "roofline", "requests", "audit")
 
@@ -365,21 +365,45 @@ def test_overview_shows_the_day_beside_another_one_and_a_link_restores_a_brushed
         linked.query_params[name] = app.query_params[name]
     linked.run()
     assert not linked.exception
-    assert "Faint: yesterday, the same hours." in text(linked)
+    assert "Grey: yesterday, the same hours. Where both are known:" in text(linked)
+    assert "Faint: yesterday, the same hours. Where both are known:" in text(linked)
     assert button(linked, "Back to live")
     button(linked, "Back to live").click().run()
     assert "from" not in linked.query_params
     assert not any(each.label == "Back to live" for each in linked.button)
 
 
-def test_overview_shows_what_routing_was_set_to_once_a_command_is_on_record() -> None:
+def test_a_window_of_the_past_lists_its_own_commands_and_missed_slos_and_draws_routing() -> None:
     plane, hub, clock = plane_and_hub()
-    assert "that is split, by the commands on record" not in text(opened(hub, "overview"))
-    action = Action(verb=Verb.SET_ROUTING, policy={"remote_share": 0.25}, weights={"w1": 0.5})
-    plane.submit_as("alex", CommandRequest(action=action))
-    clock.at += 30.0
-    hub.refresh()
-    page = opened(hub, "overview")
-    assert not page.exception
-    assert "that is split, by the commands on record" in text(page)
-    assert ">25" in text(page)
+    fired = clock.at - 2700
+    plane.alerts_.append(slo_alert(fired, fired + 600))
+    plane.submit_as(
+        "kim", CommandRequest(action=Action(verb=Verb.SET_ROUTING, policy={"remote_share": 0.5}), why="canary")
+    )
+    plane.commands_[-1] = replace(plane.commands_[-1], created_unix_s=clock.at - 2400)
+    plane.submit_as("kim", CommandRequest(action=Action(verb=Verb.DRAIN, worker_id="w1"), why="later"))
+    shown = text(opened_with(hub, "overview", **{"from": f"{clock.at - 3600:.0f}", "to": f"{clock.at - 1800:.0f}"}))
+    assert "Commands and events from" in shown
+    assert "canary" in shown
+    assert "later" not in shown
+    assert "SLO budget burned for 11 min" in shown
+    assert "Routing settings" in shown
+    assert "on average" in shown
+
+
+def test_a_window_in_the_address_that_is_none_is_live() -> None:
+    _, hub, _ = plane_and_hub()
+    for begin, end in (("x", "1"), ("9", "5"), ("1", "1e300"), ("nan", "nan")):
+        app = opened_with(hub, "overview", **{"from": begin, "to": end})
+        assert not app.exception
+        assert not any(each.label == "Back to live" for each in app.button)
+
+
+def test_explore_says_the_difference_in_words_and_averages_no_percentile() -> None:
+    _, hub, _ = plane_and_hub()
+    compared = text(opened_with(hub, "explore", metric="decode_bandwidth_wall", range="15m", versus="before"))
+    assert "Where both windows are known: Fleet" in compared
+    assert "15 min earlier" in compared
+    percentile = text(opened_with(hub, "explore", metric="ttft_p99_s", range="15m", versus="before"))
+    assert "Of the window, earlier" in percentile
+    assert "<th>Mean" not in percentile

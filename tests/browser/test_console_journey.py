@@ -150,7 +150,67 @@ def test_a_link_to_explore_restores_the_view(page: Page, stack: Stack) -> None:
     expect(page.get_by_role("table", name=re.compile("by role"))).to_contain_text("decode")
     with page.expect_download() as download:
         page.get_by_role("button", name="Download CSV").click(delay=PRESS_MS)
-    assert download.value.path().read_text().startswith("window,metric,unit,provenance,group")
+    assert download.value.path().read_text().startswith('"fleet_id","metric","unit","provenance","group"')
+    with page.expect_download() as parquet:
+        page.get_by_role("button", name="Download Parquet").click()
+    assert parquet.value.path().read_bytes().startswith(b"PAR1")
+
+
+def dragged(page: Page, label: str, begin: float, end: float) -> None:
+    """Drag over a chart, between two parts of its width."""
+    chart = page.get_by_label(re.compile(label))
+    chart.scroll_into_view_if_needed()
+    expect(chart.locator("svg")).to_be_visible()
+    box = chart.bounding_box()
+    assert box is not None
+    y = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + begin * box["width"], y)
+    page.mouse.down()
+    page.mouse.move(box["x"] + (begin + end) / 2 * box["width"], y, steps=4)
+    page.mouse.move(box["x"] + end * box["width"], y, steps=4)
+    page.mouse.up()
+
+
+def window_of(page: Page) -> tuple[float, float]:
+    expect(page).to_have_url(re.compile("from=.*to="))
+    found = re.search(r"from=(\d+)&to=(\d+)", page.url)
+    assert found is not None
+    return float(found[1]), float(found[2])
+
+
+def test_a_brushed_day_is_zoomed_linked_to_and_left_for_live(page: Page, stack: Stack) -> None:
+    opened(page, stack, "Overview")
+    expect(page.get_by_label(re.compile("^Routing settings over the same time"))).to_be_visible()
+    dragged(page, "^The same two lines over the last 24 hours", 0.7, 0.98)
+    expect(page.get_by_role("button", name="Back to live")).to_be_visible()
+    begin, end = window_of(page)
+    assert 300 < end - begin < 1000
+    expect(page.get_by_text(re.compile("^Commands and events from"))).to_be_visible()
+    dragged(page, "^Wall utilization, mean of .* Drag to zoom", 0.6, 0.8)
+    page.wait_for_function("old => !location.search.includes(old)", arg=f"from={begin:.0f}")
+    closer = window_of(page)
+    assert begin <= closer[0] < closer[1] <= end + 1
+    assert closer[1] - closer[0] < (end - begin) / 2
+    opened(page, stack, "Overview", page.url.partition("?")[2])
+    assert window_of(page) == closer
+    page.get_by_role("button", name="Back to live").click()
+    expect(page).not_to_have_url(re.compile("from="))
+    expect(page.get_by_role("button", name="Back to live")).to_be_hidden()
+
+
+def test_a_chart_is_taken_away_as_svg_png_and_parquet(page: Page, stack: Stack) -> None:
+    opened(page, stack, "Explore", "metric=num_workers&by=role&range=15m")
+    chart = page.get_by_label(re.compile("^num_workers by .* Drag to zoom"))
+    expect(chart.locator("svg")).to_be_visible()
+    with page.expect_download() as svg:
+        page.get_by_role("button", name="Download SVG").click()
+    drawn = svg.value.path().read_text()
+    assert drawn.startswith("<svg")
+    assert "decode" in drawn
+    chart.hover()
+    with page.expect_download() as png:
+        page.get_by_role("button", name="Download as PNG").first.click()
+    assert png.value.path().read_bytes().startswith(b"\x89PNG")
     with page.expect_download() as parquet:
         page.get_by_role("button", name="Download Parquet").click()
     assert parquet.value.path().read_bytes().startswith(b"PAR1")

@@ -23,7 +23,7 @@ from control.history.store import EventQuery, History, RequestQuery, SeriesQuery
 from control.metrics import METRICS
 from control.points import Ingested
 from control.traffic_stats import TrafficStats
-from control.types import Phase, RequestMove, Role, Slo
+from control.types import Phase, RequestMove, Role, Series, Slo
 from engine.histogram import of_values
 from tests.control.metered import T0, FakeWorker, observe
 from tests.control.records import record
@@ -48,10 +48,21 @@ def run(
 def values(
     history: History, metric: str, until_s: float, step_s: int, by: str = "fleet", since_s: float = 0
 ) -> dict[str, list[Any]]:
+    found = lines(history, metric, until_s, step_s, by, since_s)
+    return {line.label: [point.value for point in line.points] for line in found}
+
+
+def wholes(history: History, metric: str, until_s: float, step_s: int) -> dict[str, float | None]:
+    return {line.label: line.whole for line in lines(history, metric, until_s, step_s)}
+
+
+def lines(
+    history: History, metric: str, until_s: float, step_s: int, by: str = "fleet", since_s: float = 0
+) -> tuple[Series, ...]:
     query = SeriesQuery(
         fleet_id="f", metric=metric, since_unix_s=T0 + since_s, until_unix_s=T0 + until_s, step_s=step_s, by=by
     )
-    return {line.label: [point.value for point in line.points] for line in history.series(query).series}
+    return history.series(query).series
 
 
 def total(history: History, column: str, step_s: int) -> float:
@@ -267,6 +278,9 @@ def test_percentiles_are_of_merged_histograms_and_not_averages(history: History)
     history.write_tick(nothing(30), {}, rows)
     assert values(history, "ttft_p50_s", 10, 10) == {"fleet": [pytest.approx(0.1, rel=0.01)]}
     assert values(history, "ttft_p99_s", 10, 10) == {"fleet": [pytest.approx(10.0, rel=0.01)]}
+    assert wholes(history, "ttft_p99_s", 10, 1) == {"fleet": pytest.approx(10.0, rel=0.01)}  # of the seconds together
+    assert wholes(history, "ttft_p50_s", 10, 1) == {"fleet": pytest.approx(0.1, rel=0.01)}
+    assert wholes(history, "goodput_rps", 10, 1) == {"fleet": None}
 
 
 def test_attainment_counts_rejections_and_leaves_cancels_out(history: History) -> None:
