@@ -28,6 +28,13 @@ class LiveSeries:
     error: str = ""
     version: int = 0
 
+    def take(self, fresh: SeriesResult, now_unix_s: float) -> None:
+        """The young end, as read now."""
+        since = now_unix_s - self.key.window_s
+        self.result = fresh if self.result is None else merged(self.result, fresh, since)
+        self.error, self.read_unix_s = "", now_unix_s
+        self.version += 1
+
 
 def merged(old: SeriesResult, fresh: SeriesResult, since_unix_s: float) -> SeriesResult:
     """The points of `old` before `fresh` begins, then `fresh`; nothing before `since_unix_s`."""

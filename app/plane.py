@@ -70,6 +70,15 @@ class Plane(Protocol):
         by: str = "fleet",
         fleet_id: str | None = None,
     ) -> SeriesResult: ...
+    def many_series(
+        self,
+        metrics: Sequence[str],
+        since_unix_s: float,
+        until_unix_s: float | None = None,
+        step_s: int | None = None,
+        by: str = "fleet",
+        fleet_id: str | None = None,
+    ) -> list[SeriesResult]: ...
     def requests(
         self,
         limit: int = 100,

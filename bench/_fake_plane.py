@@ -33,6 +33,11 @@ def series(client: FakeClient, request: Request) -> Any:
     return client.series(given["metric"], **times(request), step_s=int(step) if step else None, by=given["by"])
 
 
+def many_series(client: FakeClient, request: Request) -> Any:
+    given = request.query_params
+    return client.many_series(given.getlist("metric"), **times(request), step_s=int(given["step_s"]), by=given["by"])
+
+
 def fleet_events(client: FakeClient, request: Request) -> Any:
     given = request.query_params
     kinds: Any = given.getlist("kind")
@@ -75,6 +80,7 @@ GET: dict[str, Ask] = {
     "/alerts": lambda client, request: client.alerts(**times(request), limit=int(request.query_params["limit"])),
     "/fleets/{fleet}/snapshot": lambda client, _: client.snapshot(),
     "/series": series,
+    "/series/many": many_series,
 }
 
 

@@ -265,6 +265,27 @@ class PhaselineClient:
             name=list(names) or None,
         )
 
+    def many_series(
+        self,
+        metrics: Sequence[str],
+        since_unix_s: float,
+        until_unix_s: float | None = None,
+        step_s: int | None = None,
+        by: str = "fleet",
+        fleet_id: str | None = None,
+    ) -> list[SeriesResult]:
+        """Several metrics over one range in one question, in the order asked."""
+        return self._get(
+            list[SeriesResult],
+            f"{API}/series/many",
+            metric=list(metrics),
+            since_unix_s=since_unix_s,
+            until_unix_s=until_unix_s,
+            step_s=step_s,
+            by=by,
+            fleet_id=fleet_id,
+        )
+
     def export(
         self,
         metrics: Sequence[str],

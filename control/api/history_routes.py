@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query
 from starlette.responses import Response
 
 from control.api.context import Context, OptionalTime, Reader, Time, answer
+from control.export import MAX_METRICS
 from control.history.store import SeriesQuery
 from control.metrics import METRICS
 from control.types import MetricInfo, RoleInterval, SeriesResult
@@ -48,6 +49,34 @@ async def series(
         names=tuple(name or ()),
     )
     return answer(SeriesResult, await plane.recorder.read(plane.history.series, query))
+
+
+@router.get("/series/many", response_model=list[SeriesResult])
+async def many_series(
+    principal: Reader,
+    context: Context,
+    metric: Annotated[list[str], Query(min_length=1, max_length=MAX_METRICS)],
+    since_unix_s: Time,
+    until_unix_s: OptionalTime = None,
+    step_s: Annotated[int | None, Query(ge=1, le=86_400)] = None,
+    by: str = "fleet",
+    fleet_id: str | None = None,
+) -> Response:
+    """Several metrics over one range, in one grouping and one step: what a page refreshes, in one question."""
+    plane = context.plane(fleet_id)
+    until = context.now() if until_unix_s is None else until_unix_s
+    queries = [
+        SeriesQuery(
+            fleet_id=plane.fleet.fleet_id,
+            metric=each,
+            since_unix_s=since_unix_s,
+            until_unix_s=until,
+            step_s=step_s,
+            by=by,
+        )
+        for each in metric
+    ]
+    return answer(list[SeriesResult], await plane.recorder.read(plane.history.many_series, queries))
 
 
 @router.get("/roles", response_model=list[RoleInterval])

@@ -324,6 +324,11 @@ class History:
         with self._reading() as connection:
             return read_series(connection, query, self._tail)
 
+    def many_series(self, queries: Sequence[SeriesQuery]) -> list[SeriesResult]:
+        """Several at once, in their order. Raises like `series`."""
+        with self._reading() as connection:
+            return [read_series(connection, query, self._tail) for query in queries]
+
     def totals(self, fleet_id: str, since_unix_s: float = 0.0, until_unix_s: float = FOREVER) -> Totals:
         """Everything that a fleet's lines did in [since, until), added up, by scope, name and phase."""
         with self._reading() as connection:

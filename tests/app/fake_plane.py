@@ -755,6 +755,17 @@ class FakeClient:
             series=tuple(found),
         )
 
+    def many_series(
+        self,
+        metrics: Sequence[str],
+        since_unix_s: float,
+        until_unix_s: float | None = None,
+        step_s: int | None = None,
+        by: str = "fleet",
+        fleet_id: str | None = None,
+    ) -> list[SeriesResult]:
+        return [self.series(each, since_unix_s, until_unix_s, step_s, by) for each in metrics]
+
     def roofline(
         self, since_unix_s: float | None = None, until_unix_s: float | None = None, fleet_id: str | None = None
     ) -> Roofline:

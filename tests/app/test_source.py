@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 
@@ -21,6 +22,10 @@ class CountingClient(FakeClient):
     def snapshot(self, fleet_id: str | None = None):  # type: ignore[no-untyped-def]
         self.calls["snapshot"] += 1
         return super().snapshot(fleet_id)
+
+    def many_series(self, metrics: Sequence[str], *rest: object, **more: object) -> list[SeriesResult]:
+        self.calls["many"] += 1
+        return super().many_series(metrics, *rest, **more)  # type: ignore[arg-type]
 
     def series(self, metric: str, since_unix_s: float, *rest: object, **more: object) -> SeriesResult:
         self.calls[metric] += 1
@@ -61,6 +66,33 @@ def test_a_live_series_is_read_again_only_at_its_young_end(counted: tuple[Hub, C
     times = [point.t_unix_s for point in found.series[0].points]
     assert times == sorted(set(times))
     assert len(times) >= 900
+
+
+def test_what_differs_in_its_metric_alone_is_one_question(counted: tuple[Hub, Counter[str], list[float]]) -> None:
+    hub, calls, _ = counted
+    asked = [("goodput_rps", "fleet", 1), ("ttft_p99_s", "fleet", 1), ("num_workers", "role", 1)]
+    for metric, by, step_s in asked:
+        hub.live(metric, by, 900, step_s)
+    hub.now.at += 1  # type: ignore[attr-defined]
+    hub.refresh()
+    assert calls["many"] == 2
+    for metric, by, step_s in asked:
+        found = hub.live(metric, by, 900, step_s)
+        assert found.result is not None
+        assert (found.result.metric, found.result.until_unix_s) == (metric, hub.now())
+
+
+def test_one_metric_that_is_refused_takes_no_other_with_it(counted: tuple[Hub, Counter[str], list[float]]) -> None:
+    hub, _, _ = counted
+    for metric in ("goodput_rps", "no_such_metric", "nor_this", "ttft_p99_s"):
+        hub.live(metric, "fleet", 900, 1)
+    hub.now.at += 1  # type: ignore[attr-defined]
+    hub.refresh()
+    assert hub.live("no_such_metric", "fleet", 900, 1).error == "no metric no_such_metric"
+    for metric in ("goodput_rps", "ttft_p99_s"):
+        found = hub.live(metric, "fleet", 900, 1).result
+        assert found is not None
+        assert found.until_unix_s == hub.now()
 
 
 def test_a_series_that_nobody_asks_for_is_forgotten(counted: tuple[Hub, Counter[str], list[float]]) -> None:

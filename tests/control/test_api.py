@@ -302,7 +302,10 @@ async def test_series_are_read_as_a_file_by_a_viewer_and_a_gap_is_no_zero(tmp_pa
         as_csv = await http.get(f"{API}/series/export", params=asked)
         as_parquet = await http.get(f"{API}/series/export", params={**asked, "format": "parquet"})
         series = (await http.get(f"{API}/series", params={**asked, "metric": "kv_usage"})).json()
+        many = (await http.get(f"{API}/series/many", params={**asked, "until_unix_s": rig.now})).json()
     await rig.plane.close()
+    assert [each["metric"] for each in many] == asked["metric"]
+    assert many[0]["series"] == series["series"]
     assert (as_csv.status_code, as_csv.headers["content-type"]) == (200, "text/csv; charset=utf-8")
     name = f"phaseline-test-series-{asked['since_unix_s']:.0f}"
     assert as_csv.headers["content-disposition"] == f'attachment; filename="{name}.csv"'
@@ -332,4 +335,6 @@ async def test_a_file_that_cannot_be_made_is_refused_with_field_value_and_bound(
             found = await problem(answer, status)
             assert (found["field"], found["value"]) == (field, value)
             assert status == 404 or found["bound"], found
+            if wrong != {"format": "xml"}:
+                await problem(await http.get(f"{API}/series/many", params={**good, **wrong}), status)
     await rig.plane.close()
