@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from control.auth import read_token
 from control.client import PhaselineClient
@@ -34,8 +35,9 @@ from control.processes import last_line, send_signal
 from control.runner import Runner
 from control.settings import Settings
 from control.supervisor import MAX_FIRST_STARTS, Supervisor
-from control.types import Action, CommandRequest, CommandState, WorkerState, WorkerStatus
+from control.types import Action, Command, CommandRequest, CommandState, WorkerState, WorkerStatus
 
+T = TypeVar("T")
 POLL_S: Final = 0.1
 READY_LIMIT_S: Final = 90.0
 HOST_LIMIT_S: Final = 300.0
@@ -113,9 +115,9 @@ class Upgrade:
     def _steps(self) -> list[tuple[str, Callable[[], str]]]:
         steps: list[tuple[str, Callable[[], str]]] = [("supervisor", lambda: f"pid {os.getpid()}")]
         kinds = ((GATEWAY, self._gateway), (PLANE, self._simply), (CONSOLE, self._simply), (TRAFFIC, self._simply))
-        for kind, replace in kinds:
+        for kind, act in kinds:
             own = [each for each in self._supervisor.runners if kind_of(each.record.name) == kind]
-            steps += [(each.record.name, partial(replace, each)) for each in reversed(own)]
+            steps += [(each.record.name, partial(act, each)) for each in reversed(own)]
         if self._settings.fleet_kind == "ray":
             steps.append(("workers", self._workers))
         steps += [(each.record.name, partial(self._head, each)) for each in self._of(RAY)]
@@ -226,16 +228,32 @@ class Upgrade:
 
     def _command(self, client: PhaselineClient, action: Action) -> None:
         """One recorded command, confirmed as its preview asks, until it has ended."""
-        request = CommandRequest(action=action, why=WHY)
-        word = client.preview(request).needs_confirmation
-        command = client.submit(CommandRequest(action=action, why=WHY, confirmation=word))
-        self._until(lambda: client.command(command.command_id).state not in RUNNING, HOST_LIMIT_S)
-        ended = client.command(command.command_id)
+        request = CommandRequest(action=action, why=WHY, idempotency_key=secrets.token_hex(8))
+        word = self._asked(lambda: client.preview(request)).needs_confirmation
+        command = self._asked(lambda: client.submit(replace(request, confirmation=word)))
+
+        def seen() -> Command:
+            return self._asked(lambda: client.command(command.command_id))
+
+        self._until(lambda: seen().state not in RUNNING, HOST_LIMIT_S)
+        ended = seen()
         if ended.state is not CommandState.DONE:
             words = f"{action.verb} {action.worker_id}"
             raise UpgradeStopped(f"command {command.command_id} ({words}) is {ended.state}: {ended.result}")
 
     # --- waiting and telling -----------------------------------------------------------------------------------------
+
+    def _asked(self, call: Callable[[], T]) -> T:
+        """The plane's answer, asked again while only time helps: a busy history, a starting plane."""
+        deadline_s = time.monotonic() + READY_LIMIT_S
+        while True:
+            try:
+                return call()
+            except ControlError as error:
+                if not error.retry_helps or time.monotonic() > deadline_s or self._supervisor.stop.is_set():
+                    raise
+            self._supervisor.tick(time.monotonic())
+            self._supervisor.stop.wait(POLL_S)
 
     def _until(self, condition: Callable[[], bool], limit_s: float) -> bool:
         """Watch over everything meanwhile. False when the limit has passed or the supervisor is told to stop."""
