@@ -17,7 +17,7 @@ from control.types import Capability
 
 def attach(
     name: Annotated[str, typer.Argument(help="What to call it: small letters, digits, hyphens.")],
-    kind: Annotated[str, typer.Option(help="Which engine: vllm or sglang.")],
+    kind: Annotated[str, typer.Option(help="Which engine: vllm, sglang, or openai (any other server of its API).")],
     targets: Annotated[
         list[str] | None,
         typer.Option(help="ROLE=URL or ROLE:NAME=URL; once per engine.", metavar="TARGET"),

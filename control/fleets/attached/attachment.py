@@ -18,6 +18,7 @@ from control.fleets.attached.dialects import DIALECTS
 from control.fleets.attached.ledger import EngineIdentity
 from control.fleets.attached.targets import FileTargets, ListedTargets, Target, TargetSource, parse_target
 from control.fleets.attached.types import Attachment, Permission
+from control.types import Role
 from engine.device_catalogue import device_spec, model_spec
 from engine.errors import EngineError
 from engine.model_config import read_model_config
@@ -74,9 +75,21 @@ def plan_of(attachment: Attachment, allowed: Sequence[Permission] = ()) -> Plan:
     source = (
         ListedTargets(map(parse_target, listed)) if listed else FileTargets(Path(attachment.targets_file).absolute())
     )
+    if attachment.kind == "openai":
+        _check_all_mixed(source)
     dtype, work = _work_of(attachment)
     device = _device_of(attachment, dtype)
     return Plan(attachment=attachment, source=source, work=work, device=device, allowed=tuple(allowed))
+
+
+def _check_all_mixed(source: TargetSource) -> None:
+    """A plain server cannot hand KV over, so it has both phases."""
+    for each in source.targets():
+        if each.role is not Role.MIXED:
+            raise CommandRefused(
+                f"{each.worker_id} is a plain server, which serves both phases", field="role", value=each.role.value,
+                bound="mixed",
+            )  # fmt: skip
 
 
 def _work_of(attachment: Attachment) -> tuple[str, ModelWork | None]:

@@ -11,14 +11,16 @@ not there. Read from vLLM 0.32.0 and SGLang 0.5.23. Rules for every engine:
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
+from urllib.parse import urlsplit
 
 from control.fleets.attached.engine_page import Buckets, Counters, EnginePage, Gauges
-from control.fleets.attached.exposition import Page, Sample, parse_page
+from control.fleets.attached.exposition import Page, PageError, Sample, parse_page
 from control.fleets.attached.types import Finding
 
 STARTED: Final = "process_start_time_seconds"
@@ -43,6 +45,7 @@ class Dialect:
     latencies: Mapping[str, Series]
     lengths: Series | None = None
     model_label: str = "model_name"
+    path: str = ""  # where its page is, whatever the target says; that is then the list of its models, in JSON
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -148,11 +151,31 @@ SGLANG: Final = Dialect(
     ),
 )
 
-DIALECTS: Final[Mapping[str, Dialect]] = MappingProxyType({each.kind: each for each in (VLLM, SGLANG)})
+#: Any server of the OpenAI API: it is routed to, and nothing is known of its phases.
+OPENAI: Final = Dialect(kind="openai", counters={}, gauges={}, latencies={}, path="/v1/models")
+
+DIALECTS: Final[Mapping[str, Dialect]] = MappingProxyType({each.kind: each for each in (VLLM, SGLANG, OPENAI)})
+
+
+def page_url(url: str, dialect: Dialect) -> str:
+    """What to look at of a target."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}{dialect.path}" if dialect.path else url
+
+
+def read_models(text: str) -> EnginePage:
+    """A server that says what it serves, and nothing of how it fares. Raises PageError."""
+    try:
+        model = json.loads(text)["data"][0]["id"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise PageError("the list of models has none", field="models") from error
+    return EnginePage(model_id=str(model)[:200], findings=(Finding(quantity="model", state="found", series="data.id"),))
 
 
 def read_page(text: str, dialect: Dialect) -> EnginePage:
     """One engine's page in our words. Raises PageError."""
+    if dialect.path:
+        return read_models(text)
     page = _plainly_named(parse_page(text, dialect.wanted))
     findings: list[Finding] = []
     has_served = any(each.value > 0 for name in _served(dialect) for each in page.named(name))

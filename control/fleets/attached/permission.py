@@ -20,6 +20,7 @@ DECLARED: Final[Mapping[str, frozenset[Capability]]] = MappingProxyType(
         # With NIXL on both sides (`kv_both`) a vLLM server's role is its router's decision alone.
         "vllm": frozenset({Capability.ROUTE, Capability.FLIP, Capability.RESIZE, Capability.DRAIN}),
         "sglang": frozenset({Capability.ROUTE, Capability.DRAIN}),
+        "openai": frozenset({Capability.ROUTE, Capability.DRAIN}),
     }
 )
 

@@ -15,7 +15,7 @@ from typing import Final
 
 import httpx
 
-from control.fleets.attached.dialects import Dialect, read_page
+from control.fleets.attached.dialects import Dialect, page_url, read_page
 from control.fleets.attached.engine_page import EnginePage
 from control.fleets.attached.exposition import MAX_PAGE_BYTES, PageError
 from control.fleets.attached.ledger import Ledger
@@ -102,7 +102,7 @@ class Scraper:
         """Once. Never raises: a failure is in `problem`."""
         asked_unix_s = self._now()
         try:
-            text = await fetch_page(self._client, self.target.url, self._token_file)
+            text = await fetch_page(self._client, page_url(self.target.url, self._dialect), self._token_file)
             page = await asyncio.to_thread(read_page, text, self._dialect)
             if not page.has_anything:
                 raise PageError(f"{self.target.url} has no series of {self._dialect.kind}")

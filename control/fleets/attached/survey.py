@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from control.fleets.attached.attachment import Plan
-from control.fleets.attached.dialects import DIALECTS, read_page
+from control.fleets.attached.dialects import DIALECTS, page_url, read_page
 from control.fleets.attached.exposition import PageError
 from control.fleets.attached.scraper import fetch_page
 from control.fleets.attached.targets import Target
@@ -59,7 +59,7 @@ async def _look(plan: Plan, target: Target, client: httpx.AsyncClient, gate: asy
     async with gate:
         kind = plan.attachment.kind
         try:
-            text = await fetch_page(client, target.url, plan.token_file)
+            text = await fetch_page(client, page_url(target.url, DIALECTS[kind]), plan.token_file)
             page = await asyncio.to_thread(read_page, text, DIALECTS[kind])
         except PageError as error:
             return EngineSurvey(
@@ -80,6 +80,8 @@ async def _look(plan: Plan, target: Target, client: httpx.AsyncClient, gate: asy
 async def _version(client: httpx.AsyncClient, url: str, kind: str) -> str:
     """As the engine says it; "" when it does not. A courtesy: its absence is no problem."""
     parts = urlsplit(url)
+    if kind not in VERSION_AT:
+        return ""
     path, key = VERSION_AT[kind]
     try:
         text = await fetch_page(client, f"{parts.scheme}://{parts.netloc}{path}")

@@ -154,3 +154,24 @@ async def test_while_no_bridge_runs_nothing_is_ready_and_it_says_how_to_start_on
 def test_without_permission_to_route_it_is_observed_only(tmp_path: Path) -> None:
     told = Attachment(name=FLEET, kind="vllm", targets=("prefill:p=http://127.0.0.1:1",))
     assert not isinstance(fleet_of(plan_of(told), tmp_path), RoutedFleet)
+
+
+async def test_a_plain_openai_server_is_attached_and_routed_as_mixed(tmp_path: Path) -> None:
+    server = FakeServer(kind="openai", name="m")
+    await server.start()
+    told = Attachment(name=FLEET, kind="openai", targets=(f"mixed:m={server.url}",), every_s=0.5, simulated=True)
+    bridge = Bridge(
+        told, plan_of(told).source, token=fleet_token(tmp_path), path=bridge_path(tmp_path, FLEET), encode=lambda _: []
+    )
+    run = asyncio.create_task(bridge.run())
+    async with plane_of(tmp_path, told, allowed(Capability.ROUTE)) as plane:
+        await until(lambda: roles_of(plane) == {"m": (Role.MIXED, WorkerState.READY)}, 30)
+        assert plane.fleet.model_id == "tiny"
+    run.cancel()
+    await asyncio.gather(run, return_exceptions=True)
+    await server.die()
+
+
+def test_a_plain_server_has_no_other_role_than_mixed() -> None:
+    with pytest.raises(CommandRefused, match="serves both phases"):
+        plan_of(Attachment(name=FLEET, kind="openai", targets=("prefill:m=http://127.0.0.1:1",)))
