@@ -25,6 +25,7 @@ def serve_fleet(
 ) -> None:
     """Serve the OpenAI API in front of an attached fleet, until Ctrl-C. Roles, weights and drains are the plane's."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each look at the plane
     try:
         text = ModelText(tokenizer)
     except EngineError as error:
