@@ -49,10 +49,12 @@ def prompts(salt: str, count: int, contexts: tuple[int, ...]) -> list[str]:
     return [f"{salt}, stream {each}. " + _SAID * contexts[each % len(contexts)] for each in range(count)]
 
 
-async def listen(client: httpx.AsyncClient, model_id: str, prompt: str, max_tokens: int, heard: Heard) -> None:
-    """Read one stream to its end into `heard`. Raises nothing: what is wrong is its `problem`."""
+async def listen(
+    client: httpx.AsyncClient, model_id: str, prompt: str, max_tokens: int, heard: Heard, **fields: Any
+) -> None:
+    """Read one stream to its end into `heard`. Raises nothing: what is wrong is its `problem`. `fields`: more of the body."""
     body = {"model": model_id, "prompt": prompt, "max_tokens": max_tokens, "seed": 7, "stream": True}
-    body |= {"ignore_eos": True, "stream_options": {"include_usage": True}}
+    body |= {"ignore_eos": True, "stream_options": {"include_usage": True}, **fields}
     try:
         request = client.stream("POST", "/v1/completions", json=body)
         async with request as response:
@@ -90,12 +92,14 @@ async def _read(response: httpx.Response, heard: Heard) -> str:
 class Round:
     """Some streams that are opened together."""
 
-    def __init__(self, base_url: str, model_id: str, texts: list[str], max_tokens: int, timeout_s: float) -> None:
+    def __init__(
+        self, base_url: str, model_id: str, texts: list[str], max_tokens: int, timeout_s: float, **fields: Any
+    ) -> None:
         self.heard = [Heard() for _ in texts]
         limits = httpx.Limits(max_connections=len(texts))
         self._client = httpx.AsyncClient(base_url=base_url, timeout=timeout_s, limits=limits)
         self._tasks = [
-            asyncio.create_task(listen(self._client, model_id, text, max_tokens, heard))
+            asyncio.create_task(listen(self._client, model_id, text, max_tokens, heard, **fields))
             for text, heard in zip(texts, self.heard, strict=True)
         ]
 

@@ -8,6 +8,9 @@ turn: our gateway without flips, `vllm-router`, our gateway while the roles are 
 without its end, or 429. Changed: another text, number of tokens or ending than the run without flips. A swap of the
 pair is four flips, through mixed, so that each pool that has work keeps a worker; each is a recorded command that
 drains, proves the new role with a canary, and is waited for. The servers are not restarted or told anything.
+
+With --kill PID, of a server of --urls: at the end, 8 long streams are opened twice, and in the second round that server
+is killed once each has given some text. Lost: a stream with an error, or without its end; changed: another text.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,6 +35,7 @@ from typing import Any
 import httpx
 
 from _deployment import ROOT, Deployment, deployment, free_ports
+from _streams import Round, prompts
 from _vllm_pair import vllm_pair, vllm_router
 from control.auth import read_token
 from control.client import PhaselineClient
@@ -45,6 +51,9 @@ SWAP = ((0, Role.MIXED), (1, Role.MIXED), (0, Role.DECODE), (1, Role.PREFILL))
 BACK = ((1, Role.MIXED), (0, Role.MIXED), (1, Role.DECODE), (0, Role.PREFILL))
 WORKERS = ("v0", "v1")
 READY_LIMIT_S = 60.0
+NUM_STREAMS = 8
+STREAM_TOKENS = 200
+PIECES_BEFORE = 40  # that each stream has given when its server is killed
 
 
 @dataclass(slots=True)
@@ -184,7 +193,25 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
             took = quantiles(swaps.flips_s)
             rows[-1] |= {"swaps": swaps.done, "flips": len(swaps.flips_s), "flip_p50_s": took.p50}
             rows[-1] |= {"flip_max_s": took.max, "flip_problem": swaps.problem}
+            if options.kill is not None:
+                rows[-1] |= asyncio.run(killed(url, name, options.kill))
     return rows
+
+
+async def killed(url: str, model: str, pid: int) -> dict[str, Any]:
+    """What greedy streams lose with the server that gives them."""
+    texts = prompts("Kill", NUM_STREAMS, (1, 4))
+    expected = await Round(url, model, texts, STREAM_TOKENS, 120.0, temperature=0).ended()
+    streams = Round(url, model, texts, STREAM_TOKENS, 120.0, temperature=0)
+    await streams.until_heard(PIECES_BEFORE, 60.0)
+    os.kill(pid, signal.SIGKILL)
+    heard = await streams.ended()
+    return {
+        "killed_under": len(heard),
+        "kill_lost": sum(bool(each.problem) for each in heard),
+        "kill_changed": sum(a.text != b.text for a, b in zip(heard, expected, strict=True) if not a.problem),
+        "kill_gap_max_s": max(each.max_gap_s for each in heard),
+    }
 
 
 def timed(
@@ -214,6 +241,7 @@ def main() -> None:
     parser.add_argument(
         "--swaps", type=int, default=10, help="of the pair's roles during the last run; four flips each"
     )
+    parser.add_argument("--kill", type=int, metavar="PID", help="of a server of --urls, to be killed at the end")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     rows = measure(options)
