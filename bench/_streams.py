@@ -52,7 +52,7 @@ def prompts(salt: str, count: int, contexts: tuple[int, ...]) -> list[str]:
 async def listen(
     client: httpx.AsyncClient, model_id: str, prompt: str, max_tokens: int, heard: Heard, **fields: Any
 ) -> None:
-    """Read one stream to its end into `heard`. Raises nothing: what is wrong is its `problem`. `fields`: into the body."""
+    """Read one stream to its end into `heard`. Raises nothing: what is wrong is its `problem`."""
     body = {"model": model_id, "prompt": prompt, "max_tokens": max_tokens, "seed": 7, "stream": True}
     body |= {"ignore_eos": True, "stream_options": {"include_usage": True}, **fields}
     try:

@@ -57,12 +57,11 @@ class Handoffs:
     def num_of(self, worker_id: str) -> int:
         return sum(1 for each in self._kept.values() if each.worker_id == worker_id)
 
-    def expire(self, worker_id: str, now_s: float) -> bool:
-        """Forget what was not fetched in time. True when there was any."""
+    def expire(self, worker_id: str, now_s: float) -> None:
+        """Forget what was not fetched in time."""
         late = [k for k, each in self._kept.items() if each.worker_id == worker_id and each.until_s <= now_s]
         for lease_id in late:
             del self._kept[lease_id]
-        return bool(late)
 
     def forget(self, worker_id: str) -> None:
         """The engine that held them is gone."""

@@ -128,7 +128,7 @@ class Peers:
 
     def _send_beat(self) -> None:
         self._beat = asyncio.get_running_loop().call_later(HEARTBEAT_S, self._send_beat)
-        if self._yard.handoffs.expire(self.worker_id, time.monotonic()):
-            self._settle()
+        self._yard.handoffs.expire(self.worker_id, time.monotonic())
+        self._settle()  # KV that waited here may have been fetched meanwhile
         for key in list(self._gateways):
             self._send_step(key, [])
