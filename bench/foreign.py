@@ -155,7 +155,7 @@ def row(name: str, outcomes: list[Outcome], seconds: float, base: list[Outcome])
     known = {each.index: fingerprint(each) for each in base if not each.error}
     compared = [each for each in outcomes if each.index in known and not each.error]
     ttft, gaps = quantiles(each.ttft_s for each in outcomes), quantiles(g for each in outcomes for g in each.gaps_s)
-    span_s = max(seconds, 1e-9)
+    e2e, span_s = quantiles(each.e2e_s for each in outcomes), max(seconds, 1e-9)
     return {
         "system": name,
         "requests": len(outcomes),
@@ -166,6 +166,8 @@ def row(name: str, outcomes: list[Outcome], seconds: float, base: list[Outcome])
         "ttft_p99_s": ttft.p99,
         "gap_p50_s": gaps.p50,
         "gap_p99_s": gaps.p99,
+        "e2e_p50_s": e2e.p50,
+        "e2e_p99_s": e2e.p99,
         "tokens_per_s": sum(each.output_tokens for each in outcomes) / span_s,
         "split": sum("rule=remote" in each.route for each in outcomes),
         "errors": sorted({each.error for each in outcomes if each.error})[:3],
