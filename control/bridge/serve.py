@@ -11,10 +11,9 @@ import logging
 import secrets
 import signal
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from control.bridge.bridge import Bridge, speech_of
-from control.client import PhaselineClient
 from control.errors import ControlError, NotAllowed, NotFound
 from control.fleets.attached.attachment import plan_of
 from control.fleets.attached.bridge_file import bridge_folder, bridge_path
@@ -31,7 +30,13 @@ log = logging.getLogger("phaseline.bridge")
 LOOK_EVERY_S: Final = 2.0
 
 
-def allowed_of(client: PhaselineClient, name: str) -> AttachedInfo:
+class Attached(Protocol):
+    """What is asked of the plane (`control.client.PhaselineClient` has it)."""
+
+    def attached(self) -> list[AttachedInfo]: ...
+
+
+def allowed_of(client: Attached, name: str) -> AttachedInfo:
     """The fleet, if requests may be sent to it. Raises NotFound, NotAllowed, PlaneUnreachable."""
     infos = {each.attachment.name: each for each in client.attached()}
     if name not in infos:
@@ -69,7 +74,7 @@ async def serve(settings: Settings, info: AttachedInfo, text: ModelText, look: C
         tasks = [
             asyncio.create_task(bridge.run(), name="bridge"),
             asyncio.create_task(link.run(), name="plane link"),
-            asyncio.create_task(_while_allowed(look, lambda: server.handle_exit(signal.SIGTERM, None))),
+            asyncio.create_task(while_allowed(look, lambda: server.handle_exit(signal.SIGTERM, None))),
         ]
         tasks[0].add_done_callback(lambda _task: server.handle_exit(signal.SIGTERM, None))
         try:
@@ -86,10 +91,12 @@ async def serve(settings: Settings, info: AttachedInfo, text: ModelText, look: C
             raise each
 
 
-async def _while_allowed(look: Callable[[], AttachedInfo], stop: Callable[[], None]) -> None:
+async def while_allowed(
+    look: Callable[[], AttachedInfo], stop: Callable[[], None], every_s: float = LOOK_EVERY_S
+) -> None:
     """A plane that is away takes nothing back: the gateway goes on with what it has."""
     while True:
-        await asyncio.sleep(LOOK_EVERY_S)
+        await asyncio.sleep(every_s)
         try:
             await asyncio.to_thread(look)
         except (NotAllowed, NotFound) as error:
