@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -288,6 +288,17 @@ def stage_bars(record: RequestRecord) -> bytes:
 
 
 # --- explore ------------------------------------------------------------
+
+
+def together(first: SeriesResult, second: SeriesResult) -> SeriesResult:
+    """Two metrics of one unit as one result: each line is named after its metric, and its group where there are
+    several."""
+    named = [
+        replace(line, label=f"{each.metric}, {line.label}" if len(each.series) > 1 else each.metric)
+        for each in (first, second)
+        for line in each.series
+    ]
+    return replace(first, series=tuple(named))
 
 
 PERCENTILE = re.compile(r"_p\d+_s$")

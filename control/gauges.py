@@ -40,6 +40,7 @@ def _values(members: list[MeterReading], measured: dict[str, DeviceReading]) -> 
         "kv_usage": sum(load.kv_blocks_held for load in loads) / blocks if blocks else None,
         "tensor_active": _mean([device.tensor_active for device in found]),
         "dram_active": _mean([device.dram_active for device in found]),
+        "gpu_utilization": _mean([device.gpu_utilization for device in found]),
         "power_w": sum(powers) if powers else None,
     }
     return {name: None if name in unknown else value for name, value in values.items()}

@@ -222,6 +222,12 @@ def _gauges() -> list[Metric]:
         ("num_waiting", "num_waiting", "requests", "requests that wait on a worker"),
         ("gpm_tensor_active", "tensor_active", "fraction", "tensor cores active, as NVML's GPM says; mean over GPUs"),
         ("gpm_dram_active", "dram_active", "fraction", "device memory active, as NVML's GPM says; mean over GPUs"),
+        (
+            "gpu_utilization",
+            "gpu_utilization",
+            "fraction",
+            "time in which any kernel ran, as NVML's utilization.gpu says: the blended number; mean over GPUs",
+        ),
         ("power_w", "power_w", "W", "power of the GPUs, as NVML says; sum"),
     ]
     return [

@@ -68,9 +68,10 @@ GAUGES: Final[Mapping[str, str]] = {
     "kv_usage": "num_kv",
     "tensor_active": "num_gpm",
     "dram_active": "num_gpm",
+    "gpu_utilization": "num_gpu_utilization",
     "power_w": "num_power",
 }
-STATE_SUMS: Final = (*COVER_SUMS, "num_load", "num_kv", "num_gpm", "num_power", *(f"sum_{name}" for name in GAUGES))
+STATE_SUMS: Final = (*COVER_SUMS, *dict.fromkeys(GAUGES.values()), *(f"sum_{name}" for name in GAUGES))
 STATE_EXTREMES: Final = tuple(f"{side}_{name}" for name in GAUGES for side in ("min", "max"))
 
 #: What gateways saw, by arrival.

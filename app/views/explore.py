@@ -36,6 +36,7 @@ COMPARED_WORDS: dict[str, str] = {
 STEP_WORDS: dict[str, str] = {"auto": "Auto", "1": "1 s", "10": "10 s", "60": "1 min", "600": "10 min", "3600": "1 h"}
 GROUP_WORDS: dict[str, str] = {"fleet": "Whole fleet", "role": "Role", "worker": "Worker", "rule": "Route rule"}
 MAX_LINES = 12
+NO_OTHER = "none"
 NUM_TOLD = 4
 
 
@@ -46,35 +47,43 @@ def page(hub: Hub, snapshot: FleetSnapshot) -> None:
     except ControlError as error:
         st.html(cards.banner(f"The metric catalogue did not come: {error}", "broken", alert=True))
         return
-    metric, by, step, shift = _controls(catalogue)
+    metric, also, by, step, shift = _controls(catalogue)
     since, until = _range(snapshot.at_unix_s)
     step_s = frames.step_for(until - since) if step == "auto" else int(step)
     if frames.is_percentile(metric.name):
         step_s = frames.percentile_step(until - since, 1 if step == "auto" else step_s)
     shift_s = (until - since) if shift is None else float(shift)
     try:
-        result = _read(hub, metric.name, since, until, step_s, by)
-        past = _read(hub, metric.name, since - shift_s, until - shift_s, step_s, by) if shift_s else None
+        result = _read_all(hub, metric, also, since, until, step_s, by)
+        past = _read_all(hub, metric, also, since - shift_s, until - shift_s, step_s, by) if shift_s else None
         found = happened.read(hub, since, until)
     except ControlError as error:
         st.html(cards.banner(str(error), "broken", alert=True))
         return
     _chart(hub, metric, result, past, found, shift_s)
-    _numbers(hub, metric, result, past)
+    _numbers(hub, metric, also, result, past)
 
 
-def _controls(catalogue: list[MetricInfo]) -> tuple[MetricInfo, str, str, int | None]:
-    """Metric, grouping, step, comparison: each in the URL under its own name."""
+def _controls(catalogue: list[MetricInfo]) -> tuple[MetricInfo, str, str, str, int | None]:
+    """Metric, another one beside it, grouping, step, comparison: each in the URL under its own name."""
     known = {each.name: each for each in catalogue}
-    first, second, third, fourth = st.columns([3, 1.4, 1.1, 1.8], vertical_alignment="bottom")
+    first, beside, second, third, fourth = st.columns([2.2, 2.2, 1.3, 1, 1.6], vertical_alignment="bottom")
     default = "decode_bandwidth_wall" if "decode_bandwidth_wall" in known else next(iter(known))
     metric = known[url.select("Metric", list(known), name="metric", default=default, place=first)]
     groups = {each: GROUP_WORDS.get(each, each) for each in metric.groups}
     by = url.select("Group by", groups, name="by", default=metric.groups[0], place=second)
+    others = {NO_OTHER: "Nothing", **{each.name: each.name for each in catalogue if _goes_with(each, metric, by)}}
+    also = url.select("Beside it", others, name="also", default=NO_OTHER, place=beside)
     step = url.select("Step", STEP_WORDS, name="step", default="auto", place=third)
     versus = url.select("Compare with", COMPARED_WORDS, name="versus", default="none", place=fourth)
     url.segmented("Range", RANGE_WORDS, name="range", default="1h", on_change=_leave_zoom)
-    return metric, by, step, COMPARED[versus]
+    return metric, "" if also == NO_OTHER else also, by, step, COMPARED[versus]
+
+
+def _goes_with(other: MetricInfo, metric: MetricInfo, by: str) -> bool:
+    """On one axis, in one table: the same unit, the same grouping, and percentiles only beside percentiles."""
+    both = frames.is_percentile(other.name) == frames.is_percentile(metric.name)
+    return other.name != metric.name and other.unit == metric.unit and by in other.groups and both
 
 
 def _leave_zoom() -> None:
@@ -98,6 +107,14 @@ def _range(now_unix_s: float) -> tuple[float, float]:
 def _read(hub: Hub, metric: str, since: float, until: float, step_s: int, by: str) -> SeriesResult:
     key = ("explore", metric, by, int(since), int(until), step_s)
     return hub.cached(key, 60.0, lambda plane: plane.series(metric, since, until, step_s, by))
+
+
+def _read_all(
+    hub: Hub, metric: MetricInfo, also: str, since: float, until: float, step_s: int, by: str
+) -> SeriesResult:
+    """The metric's lines; with another one beside it the lines of both, each named after its metric."""
+    result = _read(hub, metric.name, since, until, step_s, by)
+    return frames.together(result, _read(hub, also, since, until, step_s, by)) if also else result
 
 
 def _chart(
@@ -175,21 +192,21 @@ def _notes(result: SeriesResult, past: SeriesResult | None, left_out: int) -> li
     return [*notes, "Drag on the chart to zoom."]
 
 
-def _file(hub: Hub, token: str, result: SeriesResult, kind: Literal["csv", "parquet"]) -> bytes:
+def _file(hub: Hub, token: str, metrics: list[str], result: SeriesResult, kind: Literal["csv", "parquet"]) -> bytes:
     """The same buckets as a file, made by the plane when it is asked for: outside the run, where no session is."""
     return hub.client(token).export(
-        [result.metric], result.since_unix_s, result.until_unix_s, result.step_s, result.by, format=kind
+        metrics, result.since_unix_s, result.until_unix_s, result.step_s, result.by, format=kind
     )
 
 
-def _csv(hub: Hub, token: str, result: SeriesResult, past: SeriesResult | None) -> bytes:
+def _csv(hub: Hub, token: str, metrics: list[str], result: SeriesResult, past: SeriesResult | None) -> bytes:
     """Both windows in one file; its times tell them apart."""
-    chosen = _file(hub, token, result, "csv")
-    return chosen if past is None else chosen + _file(hub, token, past, "csv").partition(b"\n")[2]
+    chosen = _file(hub, token, metrics, result, "csv")
+    return chosen if past is None else chosen + _file(hub, token, metrics, past, "csv").partition(b"\n")[2]
 
 
-def _numbers(hub: Hub, metric: MetricInfo, result: SeriesResult, past: SeriesResult | None) -> None:
-    _files(hub, metric, result, past)
+def _numbers(hub: Hub, metric: MetricInfo, also: str, result: SeriesResult, past: SeriesResult | None) -> None:
+    _files(hub, metric, also, result, past)
     if past is not None and (told := _differences(result, past)):
         st.caption(" ".join(told))
     before = {name: whole for name, _, whole, _, _ in tables.summary(past)} if past else {}
@@ -222,20 +239,21 @@ def _differences(result: SeriesResult, past: SeriesResult) -> list[str]:
     return told
 
 
-def _files(hub: Hub, metric: MetricInfo, result: SeriesResult, past: SeriesResult | None) -> None:
+def _files(hub: Hub, metric: MetricInfo, also: str, result: SeriesResult, past: SeriesResult | None) -> None:
     """What can be taken away: data, picture, link."""
+    metrics = [metric.name, also] if also else [metric.name]
     name, token = f"phaseline-{metric.name}-{result.by}-{result.since_unix_s:.0f}", session.token(hub)
     with st.container(horizontal=True, vertical_alignment="center"):
         st.download_button(
             "Download CSV",
-            data=lambda: _csv(hub, token, result, past),
+            data=lambda: _csv(hub, token, metrics, result, past),
             file_name=f"{name}.csv",
             mime="text/csv",
             on_click="ignore",
         )
         st.download_button(
             "Download Parquet",
-            data=lambda: _file(hub, token, result, "parquet"),
+            data=lambda: _file(hub, token, metrics, result, "parquet"),
             file_name=f"{name}.parquet",
             mime="application/vnd.apache.parquet",
             on_click="ignore",

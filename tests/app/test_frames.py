@@ -159,6 +159,13 @@ def test_a_percentile_is_read_in_steps_that_are_drawn_as_they_are() -> None:
     assert frames.percentile_step(900, 60) == 60
 
 
+def test_two_metrics_of_one_unit_are_drawn_together_each_line_under_its_metric() -> None:
+    ours, theirs = result({"": points(0, [0.2])}), replace(result({"": points(0, [1.0])}), metric="gpu_utilization")
+    assert [line.label for line in frames.together(ours, theirs).series] == ["goodput_rps", "gpu_utilization"]
+    pools = result({"prefill": points(0, [0.2]), "decode": points(0, [0.1])})
+    assert frames.together(pools, theirs).series[0].label == "goodput_rps, prefill"
+
+
 def test_two_windows_are_compared_where_both_are_known() -> None:
     now, then = points(100, [1.0, None, 3.0, 8.0]), points(0, [5.0, 7.0, 9.0, None])
     assert frames.means_together(now, then, 100.0, 1) == (2.0, 7.0)

@@ -279,10 +279,12 @@ def test_a_worker_without_blocks_has_no_kv_usage() -> None:
 
 def test_device_readings_join_their_workers_by_uuid() -> None:
     device = DeviceInfo(name="gpu", kind="cuda", uuid="GPU-1", peak_flops=1.0, peak_bytes_per_s=1.0)
-    reading = DeviceReading(uuid="GPU-1", at_unix_s=T0, tensor_active=0.9, dram_active=None, power_w=300.0)
+    reading = DeviceReading(uuid="GPU-1", at_unix_s=T0, tensor_active=0.9, gpu_utilization=1.0, power_w=300.0)
     batch = observe(Accountant("f"), 1.0, FakeWorker(device=device), FakeWorker("w1"), devices=(reading,))
     assert covered([batch], "fleet", "", "sum_tensor_active") == {1: 0.9}
     assert covered([batch], "fleet", "", "sum_dram_active") == {}
+    assert covered([batch], "fleet", "", "sum_gpu_utilization") == {1: 1.0}
+    assert covered([batch], "worker", "w1", "num_gpu_utilization") == {}  # no device: unknown, not 0
     assert covered([batch], "worker", "w0", "sum_power_w") == {1: 300.0}
     assert covered([batch], "worker", "w1", "sum_power_w") == {}
 
