@@ -200,7 +200,7 @@ def explore(
         "mark": {"type": "line", "strokeWidth": 1.5, "strokeDash": [5, 4], "opacity": 0.55},
         "encoding": {"x": x, "y": y, "color": color},
     }
-    under = [pin_layer(y, "zoom"), *breach_layers(), *mark_layers(labels=True, cursor=False), band]
+    under = [pin_layer(y, "zoom", x), *breach_layers(), *mark_layers(labels=True, cursor=False), band]
     layers = [*under, *([past] if compared else []), line, dots(color, y)]
     return {"height": height, "layer": layers, "padding": PADDING, "config": CONFIG}
 

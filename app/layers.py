@@ -64,9 +64,11 @@ def line_scales(names: Sequence[str], colors: Sequence[str], dashes: Sequence[Se
     return color, dash
 
 
-def pin_layer(y: Spec, zoom: str = "") -> Spec:
-    """Pins both axes. `zoom`: the name of an interval selection over the whole chart."""
-    pin = {"data": {"name": "span"}, "mark": {"type": "point", "opacity": 0}, "encoding": {"x": x_time(), "y": y}}
+def pin_layer(y: Spec, zoom: str = "", x: Spec | None = None) -> Spec:
+    """Pins both axes; as the first layer its `x` is the one whose axis is drawn. `zoom`: the name of an interval
+    selection over the whole chart."""
+    encoding = {"x": x or x_time(), "y": y}
+    pin = {"data": {"name": "span"}, "mark": {"type": "point", "opacity": 0}, "encoding": encoding}
     return {**pin, "params": [{"name": zoom, "select": {"type": "interval", "encodings": ["x"]}}]} if zoom else pin
 
 

@@ -28,7 +28,7 @@ ALWAYS = ("remote_share", "version")
 LABEL_WIDTH = 0.11  # of the window: closer labels would cover each other
 FIRST_WIDTH = 0.3  # the first one carries the lane's name
 EDGE = 0.86
-LINE_BOTTOM, LINE_HEIGHT, LABEL_AT = 0.08, 0.32, 0.92  # parts of a lane
+LINE_BOTTOM, LINE_HEIGHT, LABEL_AT = 0.08, 0.42, 0.96  # parts of a lane
 STEPS_SCHEMA = pa.schema([("t", pa.float64()), ("value", pa.float64()), ("line", pa.string())])
 LABELS_SCHEMA = pa.schema([("t", pa.float64()), ("value", pa.float64()), ("label", pa.string()), ("late", pa.bool_())])
 
