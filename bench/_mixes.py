@@ -48,9 +48,10 @@ TIGHT: Final[tuple[tuple[str, ...], ...]] = (
     ("cpu",),
     ("cpu", "prefill"),
     ("cpu",),
+    ("some_cpu",),
 )
 #: What a gateway uses for one of these requests, about, on the machine that this was written on.
-GATEWAY_CPU_S: Final = 0.004
+GATEWAY_CPU_S: Final = 0.0022
 #: Offered / capacity.
 LOOSE: Final = (0.25, 0.6)
 FULL: Final = (1.3, 1.9)
@@ -135,7 +136,7 @@ def mix_of(number: int, seed: int) -> Mix:
         kv_bytes=round(kv_tokens * cost.work.kv_token_bytes),
         max_batch=max(2, round(batch / load("slots"))),
         max_in_flight=max(2, round(rate_rps * held_s / load("in_flight"))) if "in_flight" in tight else 2000,
-        cpu_share=rate_rps * GATEWAY_CPU_S / load("cpu") if "cpu" in tight else 1.0,
+        cpu_share=rate_rps * GATEWAY_CPU_S / load("cpu") if {"cpu", "some_cpu"} & set(tight) else 1.0,
     )
     return Mix(number=number, tight=tight, rate_rps=rate_rps, prompt_tokens=prompt, output_tokens=output, site=site)
 

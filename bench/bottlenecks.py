@@ -1,7 +1,7 @@
 """Is the product's bottleneck the resource of which one more unit raises goodput most? Found by trying it.
 
-python bench/bottlenecks.py                             38 mixes of traffic and fleet on virtual time; half held out
-python bench/bottlenecks.py --real --mixes 16 17 40 41  in real processes, in real time: a gateway is short of CPU
+python bench/bottlenecks.py                                 38 mixes of traffic and fleet on virtual time; half held out
+python bench/bottlenecks.py --real --mixes 16 40 42 44 46  in real processes, in real time: a gateway is short of CPU
 
 For each mix the fleet as it is, and with one more prefill worker, one more decode worker's KV, one more decode worker's
 bandwidth, links twice as fast, one more gateway, and all of these, serve the same arrivals. Truth: what raises goodput
@@ -155,7 +155,7 @@ def try_all(options: argparse.Namespace) -> list[Found]:
     """Mixes on virtual time share the machine; those in real time have it alone."""
     mixes = [mix_of(number, options.seed) for number in options.mixes]
     if not options.real:
-        mixes = [each for each in mixes if "cpu" not in each.tight]
+        mixes = [each for each in mixes if each.site.cpu_share == 1.0]
     found = []
     with ThreadPoolExecutor(1 if options.real else options.at_once) as pool:
         run = try_really if options.real else partial(try_virtually, seed=options.seed)

@@ -35,11 +35,12 @@ ALIKE: Final = 0.75
 LEAST_REQUESTS: Final = 20
 #: Where a resource has no room for more, as a share of what it has.
 FULL: Final = 0.97
-#: A gateway whose event loop is so late in most seconds, or has work for so much of the time (it runs, or waits for a
-#: core), holds everything up; what its records say of others is then too good, as a request counts from when the
-#: gateway has read it.
+#: A gateway holds everything up when its event loop is so late in most seconds, when it has work for so much of the
+#: time (it runs, or waits for a core), or waits for a core so much of it. What its records say of others is then too
+#: good, as a request counts from when the gateway has read it.
 STARVED_LATE_S: Final = 0.25
 STARVED_WANTED: Final = 0.9
+STARVED_WAIT: Final = 0.8
 #: Time per token at this share of its bound: a larger batch would break it.
 TIGHT_TPOT: Final = 0.9
 NEAR_TPOT: Final = 1.1
@@ -142,7 +143,8 @@ def is_tight(decode: Decode) -> bool:
 
 
 def is_starved(gateways: Gateways) -> bool:
-    return (gateways.wanted or 0.0) >= STARVED_WANTED or (gateways.loop_late_s or 0.0) >= STARVED_LATE_S
+    has_no_core = (gateways.wanted or 0.0) >= STARVED_WANTED or (gateways.cpu_wait or 0.0) >= STARVED_WAIT
+    return has_no_core or (gateways.loop_late_s or 0.0) >= STARVED_LATE_S
 
 
 def _sooner(evidence: Evidence, saved_s: float) -> float:

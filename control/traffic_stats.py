@@ -30,7 +30,7 @@ from engine.histogram import bucket_of, quantile
 WINDOW_S: Final = 60.0
 FRESH_BEAT_S: Final = 5.0
 #: A gateway's CPU is that of so many seconds: a calm minute before says nothing of now.
-CPU_WINDOW_S: Final = 15.0
+CPU_WINDOW_S: Final = 10.0
 DEFAULT_OUTPUT_TOKENS: Final = 128
 REJECTED: Final = 429
 CLIENT_CLOSED: Final = 499

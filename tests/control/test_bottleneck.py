@@ -102,6 +102,11 @@ CASES: list[tuple[str, Evidence, tuple[Resource, ...]]] = [
         (GATEWAY,),
     ),
     (
+        "the gateway waits for a core most of the time",
+        evidence({}, gateways=Gateways(num=1, cpu=0.01, cpu_wait=0.82)),
+        (GATEWAY,),
+    ),
+    (
         "the gateway shares its core, and rests half of the time",
         evidence({}, gateways=Gateways(num=1, cpu=0.2, cpu_wait=0.3)),
         (),
