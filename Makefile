@@ -9,7 +9,7 @@ TORCH_INDEX_URL ?=
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 ARGS   ?=
 
-.PHONY: up down demo test soak check format bench install install-dev clean
+.PHONY: up down demo test test-peers soak check format bench install install-dev clean
 
 up: install            ## start everything, with gentle sample traffic
 	$(BIN)/phaseline up --traffic gentle $(ARGS)
@@ -25,6 +25,10 @@ demo: install          ## 48 paced H100 workers (simulated), a 70B cost model, a
 test: install-dev      ## every test: units, real processes, PostgreSQL, Chromium
 	sh tests/system_packages.sh
 	$(BIN)/python -m pytest $(ARGS)
+
+test-peers: install-dev  ## real Dynamo, sglang-router, Ray Serve and Prometheus, each in its own environment
+	PYTHONPATH=. $(BIN)/python bench/peers.py --setup $(ARGS)
+	PYTHONPATH=. $(BIN)/python bench/peers.py $(ARGS)
 
 soak: install-dev      ## half an hour of random faults and actions: make soak ARGS="--minutes 60 --seed 7"
 	$(BIN)/python -m tests.faults.soak $(ARGS)

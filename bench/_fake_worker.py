@@ -25,9 +25,26 @@ class FakeWorker:
     def __init__(self, role: str, step_s: float) -> None:
         self.role = role
         self.step_s = step_s
+        self.num_running = 0
+        self.num_tokens = 0
+
+    def _page(self) -> str:
+        """As SGLang 0.5.23 names its series."""
+        labels = '{model_name="fake",engine_type="unified"}'
+        values = {
+            "num_running_reqs": self.num_running,
+            "num_queue_reqs": 0,
+            "token_usage": 0.0,
+            "generation_tokens_total": self.num_tokens,
+        }
+        return "".join(f"sglang:{name}{labels} {value}\n" for name, value in values.items())
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] != "http":
+            return
+        if scope["path"] == "/metrics":
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+            await send(_part(self._page().encode(), more=False))
             return
         if scope["method"] != "POST":
             await self._json(send, {"status": "ok", "model_path": "fake", "data": [{"id": "fake"}]})
@@ -39,6 +56,13 @@ class FakeWorker:
             if not message.get("more_body"):
                 break
         asked = json.loads(body or b"{}")
+        self.num_running += 1
+        try:
+            await self._answer(send, asked)
+        finally:
+            self.num_running -= 1
+
+    async def _answer(self, send: Any, asked: dict[str, Any]) -> None:
         if asked.get("stream") and self.role != "prefill":
             await self._stream(send, asked)
         else:
@@ -54,6 +78,7 @@ class FakeWorker:
         salt = zlib.crc32(str(asked["prompt"]).encode()) % 1000
         for index in range(asked["max_tokens"]):
             await asyncio.sleep(self.step_s)
+            self.num_tokens += 1
             chunk = {"id": "fake", "choices": [{"index": 0, "text": f" {salt}.{index}", "finish_reason": None}]}
             await send(_part(b"data: " + json.dumps(chunk).encode() + b"\n\n"))
         await send(_part(b"data: [DONE]\n\n", more=False))

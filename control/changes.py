@@ -1,6 +1,6 @@
 """The difference between two desired states, as keys: what a command touched, what an undo restores.
 
-Pure. A key is a worker's role, a worker's drain, a worker's weight, or one field of the routing policy.
+Pure. A key is a worker's role, a worker's drain, a worker's weight, one field of the routing policy, or a pool's size.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ class Changes:
     drained: frozenset[str] = frozenset()
     weights: frozenset[str] = frozenset()
     policy: frozenset[str] = frozenset()
+    pools: frozenset[str] = frozenset()
 
     def __bool__(self) -> bool:
-        return bool(self.roles or self.drained or self.weights or self.policy)
+        return bool(self.roles or self.drained or self.weights or self.policy or self.pools)
 
     @property
     def workers(self) -> frozenset[str]:
@@ -39,6 +40,7 @@ class Changes:
             or self.drained & other.drained
             or self.weights & other.weights
             or self.policy & other.policy
+            or self.pools & other.pools
         )
 
     def differing(self, one: Desired, two: Desired) -> Changes:
@@ -49,6 +51,7 @@ class Changes:
             drained=self.drained & found.drained,
             weights=self.weights & found.weights,
             policy=self.policy & found.policy,
+            pools=self.pools & found.pools,
         )
 
     def restored(self, desired: Desired, former: Desired) -> Desired:
@@ -62,13 +65,14 @@ class Changes:
             drained=(desired.drained - self.drained) | (former.drained & self.drained),
             weights=weights,
             policy=replace(desired.policy, **{name: getattr(former.policy, name) for name in self.policy}),
+            pools={**desired.pools, **{name: former.pools[name] for name in self.pools if name in former.pools}},
         )
 
     def words(self) -> str:
         """ "the role of w3, remote_share"."""
         parts = [f"the role of {w}" for w in sorted(self.roles)] + [f"the drain of {w}" for w in sorted(self.drained)]
         parts += [f"the weight of {w}" for w in sorted(self.weights)] + sorted(self.policy)
-        return ", ".join(parts)
+        return ", ".join(parts + [f"the size of the {name} pool" for name in sorted(self.pools)])
 
     def routing_words(self, before: Desired, after: Desired) -> list[str]:
         """ "remote_share 1 -> 0.5", one per changed routing value."""
@@ -88,6 +92,9 @@ def changes_between(before: Desired, after: Desired) -> Changes:
         drained=before.drained ^ after.drained,
         weights=frozenset(w for w in weighted if before.weights.get(w, 1.0) != after.weights.get(w, 1.0)),
         policy=frozenset(n for n in POLICY_NAMES if getattr(before.policy, n) != getattr(after.policy, n)),
+        pools=frozenset(
+            n for n in before.pools.keys() | after.pools.keys() if before.pools.get(n) != after.pools.get(n)
+        ),
     )
 
 

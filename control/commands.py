@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from control.changes import Changes, changes_between, role_of
 from control.facts import POOLS, FleetFacts, Refusal, natural
 from control.guards import needs_confirmation, overfull_after, safety_refusal, serving_warnings
+from control.pools import planned_pools
 from control.types import Action, Command, CommandState, Desired, PlannedStep, Role
 from control.verbs import RefusedPlan, desired_after
 
@@ -91,6 +92,7 @@ def planned_steps(changes: Changes, before: Desired, after: Desired, fleet: Flee
         text = f"{verb} {worker_id}" + (_finishing(worker_id, Role.UNASSIGNED, fleet) if verb == "drain" else "")
         role = after.roles[worker_id]
         steps.append(PlannedStep(verb=verb, worker_id=worker_id, role=role, from_role=role, text=text))
+    steps += planned_pools(changes.pools, before, after)
     words = changes.routing_words(before, after)
     steps += [
         PlannedStep(verb="route", worker_id=None, role=None, from_role=None, text=f"route: {each}") for each in words

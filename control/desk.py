@@ -168,6 +168,11 @@ class Desk:
         is_moving = command.command_id in self.unfinished or command.command_id in self._ended
         return replace(command, can_undo=can, departures=departures_of(command, self.departures) if is_moving else ())
 
+    @property
+    def under_way(self) -> frozenset[str]:
+        """Workers and pools that a command wants something of that has not ended."""
+        return frozenset(s.worker_id for each in self.unfinished.values() for s in each.steps if s.worker_id)
+
     # --- parts ------------------------------------------------------------------------------------------------------
 
     async def _plan(self, action: Action, fleet: FleetFacts) -> Planned:

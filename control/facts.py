@@ -51,6 +51,16 @@ class WorkerFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PoolFacts:
+    """A pool of somebody else's fleet that has a size and no fixed workers. `target` None: nobody has said a size."""
+
+    target: int | None
+    num_ready: int
+    num_other: int = 0  # starting, stopping
+    rival: str = ""  # who else sets its size; "" when nobody is known to
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FleetFacts:
     """What planning needs to know about the fleet now. `gone`: slots known to hold no worker, with the reason."""
 
@@ -58,6 +68,9 @@ class FleetFacts:
     gone: Mapping[str, str] = field(default_factory=dict)
     can: frozenset[str] = frozenset({"flip", "resize", "drain", "route"})
     refusals: Mapping[str, str] = field(default_factory=dict)  # why a capability is not in `can`
+    pools: Mapping[Role, PoolFacts] = field(default_factory=dict)
+    max_pool: int = 0  # bound of their sizes
+    yields: bool = False  # somebody else runs it: nothing is ordered but while a command is under way
     tpot_s: float | None = None
     expected_output_tokens: int = 128
     prefill_tokens_per_s: float | None = None  # of one worker

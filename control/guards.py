@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from control.changes import role_of
 from control.facts import POOLS, FleetFacts, Refusal, natural
+from control.pools import pool_losing_most
 from control.types import Desired, Role
 
 SERVES_DECODE = (Role.DECODE, Role.MIXED)
@@ -41,7 +42,7 @@ def needs_confirmation(before: Desired, after: Desired) -> str:
 
     Lost is drained or moved to another role; a worker that becomes mixed still serves its old phase.
     """
-    worst, share = "", 0.0
+    worst, share = pool_losing_most(before, after)
     for role in POOLS:
         members = [w for w, r in before.roles.items() if r == role and w not in before.drained]
         lost = [w for w in members if role_of(after, w) not in (role, Role.MIXED) or w in after.drained]

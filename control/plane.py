@@ -23,7 +23,7 @@ from control.desk import Desk, refusal_error
 from control.errors import FleetError, StaleFence
 from control.events import Events
 from control.facts import FleetFacts
-from control.fleets.base import Fleet, Foreign, Observation, is_followed, is_observed_only
+from control.fleets.base import Fleet, Foreign, Observation, Steered, is_followed, is_observed_only
 from control.gateways import Gateways
 from control.history.deferred import TickWrite, encode
 from control.history.store import History, RequestQuery
@@ -33,6 +33,7 @@ from control.notices import notices_of
 from control.orders import Orders
 from control.plane_events import PlaneEvents
 from control.points import Ingested
+from control.pools import scale_steps
 from control.progress import progress_of
 from control.reconcile import Ordered, as_observed, holds, reconcile
 from control.recorder import Recorder
@@ -216,6 +217,8 @@ class Plane:
             self._order(fleet, now)
 
         limit, since = self.settings.drain_limit_s, self._identity.started_unix_s
+        if isinstance(self.fleet, Steered):
+            limit = self.fleet.limit_s
         look = partial(
             progress_of, fleet=fleet, outcomes=self._orders.outcomes, tables=self.gateways.tables_seen(), limit_s=limit
         )
@@ -258,12 +261,15 @@ class Plane:
         self._effective = wanted
         decided = reconcile(wanted.desired, fleet, self._ordered, self._fence, now, busy, max_moves, wanted.reasons)
         self._ordered = decided.ordered
-        self._orders.give(decided.steps)
+        steps = (*decided.steps, *scale_steps(wanted.desired, fleet, self._orders.outcomes, busy, self._fence))
+        if fleet.yields:
+            steps = tuple(each for each in steps if each.worker_id in self.desk.under_way)
+        self._orders.give(steps)
         self.gateways.route(self.desired, self._expected_output)
 
     def _facts(self) -> FleetFacts:
         observation = self._observation
-        return fleet_facts(
+        facts = fleet_facts(
             self._readings,
             observation.lives if observation else (),
             can=frozenset(each.value for each in self.fleet.capabilities),
@@ -272,6 +278,9 @@ class Plane:
             utilization=self._utilization,
             refusals=self.fleet.refusals if isinstance(self.fleet, Foreign) else {},
         )
+        if isinstance(self.fleet, Steered):
+            return replace(facts, pools=self.fleet.pools(), max_pool=self.fleet.max_pool, yields=True)
+        return facts
 
     def _record_samples(self, ingested: Ingested, now: float) -> None:
         """Queue this tick's rows; gateways may forget their records once those are durable, here or in the spool."""

@@ -14,9 +14,10 @@ from control.changes import Changes, changes_between
 from control.departures import departures_since, total_of
 from control.facts import FleetFacts, WorkerFacts, natural
 from control.fleets.base import StepOutcome
+from control.pools import pool_key, pool_line
 from control.reconcile import holds, words_of
 from control.stories import departure_words
-from control.types import Command, CommandState, CommandStep, Departure, Desired, Verb, WorkerState
+from control.types import Command, CommandState, CommandStep, Departure, Desired, Role, Verb, WorkerState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +56,16 @@ def progress_of(
         return Progress(command_id=command.command_id, steps=(), event="finish", result="nothing to change")
     changes = changes_between(before, after)
     lines = [_worker_line(w, after, fleet, outcomes.get(w), now_unix_s) for w in sorted(changes.workers, key=natural)]
+    lines += [
+        pool_line(Role(name), after, fleet, outcomes.get(pool_key(name)), now_unix_s)
+        for name in sorted(changes.pools & after.pools.keys())
+    ]
     if changes.routes:
         lines.append(_routing_line(tables, now_unix_s))
     new = tuple(line for line in lines if _last(command, line.worker_id) != (line.state, line.text))
     is_late = now_unix_s - max(command.created_unix_s, since_unix_s) > limit_s
-    event, result = _ending(command, changes, lines, limit_s if is_late else None, now_unix_s)
+    passed_s = limit_s if is_late else None
+    event, result = _ending(command, changes, lines, passed_s, now_unix_s, yields=fleet.yields)
     if not event and command.state == CommandState.ACCEPTED:
         event = "start"
     return Progress(command_id=command.command_id, steps=new, event=event, result=result)
@@ -169,7 +175,13 @@ def _routing_line(tables: TablesSeen, now_unix_s: float) -> CommandStep:
 
 
 def _ending(
-    command: Command, changes: Changes, lines: list[CommandStep], passed_limit_s: float | None, now_unix_s: float
+    command: Command,
+    changes: Changes,
+    lines: list[CommandStep],
+    passed_limit_s: float | None,
+    now_unix_s: float,
+    *,
+    yields: bool,
 ) -> tuple[str, str]:
     """(event, result): finished, failed, or neither yet. `passed_limit_s`: the limit, once it has passed."""
     if all(line.state == "done" for line in lines):
@@ -180,11 +192,13 @@ def _ending(
         ) if changes else "nothing to change"
     left = "; ".join(line.text for line in lines if line.state != "done")
     if all(line.state in ("done", "failed") for line in lines):
-        return "fail", f"{left}. Desired stays at version {command.version_after}; undo restores the former state"
+        stays = "Nothing more is ordered" if yields else f"Desired stays at version {command.version_after}"
+        return "fail", f"{left}. {stays}; undo restores the former state"
     if passed_limit_s is not None:
+        stays = f"Desired stays at version {command.version_after} and the plane goes on"
         return "fail", (
             f"not reached within {passed_limit_s:g} s: {left}. "
-            f"Desired stays at version {command.version_after} and the plane goes on; undo restores the former state"
+            f"{'Nothing more is ordered' if yields else stays}; undo restores the former state"
         )
     return "", ""
 

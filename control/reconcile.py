@@ -17,6 +17,7 @@ from types import MappingProxyType
 from control.changes import changes_between, role_of
 from control.facts import FleetFacts, WorkerFacts, natural
 from control.fleets.base import FleetStep
+from control.pools import sizes_seen
 from control.types import Command, Desired, Role, WorkerState
 
 #: A wish that shows no effect is ordered again after this long; orders are idempotent.
@@ -100,6 +101,7 @@ def as_observed(desired: Desired, fleet: FleetFacts, unfinished: Iterable[Comman
         desired,
         roles={worker_id: facts.role for worker_id, facts in fleet.workers.items()},
         drained=frozenset(worker_id for worker_id, facts in fleet.workers.items() if facts.state in CLOSED),
+        pools=sizes_seen(fleet),
     )
     for command in sorted(unfinished, key=lambda each: each.command_id):
         if command.desired_before is not None and command.desired_after is not None:

@@ -150,8 +150,11 @@ class Desired:
     drained: frozenset[str] = frozenset()
     weights: dict[str, float] = field(default_factory=dict)  # missing means 1.0
     policy: RoutingPolicy = RoutingPolicy()
+    pools: dict[str, int] = field(default_factory=dict)  # role -> size, where pools have sizes and no fixed workers
 
     def pool_size(self, role: Role) -> int:
+        if self.pools:
+            return self.pools.get(role.value, 0)
         return sum(1 for each in self.roles.values() if each == role)
 
 

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from control.changes import POLICY_NAMES, Changes, changes_between
 from control.facts import POOLS, FleetFacts, Refusal, natural
+from control.pools import resized
 from control.types import Action, Command, Desired, Role, RoutingPolicy, Verb
 
 _policy = TypeAdapter(RoutingPolicy)
@@ -45,6 +46,11 @@ def desired_after(
 
 def _resize(action: Action, desired: Desired, fleet: FleetFacts) -> Desired:
     """Choose who moves: leavers by least work, spares last; whoever is left over becomes an unassigned spare."""
+    if fleet.pools:
+        found = resized(action, desired, fleet)
+        if isinstance(found, Refusal):
+            raise RefusedPlan(found.detail, field=found.field, value=found.value, bound=found.bound)
+        return found
     target = _target_sizes(action, desired)
     members = {role: _by_work([w for w, r in desired.roles.items() if r == role], fleet) for role in POOLS}
     leavers = [w for role in POOLS for w in members[role][: max(0, len(members[role]) - target[role])]]

@@ -17,7 +17,7 @@ from control.types import Capability
 
 def attach(
     name: Annotated[str, typer.Argument(help="What to call it: small letters, digits, hyphens.")],
-    kind: Annotated[str, typer.Option(help="Which engine: vllm, sglang, or openai (any other server of its API).")],
+    kind: Annotated[str, typer.Option(help="vllm, sglang, ray-serve, dynamo, or openai (any server of its API).")],
     targets: Annotated[
         list[str] | None,
         typer.Option(help="ROLE=URL or ROLE:NAME=URL; once per engine.", metavar="TARGET"),
@@ -34,6 +34,12 @@ def attach(
     every_s: Annotated[float, typer.Option("--every", help="Seconds between two looks.")] = 2.0,
     simulated: Annotated[bool, typer.Option(help="Its engines only pretend (mock workers).")] = False,
     token_file: Annotated[str, typer.Option("--engine-token-file", help="File with the engines' bearer token.")] = "",
+    controller: Annotated[
+        str, typer.Option(help="What lists its workers and takes orders, KIND=URL: docs/fleets.md.", metavar="KIND=URL")
+    ] = "",
+    controller_token: Annotated[str, typer.Option(help="Where its token is: a file, or env:NAME.")] = "",
+    max_workers: Annotated[int, typer.Option(help="Most workers of a pool that may be asked for.")] = 16,
+    limit_s: Annotated[float, typer.Option("--limit", help="Seconds in which a change must be seen.")] = 60.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be seen.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -52,6 +58,10 @@ def attach(
         every_s=every_s,
         simulated=simulated,
         token_file=token_file,
+        controller=controller,
+        controller_token=controller_token,
+        max_workers=max_workers,
+        limit_s=limit_s,
     )
     if dry_run:
         _tell(_surveyed(attachment), as_json)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from control.facts import PoolFacts
 from control.points import WorkerCursor
 from control.types import Capability, Role, WorkerRoute
 from engine.readings import DeviceReading, MeterReading
@@ -44,11 +45,12 @@ class Observation:
 class FleetStep:
     """One order for one worker, under a fencing version. Idempotent: it says what must hold, not what to change."""
 
-    verb: str  # place | flip | drain | undrain
+    verb: str  # place | flip | drain | undrain; scale: of a pool without fixed workers
     worker_id: str
     role: Role
     fence: int
     reason: str = ""
+    size: int | None = None  # scale: how many workers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +121,17 @@ class Routed(Protocol):
 def is_followed(fleet: Fleet) -> bool:
     """Others change it too: what is desired of it is what it is, but for commands under way."""
     return isinstance(fleet, Foreign) and not isinstance(fleet, Routed)
+
+
+@runtime_checkable
+class Steered(Foreign, Protocol):
+    """A foreign fleet that is changed through what steers it. Orders are given only while a command is under way."""
+
+    max_pool: int
+    limit_s: float  # in which a command must be seen to hold
+
+    def pools(self) -> Mapping[Role, PoolFacts]:
+        """Those that have a size and no fixed workers; of other fleets none."""
 
 
 def is_observed_only(fleet: Fleet) -> bool:

@@ -16,7 +16,16 @@ import msgspec
 from control.errors import CommandRefused
 from control.fleets.attached.dialects import DIALECTS
 from control.fleets.attached.ledger import EngineIdentity
-from control.fleets.attached.targets import FileTargets, ListedTargets, Target, TargetSource, parse_target
+from control.fleets.attached.steering.controllers import FORM, WITHOUT_PAGES, Address, address_of
+from control.fleets.attached.targets import (
+    MAX_TARGETS,
+    FileTargets,
+    ListedTargets,
+    RosterTargets,
+    Target,
+    TargetSource,
+    parse_target,
+)
 from control.fleets.attached.types import Attachment, Permission
 from control.types import Role
 from engine.device_catalogue import device_spec, model_spec
@@ -30,6 +39,8 @@ DTYPE_BYTES: Final = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "float8":
 LEAST_EVERY_S: Final = 0.5
 LONGEST_EVERY_S: Final = 60.0
 LARGEST_PEAK: Final = 1e18
+LONGEST_LIMIT_S: Final = 3600.0
+KINDS: Final = frozenset(DIALECTS) | WITHOUT_PAGES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +52,7 @@ class Plan:
     work: ModelWork | None
     device: DeviceInfo
     allowed: tuple[Permission, ...] = ()
+    controller: Address | None = None
 
     def identity(self, target: Target) -> EngineIdentity:
         return EngineIdentity(
@@ -61,25 +73,41 @@ def plan_of(attachment: Attachment, allowed: Sequence[Permission] = ()) -> Plan:
     """Raises CommandRefused; nothing has been asked of any engine yet."""
     if not NAME.fullmatch(attachment.name):
         raise _refused("name", attachment.name, f"{NAME.pattern}")
-    if attachment.kind not in DIALECTS:
-        raise _refused("kind", attachment.kind, ", ".join(sorted(DIALECTS)))
+    if attachment.kind not in KINDS:
+        raise _refused("kind", attachment.kind, ", ".join(sorted(KINDS)))
     if not LEAST_EVERY_S <= attachment.every_s <= LONGEST_EVERY_S:
         raise _refused("every_s", attachment.every_s, f"{LEAST_EVERY_S:g}..{LONGEST_EVERY_S:g}")
     if not 1 <= attachment.devices_per_worker <= 1024:
         raise _refused("devices_per_worker", attachment.devices_per_worker, "1..1024")
-    if bool(attachment.targets) == bool(attachment.targets_file):
-        raise CommandRefused("give targets, or a file of targets", field="targets", bound="one of the two")
+    if not 1 <= attachment.max_workers <= MAX_TARGETS:
+        raise _refused("max_workers", attachment.max_workers, f"1..{MAX_TARGETS}")
+    if not 1 <= attachment.limit_s <= LONGEST_LIMIT_S:
+        raise _refused("limit_s", attachment.limit_s, f"1..{LONGEST_LIMIT_S:g}")
+    if [bool(attachment.targets), bool(attachment.targets_file), bool(attachment.controller)].count(True) != 1:
+        raise CommandRefused(
+            "give targets, or a file of targets, or a controller that lists them", field="targets", bound="one of them"
+        )
+    if attachment.kind in WITHOUT_PAGES and not attachment.controller:
+        raise CommandRefused(f"{attachment.kind} is attached by its controller", field="controller", bound=FORM)
+    controller = address_of(attachment) if attachment.controller else None
     if attachment.token_file and not Path(attachment.token_file).is_file():
         raise _refused("token_file", attachment.token_file, "a file")
-    listed = attachment.targets
-    source = (
-        ListedTargets(map(parse_target, listed)) if listed else FileTargets(Path(attachment.targets_file).absolute())
-    )
+    source = _source_of(attachment)
     if attachment.kind == "openai":
         _check_all_mixed(source)
     dtype, work = _work_of(attachment)
     device = _device_of(attachment, dtype)
-    return Plan(attachment=attachment, source=source, work=work, device=device, allowed=tuple(allowed))
+    return Plan(
+        attachment=attachment, source=source, work=work, device=device, allowed=tuple(allowed), controller=controller
+    )
+
+
+def _source_of(attachment: Attachment) -> TargetSource:
+    if attachment.controller:
+        return RosterTargets()
+    if attachment.targets:
+        return ListedTargets(map(parse_target, attachment.targets))
+    return FileTargets(Path(attachment.targets_file).absolute())
 
 
 def _check_all_mixed(source: TargetSource) -> None:

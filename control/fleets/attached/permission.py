@@ -11,10 +11,11 @@ from types import MappingProxyType
 from typing import Final
 
 from control.errors import CommandRefused, NotAllowed
+from control.fleets.attached.steering.controllers import controller_can
 from control.fleets.attached.types import Attachment, Permission
 from control.types import Capability
 
-#: Beyond observing, which every kind can.
+#: Beyond observing, which every kind can; where a controller steers the fleet, what that can counts in its place.
 DECLARED: Final[Mapping[str, frozenset[Capability]]] = MappingProxyType(
     {
         # With NIXL on both sides (`kv_both`) a vLLM server's role is its router's decision alone.
@@ -27,7 +28,8 @@ DECLARED: Final[Mapping[str, frozenset[Capability]]] = MappingProxyType(
 
 def can_of(attachment: Attachment) -> frozenset[Capability]:
     """All that could be allowed of this fleet."""
-    return DECLARED.get(attachment.kind, frozenset()) | {Capability.OBSERVE}
+    by_us = DECLARED.get(attachment.kind, frozenset())
+    return (controller_can(attachment) if attachment.controller else by_us) | {Capability.OBSERVE}
 
 
 def acting(attachment: Attachment, allowed: Sequence[Permission]) -> frozenset[Capability]:

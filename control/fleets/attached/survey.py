@@ -17,22 +17,36 @@ from control.fleets.attached.attachment import Plan
 from control.fleets.attached.dialects import DIALECTS, page_url, read_page
 from control.fleets.attached.exposition import PageError
 from control.fleets.attached.scraper import fetch_page
-from control.fleets.attached.targets import Target
-from control.fleets.attached.types import EngineSurvey, Survey
+from control.fleets.attached.steering.controllers import WITHOUT_PAGES, Address, open_steering
+from control.fleets.attached.steering.roster import Member, Roster, targets_of
+from control.fleets.attached.targets import RosterTargets, Target
+from control.fleets.attached.types import EngineSurvey, Finding, Survey
 
 #: Looks at the same time.
 MAX_AT_ONCE: Final = 32
 MAX_VERSION_BYTES: Final = 4096
 #: Where engines say their version, and under which key.
+#: What shows the work of workers whose controller tells only that they are there.
+REMEDIES: Final = {
+    "dynamo": "its mock workers export none; attach real ones (dynamo.vllm) once more, as --kind vllm by their pages",
+    "ray-serve": "attach the metrics pages of its Serve LLM engines a second time, as --kind vllm",
+}
 VERSION_AT: Final = {"vllm": ("/version", "version"), "sglang": ("/get_server_info", "version")}
 
 
 async def survey(plan: Plan) -> Survey:
     """Look once at every target."""
+    attachment = plan.attachment
+    if plan.controller is not None:
+        roster = await _roster(plan.controller)
+        if attachment.kind in WITHOUT_PAGES:
+            listed = tuple(_as_listed(each, roster.version, attachment.kind) for each in roster.members)
+            return Survey(name=attachment.name, kind=attachment.kind, engines=listed, notes=notes_of(plan, listed))
+        assert isinstance(plan.source, RosterTargets)
+        plan.source.listed = targets_of(roster.members)
     gate = asyncio.Semaphore(MAX_AT_ONCE)
     async with httpx.AsyncClient(trust_env=False, follow_redirects=False) as client:
         found = await asyncio.gather(*(_look(plan, target, client, gate) for target in plan.source.targets()))
-    attachment = plan.attachment
     return Survey(name=attachment.name, kind=attachment.kind, engines=tuple(found), notes=notes_of(plan, found))
 
 
@@ -53,6 +67,30 @@ def notes_of(plan: Plan, engines: Sequence[EngineSurvey]) -> tuple[str, ...]:
     for missing in sorted({"prefill", "decode"} - roles) if "mixed" not in roles else ():
         notes.append(f"no {missing} engine answers: that phase has no line of its own")
     return tuple(notes)
+
+
+async def _roster(address: Address) -> Roster:
+    """As the controller lists them. Raises FleetError."""
+    steering = open_steering(address)
+    try:
+        return await steering.look()
+    finally:
+        await steering.close()
+
+
+def _as_listed(member: Member, version: str, kind: str) -> EngineSurvey:
+    """What is known of a worker that has no page which we read: where it is, and what will stay unknown."""
+    return EngineSurvey(
+        worker_id=member.worker_id,
+        url=member.metrics_url,
+        role=member.role.value,
+        version=version,
+        problem=member.reason,
+        missing=tuple(
+            Finding(quantity=each, state="absent", series=f"no series of {each} by worker", remedy=REMEDIES[kind])
+            for each in ("prefill_tokens", "decode_tokens", "kv_usage", "num_running")
+        ),
+    )
 
 
 async def _look(plan: Plan, target: Target, client: httpx.AsyncClient, gate: asyncio.Semaphore) -> EngineSurvey:

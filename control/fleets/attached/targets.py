@@ -103,6 +103,17 @@ class ListedTargets:
         return self._targets
 
 
+class RosterTargets:
+    """As what steers the fleet lists its engines: whoever looks there sets them."""
+
+    def __init__(self) -> None:
+        self.problem = "not looked at yet"
+        self.listed: tuple[Target, ...] = ()
+
+    def targets(self) -> tuple[Target, ...]:
+        return self.listed
+
+
 class FileTargets:
     """A file that somebody else keeps: read again when it has changed. Raises CommandRefused if it is bad at first."""
 

@@ -12,7 +12,7 @@ from control.types import Capability
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attachment:
-    """One attached fleet as it was asked for. Exactly one of `targets` and `targets_file`."""
+    """One attached fleet as it was asked for. Its workers come from `targets`, `targets_file`, or its `controller`."""
 
     name: str
     kind: str
@@ -27,6 +27,10 @@ class Attachment:
     every_s: float = 2.0
     simulated: bool = False
     token_file: str = ""
+    controller: str = ""  # KIND=URL: what lists its workers, and what orders go through
+    controller_token: str = ""  # where a token for it is: a file, or env:NAME of the plane
+    max_workers: int = 16  # of one pool, for what we ask for
+    limit_s: float = 60.0  # in which a change must be seen, or it has failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

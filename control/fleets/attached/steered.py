@@ -1,0 +1,142 @@
+"""A foreign fleet whose workers are listed, and changed, by what steers it: a router, Ray Serve, Dynamo's connector.
+
+As `AttachedFleet`, with the controller's list as the registry. Decided here: what an order needs to be allowed, that
+each order is followed by a look (so that what was accepted and does not show is failed), and what is known of workers
+without a metrics page. How a controller is asked is `steering`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Final
+
+import msgspec
+
+from control.errors import FleetError
+from control.facts import PoolFacts
+from control.fleets.attached.attachment import Plan
+from control.fleets.attached.engine_page import EnginePage
+from control.fleets.attached.fleet import AttachedFleet
+from control.fleets.attached.ledger import Ledger
+from control.fleets.attached.scraper import SILENT_LOOKS
+from control.fleets.attached.steering.roster import Member, Roster, Steering, targets_of
+from control.fleets.attached.targets import RosterTargets, Target
+from control.fleets.base import FleetStep, Observation, StepOutcome, WorkerLife
+from control.types import Capability, Role, WorkerState
+from engine.readings import MeterReading
+
+#: Any of these, allowed, lets an order through.
+NEEDS: Final = {
+    "scale": {Capability.RESIZE},
+    "flip": {Capability.FLIP, Capability.RESIZE},
+    "drain": {Capability.DRAIN, Capability.RESIZE},
+    "undrain": {Capability.DRAIN, Capability.RESIZE, Capability.FLIP},
+}
+
+
+class SteeredFleet(AttachedFleet):
+    """`plan.source` is a RosterTargets, which this keeps up."""
+
+    def __init__(self, plan: Plan, steering: Steering, now: Callable[[], float] = time.time) -> None:
+        super().__init__(plan, now)
+        assert isinstance(plan.source, RosterTargets)
+        self.max_pool = plan.attachment.max_workers
+        self.limit_s = plan.attachment.limit_s
+        self._source = plan.source
+        self._steering = steering
+        self._roster = Roster()
+        self._members: dict[str, Member] = {}
+        self._ledgers: dict[str, Ledger] = {}  # of workers without a page
+        self._num_failed = 0
+        self._task: asyncio.Task[None] | None = None
+        self._on_change: Callable[[], None] = lambda: None
+
+    async def start(self, on_change: Callable[[], None]) -> None:
+        self._on_change = on_change
+        await self._look()
+        await super().start(on_change)
+        self._task = asyncio.create_task(self._keep_looking(), name=f"roster of {self.fleet_id}")
+
+    def pools(self) -> Mapping[Role, PoolFacts]:
+        return self._roster.pools
+
+    async def observe(self, now_unix_s: float) -> Observation:
+        """As the pages say; role and state as the controller says."""
+        seen = await super().observe(now_unix_s)
+        readings = [_as_listed(each, self._members.get(each.worker_id)) for each in seen.readings]
+        bare = [self._bare(name, ledger, now_unix_s) for name, ledger in self._ledgers.items()]
+        lives = (*seen.lives, *(WorkerLife(worker_id=name) for name in self._ledgers))
+        return replace(seen, readings=(*readings, *(each for each in bare if each is not None)), lives=lives)
+
+    async def apply(self, step: FleetStep) -> StepOutcome:
+        """Ask, then look at once: whoever accepts an order and shows another state has not obeyed."""
+        if not self.capabilities & NEEDS.get(step.verb, set()):
+            why = self.refusals.get(Capability.RESIZE.value, f"{step.verb} is not known here")
+            return StepOutcome(accepted=False, detail=why, retry_helps=False)
+        try:
+            outcome = await self._steering.apply(step)
+        except FleetError as error:
+            return StepOutcome(accepted=False, detail=error.detail)
+        await self._look()
+        pool = self._roster.pools.get(step.role)
+        if outcome.accepted and step.verb == "scale" and pool and pool.target not in (None, step.size):
+            detail = f"it was accepted, and the size it is set to is {pool.target}: not obeyed"
+            return StepOutcome(accepted=False, detail=detail, retry_helps=False)
+        return outcome
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._steering.close()
+        await super().close()
+
+    async def _keep_looking(self) -> None:
+        while True:
+            await asyncio.sleep(self.plan.attachment.every_s)
+            await self._look()
+
+    async def _look(self) -> None:
+        """Never raises: what was known stays, and why there is nothing newer is told."""
+        try:
+            self._roster = await self._steering.look()
+        except FleetError as error:
+            self._source.problem, self._num_failed = error.detail, self._num_failed + 1
+            return
+        self._source.problem, self._num_failed = "", 0
+        before = self._members
+        self._members = {each.worker_id: each for each in self._roster.members}
+        self._source.listed = targets_of(self._members.values())
+        at_unix_s = self._now()
+        bare = {name: each for name, each in self._members.items() if not each.metrics_url}
+        self._ledgers = {name: self._ledger(each) for name, each in bare.items()}
+        for name, each in bare.items():
+            self._ledgers[name].add(EnginePage(model_id=each.model_id), each.role, at_unix_s)
+        if {(m.worker_id, m.role, m.state) for m in before.values()} != {
+            (m.worker_id, m.role, m.state) for m in self._members.values()
+        }:
+            self._on_change()
+
+    def _ledger(self, member: Member) -> Ledger:
+        known = self._ledgers.get(member.worker_id)
+        if known is not None:
+            return known
+        target = Target(worker_id=member.worker_id, url=self.plan.attachment.controller, role=member.role)
+        return Ledger(self.plan.identity(target), self._cursors.get(member.worker_id))
+
+    def _bare(self, name: str, ledger: Ledger, now_unix_s: float) -> MeterReading | None:
+        member = self._members[name]
+        is_known = self._num_failed < SILENT_LOOKS
+        state = member.state if is_known else WorkerState.FAILED
+        reason = member.reason if is_known else self._source.problem
+        return ledger.reading(now_unix_s, is_alive=is_known, state=state, reason=reason)
+
+
+def _as_listed(reading: MeterReading, member: Member | None) -> MeterReading:
+    """A page does not know whether its router sends anything here."""
+    if member is None or not reading.alive:
+        return reading
+    return msgspec.structs.replace(reading, role=member.role, state=member.state, reason=member.reason)

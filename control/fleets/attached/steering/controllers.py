@@ -1,0 +1,143 @@
+"""What can steer a fleet: by kind, what it can do, and how its address is written.
+
+`sglang-router=http://HOST:PORT` (`?switch=engine`: engines are told their role too), `smg=http://HOST:PORT`,
+`ray-serve=http://HEAD:8265/APPLICATION` (`?prefill=NAME&decode=NAME`: its deployments),
+`prometheus=http://HOST:9090?query=PROMQL` (`&role=LABEL&prefill=VALUE&decode=VALUE`: which label says the role),
+`dynamo=http://FRONTEND:8000` (`?etcd=http://HOST:2379&namespace=NAME`: its virtual connector).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+from urllib.parse import parse_qsl, urlsplit
+
+from control.errors import CommandRefused
+from control.fleets.attached.steering.calls import Caller
+from control.fleets.attached.steering.dynamo import DynamoSteering
+from control.fleets.attached.steering.prometheus import PrometheusSteering
+from control.fleets.attached.steering.ray_serve import RayServeSteering
+from control.fleets.attached.steering.roster import Steering
+from control.fleets.attached.steering.sglang_router import SglangRouterSteering
+from control.fleets.attached.types import Attachment
+from control.types import Capability, Role
+
+FORM: Final = "KIND=URL, KIND one of sglang-router, smg, ray-serve, dynamo, prometheus"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """Of one controller. `options` are those that its kind takes."""
+
+    kind: str
+    url: str
+    path: str
+    options: Mapping[str, str]
+    token: str = ""
+    limit_s: float = 60.0
+
+    def caller(self) -> Caller:
+        return Caller(self.url, self.token)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """One kind of controller. `dialects`: kinds of fleets that it steers."""
+
+    can: frozenset[Capability]
+    options: tuple[str, ...]
+    dialects: tuple[str, ...]
+    open: Callable[[Address], Steering]
+
+
+def _router(address: Address) -> Steering:
+    in_place, switch = address.kind == "smg", address.options.get("switch") == "engine"
+    return SglangRouterSteering(address.caller(), in_place=in_place, switch=switch, limit_s=address.limit_s)
+
+
+def _ray_serve(address: Address) -> Steering:
+    names = {role: address.options[role.value] for role in Role if role.value in address.options}
+    return RayServeSteering(address.caller(), address.path.strip("/") or "default", names)
+
+
+def _dynamo(address: Address) -> Steering:
+    etcd = address.options.get("etcd")
+    namespace = address.options.get("namespace", "dynamo")
+    return DynamoSteering(address.caller(), Caller(etcd, "") if etcd else None, namespace)
+
+
+def _prometheus(address: Address) -> Steering:
+    query, label = address.options.get("query", "up"), address.options.get("role", "role")
+    words = {address.options[role]: role for role in ("prefill", "decode", "mixed") if role in address.options}
+    return PrometheusSteering(address.caller(), query, label, words)
+
+
+_POOL: Final = frozenset({Capability.RESIZE, Capability.FLIP, Capability.DRAIN})
+_ENGINES: Final = ("sglang", "vllm")
+CONTROLLERS: Final[Mapping[str, Kind]] = MappingProxyType(
+    {
+        "sglang-router": Kind(can=_POOL, options=("switch",), dialects=_ENGINES, open=_router),
+        "smg": Kind(can=_POOL, options=(), dialects=_ENGINES, open=_router),
+        "ray-serve": Kind(
+            can=frozenset({Capability.RESIZE}),
+            options=("prefill", "decode", "mixed"),
+            dialects=("ray-serve",),
+            open=_ray_serve,
+        ),
+        "prometheus": Kind(
+            can=frozenset(),
+            options=("query", "role", "prefill", "decode", "mixed"),
+            dialects=_ENGINES,
+            open=_prometheus,
+        ),
+        "dynamo": Kind(
+            can=frozenset({Capability.RESIZE}), options=("etcd", "namespace"), dialects=("dynamo",), open=_dynamo
+        ),
+    }
+)
+#: Kinds of fleets whose workers have no page that we read: what is known of them is their controller's word.
+WITHOUT_PAGES: Final = frozenset({"ray-serve", "dynamo"})
+
+
+def controller_can(attachment: Attachment) -> frozenset[Capability]:
+    """What can be done through its controller; nothing where it has none."""
+    kind, _, url = attachment.controller.partition("=")
+    found = CONTROLLERS.get(kind)
+    if found is None or (kind == "dynamo" and "etcd=" not in url):
+        return frozenset()
+    return found.can
+
+
+def address_of(attachment: Attachment) -> Address:
+    """Raises CommandRefused, which names what is wrong."""
+    kind, equals, url = attachment.controller.partition("=")
+    if not equals or kind not in CONTROLLERS:
+        raise CommandRefused(f"a controller is {FORM}", field="controller", value=kind, bound=FORM)
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise CommandRefused("a controller has an http address", field="controller", value=kind, bound=FORM)
+    if parts.username or parts.password:
+        raise CommandRefused("its address holds a password: name a file or env:NAME", field="controller", value=kind)
+    options = dict(parse_qsl(parts.query))
+    unknown = sorted(set(options) - set(CONTROLLERS[kind].options))
+    if unknown:
+        bound = ", ".join(CONTROLLERS[kind].options) or "none"
+        raise CommandRefused(f"{kind} takes no {unknown[0]}", field="controller", value=unknown[0], bound=bound)
+    if attachment.kind not in CONTROLLERS[kind].dialects:
+        bound = ", ".join(CONTROLLERS[kind].dialects)
+        raise CommandRefused(f"{kind} steers no {attachment.kind}", field="kind", value=attachment.kind, bound=bound)
+    return Address(
+        kind=kind,
+        url=f"{parts.scheme}://{parts.netloc}",
+        path=parts.path,
+        options=options,
+        token=attachment.controller_token,
+        limit_s=attachment.limit_s,
+    )
+
+
+def open_steering(address: Address) -> Steering:
+    """Asks nothing yet."""
+    return CONTROLLERS[address.kind].open(address)

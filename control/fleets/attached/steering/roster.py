@@ -1,0 +1,52 @@
+"""Who is in a fleet by the word of what steers it, and what can be asked of that. Nothing is decided here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from control.facts import PoolFacts
+from control.fleets.attached.targets import Target
+from control.fleets.base import FleetStep, StepOutcome
+from control.types import Role, WorkerState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One worker. `metrics_url`: of its own page; "" when it has none."""
+
+    worker_id: str
+    role: Role
+    state: WorkerState = WorkerState.READY
+    reason: str = ""
+    metrics_url: str = ""
+    model_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roster:
+    """All workers at one look. `pools`: of a fleet whose pools have sizes and no fixed workers; else empty."""
+
+    members: tuple[Member, ...] = ()
+    pools: Mapping[Role, PoolFacts] = field(default_factory=dict)
+    version: str = ""
+
+
+class Steering(Protocol):
+    """What steers one fleet. Roles here are prefill, decode and mixed only."""
+
+    async def look(self) -> Roster:
+        """Raises FleetError when it does not answer, or says what cannot be understood."""
+
+    async def apply(self, step: FleetStep) -> StepOutcome:
+        """Ask for one change, and look whether it was obeyed where that shows at once. Raises FleetError."""
+
+    async def close(self) -> None: ...
+
+
+def targets_of(members: Iterable[Member]) -> tuple[Target, ...]:
+    """Those that have a page of their own."""
+    return tuple(
+        Target(worker_id=each.worker_id, url=each.metrics_url, role=each.role) for each in members if each.metrics_url
+    )
