@@ -195,10 +195,9 @@ class Session:
             self._num_moves[place] += 1
             self.chart_delays_s.append(time.time() - at)
 
-    @property
-    def num_live_charts(self) -> int:
-        """Those that moved again and again; the day's strip is drawn once a minute."""
-        return sum(num > 2 for num in self._num_moves.values())
+    def num_live_charts(self, watched_s: float) -> int:
+        """Those that moved at least every 10 s; the day's strip is drawn once a minute."""
+        return sum(num >= watched_s / 10 for num in self._num_moves.values())
 
 
 class Again:

@@ -114,7 +114,9 @@ async def watched(console: psutil.Process, sessions: list[Session], page: Any, s
         "tick_to_chart": spread(charts),
         "tick_to_screen_of_the_tab": spread(at_tab),
         "ticks_shown": round((len(at_clients) + len(at_tab)) / (wall_s * (len(sessions) + 1)), 3),
-        "charts_shown": round(len(charts) / (wall_s * max(1, sum(each.num_live_charts for each in sessions))), 3),
+        "charts_shown": round(
+            len(charts) / (wall_s * max(1, sum(each.num_live_charts(wall_s) for each in sessions))), 3
+        ),
         "reruns_per_s": round(sum(each.num_reruns for each in sessions) / wall_s, 1),
         "kib_per_s_and_session": round(sum(each.num_bytes for each in sessions) / wall_s / len(sessions) / 1024, 1),
     }
