@@ -194,18 +194,11 @@ def of_database(url: str, options: argparse.Namespace, folder: Path) -> list[dic
             size = sum(each.stat().st_size for each in folder.glob(f"{path.name}*"))
             result["KiB a tick"] = round(size / options.ticks / 1024, 1)
         results.append(result)
-    zoomed = folder / "zooms.db"
-    found = measure_zooms(url or f"sqlite:///{zoomed}", options.zoom_workers, options.days, options.zooms)
-    if not url:
-        num_values = options.zoom_workers * (86_400 * NUM_VALUES + options.days * 86_400 // 10 * NUM_ROLLED)
-        size = zoomed.stat().st_size
-        found |= {"MB on disk": round(size / 1e6), "bytes a stored value": round(size / num_values, 2)}
-    found |= plain_sql(folder / "plain.db", min(20, options.zoom_workers)) | percentiles()
-    return [*results, found]
-
-
-#: Values that a generated second has, and a bucket of 10 s; the coarser ones add a fifth and are not counted.
-NUM_VALUES, NUM_ROLLED = 12 + 2 * 9, 24 + 2 * 25
+    if options.zooms:
+        zoomed = url or f"sqlite:///{folder / 'zooms.db'}"
+        found = measure_zooms(zoomed, options.zoom_workers, options.days, options.zooms)
+        results.append(found | plain_sql(folder / "plain.db", min(20, options.zoom_workers)))
+    return [*results, percentiles()]
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ from control.history.marks import read_marks
 from control.history.points import LineIds, PointBatch, line_ids, upsert
 from control.history.postgresql import ANSWER_LIMIT_S, WRITE_LIMIT_S
 from control.history.requests import RequestFilter, RequestQuery
-from control.history.retention import Retention, prune_events, prune_intervals, prune_points, prune_records
+from control.history.retention import Retention, prune_events, prune_intervals, prune_points, prune_records, used_bytes
 from control.history.series import SeriesQuery, read_good_counts, read_series
 from control.history.tail import Tail
 from control.history.totals import Totals, read_totals
@@ -397,6 +397,11 @@ class History:
             )
             for row in rows
         ]
+
+    def used_bytes(self) -> int:
+        """What points and their indexes take."""
+        with self._reading() as connection:
+            return used_bytes(connection)
 
     # --- upkeep -----------------------------------------------------------------------------------------------------
 
