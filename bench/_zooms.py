@@ -6,12 +6,11 @@ import random
 import sqlite3
 import time
 from collections.abc import Sequence
-from math import exp, inf, log
+from math import exp, log
 from pathlib import Path
 from typing import Final
 
 from _demo_truth import BANDS, agrees
-from control.history.database import writing
 from control.history.demo import Demo, begin, fill, shelves
 from control.history.demo_days import DAY_S, utilization
 from control.history.schema import SHELF_LINES
@@ -37,10 +36,10 @@ def measure_zooms(url: str, num_workers: int, days: int, num_zooms: int) -> dict
     """Fill an empty database, zoom, compare. Times in ms, without the comparing."""
     demo = Demo(fleet_id="zooms", until_s=UNTIL, num_workers=num_workers, days=days)
     history, begun_s, num_values = History.open(url), time.perf_counter(), 0
-    with writing(history._engine, inf) as connection:
+    with history.filling() as connection:
         begin(connection, demo)
     for shelf in shelves(demo):
-        with writing(history._engine, inf) as connection:
+        with history.filling() as connection:
             num_values += fill(connection, demo, shelf)
     result: dict[str, object] = {"zoomed workers": num_workers, "days": days, "stored values": num_values}
     result["fill s"] = round(time.perf_counter() - begun_s, 1)

@@ -9,7 +9,19 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from control.cli import alerts, attached, bench, commands, export, faults, history, lifecycle, requests, tokens
+from control.cli import (
+    alerts,
+    attached,
+    bench,
+    commands,
+    demo_history,
+    export,
+    faults,
+    history,
+    lifecycle,
+    requests,
+    tokens,
+)
 from control.cli.bottleneck import bottleneck
 from control.cli.serve import serve_fleet
 from control.cli.shell import Exit, exit_code, one_line, remote
@@ -60,6 +72,7 @@ for function, name in (
     (commands.commands, "commands"),
     (history.series, "series"),
     (export.export, "export"),
+    (demo_history.demo_history, "demo-history"),
     (history.events, "events"),
     (alerts.alerts, "alerts"),
     (requests.requests, "requests"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any, Final
 
 import msgspec
@@ -40,6 +41,7 @@ from control.history.demo_days import (
 from control.history.frames import Frame, concat, merge, roll, with_bands
 from control.history.marks import write_mark
 from control.history.points import line_ids
+from control.history.store import History
 from control.points import Line, Scope
 from control.types import WorkerState
 from engine.readings import DeviceInfo
@@ -86,8 +88,13 @@ class Template:
             self.num_values[schema.STEPS[-1]] += len(self.hours[kind]) * len(frame.columns)
 
     def _add(self, kind: Kind, step_s: int, frame: Frame) -> None:
-        for start in range(0, DAY_S, schema.CHUNK_S[step_s]):
-            part = frame.where((frame.t >= start) & (frame.t < start + schema.CHUNK_S[step_s]))
+        length_s = schema.CHUNK_S[step_s]
+        in_order = np.argsort(frame.t // length_s, kind="stable")  # within a chunk by line, as they are
+        ends = np.searchsorted(frame.t[in_order] // length_s, np.arange(DAY_S // length_s + 1))
+        for number, (first, last) in enumerate(pairwise(ends.tolist())):
+            if first == last:
+                continue
+            start, part = number * length_s, frame.where(in_order[first:last])
             rows = chunk_rows(0, kind, step_s, start, part)
             self.chunks[kind, step_s, start] = {row["name"]: row["data"] for row in rows if row["name"][0] != "#"}
             self._times[kind, step_s, start] = Frame(part.line_ids, part.t, part.bucket, {})
@@ -165,6 +172,17 @@ def _rule_seconds(num_workers: int, day: int) -> dict[Kind, Frame]:
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def fill_all(history: History, demo: Demo) -> Iterator[tuple[int, int]]:
+    """Fill a database that has no line of this fleet, shelf by shelf; after each how many are done, and of how many."""
+    with history.filling() as connection:
+        begin(connection, demo)
+    wanted = shelves(demo)
+    for done, shelf in enumerate(wanted, 1):
+        with history.filling() as connection:
+            fill(connection, demo, shelf)
+        yield done, len(wanted)
 
 
 def begin(connection: Connection, demo: Demo) -> None:

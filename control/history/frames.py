@@ -33,7 +33,7 @@ class Frame:
     def __len__(self) -> int:
         return len(self.t)
 
-    def where(self, rows: Mask) -> Frame:
+    def where(self, rows: Mask | Ints) -> Frame:
         columns = {name: values[rows] for name, values in self.columns.items()}
         return Frame(self.line_ids[rows], self.t[rows], self.bucket[rows], columns)
 

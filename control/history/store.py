@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import floor
+from math import floor, inf
 from typing import Any, Final
 
 import msgspec
@@ -397,6 +397,12 @@ class History:
             )
             for row in rows
         ]
+
+    @contextlib.contextmanager
+    def filling(self) -> Iterator[Connection]:
+        """A transaction without a limit, for what is generated and not measured."""
+        with self._writing("fill", inf) as connection:
+            yield connection
 
     def used_bytes(self) -> int:
         """What points and their indexes take."""
