@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Any, Final, TypeVar
 
 import psycopg
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL
 
 T = TypeVar("T")
@@ -81,3 +81,10 @@ def set_limit(connection: Connection, limit_s: float) -> None:
     driver: Any = connection.connection.dbapi_connection
     if isinstance(driver, BoundedConnection):
         driver.limit_s = limit_s
+
+
+def lift_limits(connection: Connection) -> None:
+    """The server's own limits, until this transaction ends."""
+    if connection.dialect.name == "postgresql":
+        for name in _SERVER:
+            connection.execute(text(f"SET LOCAL {name} = 0"))

@@ -29,7 +29,7 @@ from control.history.events import EventQuery
 from control.history.heatmaps import read_heatmap
 from control.history.marks import read_marks
 from control.history.points import LineIds, PointBatch, line_ids, upsert
-from control.history.postgresql import ANSWER_LIMIT_S, WRITE_LIMIT_S
+from control.history.postgresql import ANSWER_LIMIT_S, WRITE_LIMIT_S, lift_limits
 from control.history.requests import RequestFilter, RequestQuery
 from control.history.retention import Retention, prune_events, prune_intervals, prune_points, prune_records, used_bytes
 from control.history.series import SeriesQuery, read_good_counts, read_series
@@ -400,8 +400,10 @@ class History:
 
     @contextlib.contextmanager
     def filling(self) -> Iterator[Connection]:
-        """A transaction without a limit, for what is generated and not measured."""
+        """A transaction without a limit, for what is generated and not measured: it may stand still while numbers are
+        made."""
         with self._writing("fill", inf) as connection:
+            lift_limits(connection)
             yield connection
 
     def used_bytes(self) -> int:
