@@ -151,36 +151,65 @@ class Accountant:
         """Count one reading; True when the worker lives, so that its gauges say something."""
         before = self._cursors.get(reading.worker_id)
         if before is not None and reading.epoch < before.epoch:
-            return False  # the page of an earlier life, read late
+            self._account_late(reading, before, batch)
+            return False
         same_life = before if before is not None and before.epoch == reading.epoch else None
+        if same_life is not None and _is_stale(reading, same_life):
+            return False
         self._note_epoch(reading, batch)
-        held, jump_s = held_roles(reading, same_life), _jump_s(reading, same_life)
-        known_from = on_time_grid(same_life.known_until_unix_s + jump_s if same_life else _began_unix_s(reading))
+        held = held_roles(reading, same_life)
+        after = self._count(reading, same_life, held, batch)
+        is_open = self._count_roles(reading, before, held, after.known_until_unix_s, batch)
+        batch.events += life_events(self.fleet_id, reading, before, after.known_until_unix_s, life)
+        earlier = same_life.earlier if same_life else before and msgspec.structs.replace(before, earlier=None)
+        num_late = same_life.num_late if same_life else 0
+        self._cursors[reading.worker_id] = msgspec.structs.replace(
+            after, open=is_open, earlier=earlier, num_late=num_late
+        )
+        return reading.alive
+
+    def _account_late(self, reading: MeterReading, current: WorkerCursor, batch: _Batch) -> None:
+        """A page of the life before: what of it is not counted yet is counted where it belongs."""
+        before = current.earlier
+        if before is None or before.epoch != reading.epoch or _is_stale(reading, before):
+            return
+        held = held_roles(reading, before)
+        after = self._count(reading, before, held, batch)
+        if (after.mark, after.counters) == (before.mark, before.counters):
+            return
+        ended = max(after.known_until_unix_s, reading.role_since_unix_s)
+        batch.roles += intervals(reading.worker_id, reading.epoch, held, ended)
+        self._cursors[reading.worker_id] = msgspec.structs.replace(
+            current, earlier=after, num_late=current.num_late + 1
+        )
+
+    def _count(
+        self, reading: MeterReading, before: WorkerCursor | None, held: list[Held], batch: _Batch
+    ) -> WorkerCursor:
+        """Add what this reading says beyond `before`, of the same life; returns how far it is counted now."""
+        jump_s = _jump_s(reading, before)
+        known_from = on_time_grid(before.known_until_unix_s + jump_s if before else _began_unix_s(reading))
         until = reading.at_unix_s if reading.alive else min(reading.at_unix_s, _died_unix_s(reading))
         known = Slots(known_from, max(known_from, on_time_grid(until)))
-        counters = counted(reading, same_life.counters if same_life else {})
-        self._count_work(reading, growth(reading, same_life, counters, known), known, batch)
+        counters = counted(reading, before.counters if before else {})
+        self._count_work(reading, growth(reading, before, counters, known), known, batch)
         self._count_cover(reading, held, known, jump_s, batch)
-        histograms = self._count_latencies(reading, same_life, batch)
-        is_open = self._count_roles(reading, before, held, known.end_s, batch)
-        batch.events += life_events(self.fleet_id, reading, before, known.end_s, life)
-        self._cursors[reading.worker_id] = WorkerCursor(
+        return WorkerCursor(
             epoch=reading.epoch,
             num_records=cursor_records(reading.next_cursor),
             counters=counters,
-            histograms=histograms,
+            histograms=self._count_latencies(reading, before, batch),
             known_until_unix_s=known.end_s,
             role=reading.role,
             state=reading.state,
             role_since_unix_s=reading.role_since_unix_s,
             device_key=device_key(reading),
-            open=is_open,
+            open=False,
             resume=reading.resume,
             num_changes=reading.num_changes,
             anchor_s=reading.anchor_s,
-            jumped_s=jump_s + (same_life.jumped_s if same_life else 0.0),
+            jumped_s=jump_s + (before.jumped_s if before else 0.0),
         )
-        return reading.alive
 
     def _note_epoch(self, reading: MeterReading, batch: _Batch) -> None:
         known = self._epochs.get(reading.worker_id)
@@ -243,7 +272,8 @@ class Accountant:
         """Add what was observed since; returns the histograms that are counted now."""
         counted = before.histograms if before else {}
         second = int(reading.at_unix_s)
-        if before and len(self._cursors) > _SMALL_FLEET and second // 10 == int(before.known_until_unix_s) // 10:
+        is_large = len(self._cursors) > _SMALL_FLEET
+        if before and reading.alive and is_large and second // 10 == int(before.known_until_unix_s) // 10:
             return counted
         fleet, role, _ = lines_of(reading, reading.role)
         for kind, counts in reading.histograms.items():
@@ -290,6 +320,11 @@ class Accountant:
             for (line, key), until in self._marks.items()
             if key in devices and (line.scope != "worker" or (line.name, line.epoch) in lives)
         }
+
+
+def _is_stale(reading: MeterReading, before: WorkerCursor) -> bool:
+    """An answer that was overtaken by a newer one of the same life: all of it is counted."""
+    return on_time_grid(reading.at_unix_s) < on_time_grid(before.known_until_unix_s + _jump_s(reading, before))
 
 
 def _jump_s(reading: MeterReading, before: WorkerCursor | None) -> float:

@@ -133,10 +133,12 @@ class WorkerCursor(msgspec.Struct, frozen=True, kw_only=True):
     num_changes: int = 0  # of role and state, since the epoch began
     anchor_s: float | None = None  # `MeterReading.anchor_s` of the reading that was counted
     jumped_s: float = 0.0  # by which the worker's clock was set, in all; negative: back
+    earlier: WorkerCursor | None = None  # of the life before, which may still be told of
+    num_late: int = 0  # readings of it since this life was first seen
 
     @property
     def mark(self) -> Mark:
-        return (self.epoch, self.num_records, self.known_until_unix_s - self.jumped_s)
+        return (self.epoch, self.num_records + self.num_late, self.known_until_unix_s - self.jumped_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -152,7 +152,7 @@ class Meter:
             self._leave()
 
     def _note_change(self, role: Role, state: WorkerState, unix_s: float, mono_s: float, reason: str = "") -> None:
-        self._info.changes.append(RoleChange(role, state, unix_s, mono_s, reason[:_SHORT_REASON]))
+        self._info.changes.append(RoleChange(role, state, unix_s, on_grid(mono_s, SECONDS), reason[:_SHORT_REASON]))
         del self._info.changes[: -page.MAX_CHANGES]
         self._info.num_changes += 1
 

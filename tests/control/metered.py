@@ -9,6 +9,7 @@ from control.fleets.base import Observation, WorkerLife
 from control.points import Ingested
 from control.types import Phase, Role, WorkerState
 from engine.meter import Clock, Meter, MeterReader
+from engine.quanta import SECONDS, on_grid
 from engine.readings import DeviceInfo, DeviceReading
 from engine.types import PhaseTiming
 
@@ -25,7 +26,7 @@ class FakeWorker:
     def __init__(
         self, worker_id: str = "w0", *, device: DeviceInfo = GPU, epoch: int = 1, at_s: float = 0.0, **more: Any
     ) -> None:
-        self.now_s = at_s
+        self.now_s = self.born_s = at_s
         self.set_by_s = 0.0  # somebody set its host's clock
         self.meter = Meter.create(
             None,
@@ -48,7 +49,12 @@ class FakeWorker:
     def unix_s(self) -> float:
         return self.now_s + T0 + self.set_by_s
 
+    @property
+    def lived_s(self) -> float:
+        return on_grid(self.now_s, SECONDS) - on_grid(self.born_s, SECONDS)
+
     def place(self, role: Role) -> None:
+        self.role = role
         self.meter.set_state(role, WorkerState.READY, 1, "placed", self.unix_s)
 
     def step(
