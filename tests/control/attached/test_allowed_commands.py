@@ -1,0 +1,90 @@
+"""A fleet is attached, allowed, resized and undone through its plane; what was not allowed is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from control.attached_planes import AttachedPlanes
+from control.commands import ENDED
+from control.errors import CommandRefused
+from control.fleets.attached.types import Attachment
+from control.history.store import History
+from control.lease import this_process
+from control.plane import Plane
+from control.settings import Settings
+from control.types import Action, Capability, Command, CommandRequest, CommandState, Principal, Verb
+from tests.control.attached.fake_controllers import FakeRay, served
+from tests.control.attached.fake_engines import until
+
+ANN = Principal(name="ann", role="operator")
+
+
+@contextlib.asynccontextmanager
+async def hosted(folder: Path) -> AsyncIterator[tuple[AttachedPlanes, dict[str, Plane]]]:
+    """The planes of what is attached in this folder's history."""
+    url = f"sqlite:///{folder / 'history.db'}"
+    history = History.open(url)
+    planes: dict[str, Plane] = {}
+    settings = Settings(run_dir=folder, tick_s=0.05)
+    attached = AttachedPlanes(settings, history, planes, this_process(""), lambda: History.open(url))
+    running = asyncio.create_task(attached.run())
+    try:
+        yield attached, planes
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        history.close()
+
+
+async def seen(planes: dict[str, Plane], capability: Capability) -> Plane:
+    """The fleet's plane, once it lives with this capability and has looked."""
+
+    def is_there() -> bool:
+        plane = planes.get("theirs")
+        return plane is not None and capability in plane.fleet.capabilities and "decode" in plane.desired.pools
+
+    await until(is_there)
+    return planes["theirs"]
+
+
+async def ended(plane: Plane, action: Action) -> Command:
+    word = (await plane.preview(CommandRequest(action=action))).needs_confirmation
+    command = await plane.submit(CommandRequest(action=action, confirmation=word), ANN)
+    async with asyncio.timeout(20):
+        while command.state not in ENDED:
+            await asyncio.sleep(0.01)
+            command = await plane.command(command.command_id)
+    return command
+
+
+async def test_what_was_allowed_is_done_and_undone_and_outlives_its_plane(tmp_path: Path):
+    ray = FakeRay()
+    resize = Action(verb=Verb.RESIZE, prefill=3, decode=1)
+    async with served(ray):
+        async with hosted(tmp_path) as (attached, planes):
+            told = Attachment(name="theirs", kind="ray-serve", controller=f"ray-serve={ray.url}/pd", every_s=0.5)
+            await attached.attach(told, "ann")
+            plane = await seen(planes, Capability.OBSERVE)
+            with pytest.raises(CommandRefused, match="no operator has allowed resize of theirs"):
+                await ended(plane, resize)
+            with pytest.raises(CommandRefused, match="cannot flip"):
+                await attached.allow("theirs", Capability.FLIP, "ann")
+            info = await attached.allow("theirs", Capability.RESIZE, "ann")
+            assert [(each.capability, each.who) for each in info.allowed] == [(Capability.RESIZE, "ann")]
+            done = await ended(await seen(planes, Capability.RESIZE), resize)
+            assert done.state is CommandState.DONE
+            assert ray.targets == {"Prefill:m": 3, "Decode:m": 1, "Ingress": 1}
+        async with hosted(tmp_path) as (attached, planes):
+            plane = await seen(planes, Capability.RESIZE)
+            undone = await ended(plane, Action(verb=Verb.UNDO, command_id=done.command_id))
+            assert undone.state is CommandState.DONE
+            assert ray.targets == {"Prefill:m": 1, "Decode:m": 2, "Ingress": 1}
+            await attached.forbid("theirs", Capability.RESIZE)
+            await until(lambda: planes.get("theirs") not in (None, plane) and planes["theirs"].observed)
+            with pytest.raises(CommandRefused, match="no operator has allowed"):
+                await ended(planes["theirs"], resize)
