@@ -30,9 +30,10 @@ from app.layers import (
     y_value,
 )
 
-__all__ = ["Spec", "day_strip", "explore", "lines", "role_steps", "routing_steps", "stages", "timeline"]
+__all__ = ["Spec", "day_strip", "explore", "limited", "lines", "role_steps", "routing_steps", "stages", "timeline"]
 
 LANE_PX = 36
+BAND_PX = 18
 
 
 @cache
@@ -134,6 +135,33 @@ def routing_steps(num_lanes: int) -> Spec:
     }
     pin = {"data": {"name": "span"}, "mark": {"type": "point", "opacity": 0}, "encoding": {"x": x, "y": y}}
     return {"height": LANE_PX * num_lanes, "layer": [pin, line, labels], "padding": PADDING, "config": CONFIG}
+
+
+@cache
+def limited() -> Spec:
+    """What limited, as a band under the same time axis. Datasets: live, span."""
+    x = x_time(axis={**X_AXIS, "labels": False, "ticks": False, "grid": False})
+    extent = {"field": "value", "type": "quantitative", "scale": {"nice": False}, "axis": None}
+    pin = {"data": {"name": "span"}, "mark": {"type": "point", "opacity": 0}, "encoding": {"x": x, "y": extent}}
+    at, limits = {**x, "field": "start"}, {"type": "rect", "height": BAND_PX, "y": BAND_PX / 2, "stroke": "transparent"}
+    color = {"expr": f"datum.none ? '{theme.OK}' : '{theme.ATTENTION}'"}
+    text = {"type": "text", "tooltip": None, "align": "left", "dx": 6, "y": BAND_PX / 2, "fontSize": 11}
+    bars = {
+        "data": {"name": "live"},
+        "mark": {**limits, "color": color, "fillOpacity": {"expr": "datum.none ? 0.12 : 0.3"}},
+        "encoding": {
+            "x": at,
+            "x2": {"field": "end"},
+            "tooltip": {"field": "words", "type": "nominal", "title": "Limits"},
+        },
+    }
+    names = {
+        "data": {"name": "live"},
+        "mark": {**text, "color": theme.MIXED},
+        "encoding": {"x": at, "text": {"field": "label", "type": "nominal"}},
+    }
+    padding = {**PADDING, "left": PADDING["left"] + AXIS_PX, "top": 0}
+    return {"height": BAND_PX, "layer": [pin, bars, names], "padding": padding, "config": CONFIG}
 
 
 @cache

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from app import cards, charts, draw, figures, format, frames, happened, lines, routing_steps, session, zones
+from app import cards, charts, draw, figures, format, frames, happened, limited, lines, routing_steps, session, zones
 from app.happened import Happened
+from app.limited import Limited
 from app.lines import Basis, LineSpec
 from app.routing_steps import Lane
 from app.source import Hub
@@ -61,6 +62,7 @@ class Shown:
     lines: Mapping[str, bytes]  # datasets
     role_legend: str
     roles: Mapping[str, bytes]
+    limited: Mapping[str, bytes]  # empty: no verdict on the bottleneck is known
     lanes: tuple[Lane, ...]  # none: no command that could tell is known
     routing: Mapping[str, bytes]
     compared: str  # what is grey, and the difference in words; "" while nothing is compared
@@ -113,13 +115,14 @@ def _shown(snapshot: FleetSnapshot, chosen: Chosen, past: tuple[float, float] | 
     title = words_of(basis) + (f", mean of {_range_words(past)}" if past else "")
     series = found.roles.series if found.roles else ()
     held = [each for each in series if frames.largest([("", each.points)])]
-    lanes = found.happened.lanes(since)
+    lanes, limiting = found.happened.lanes(since), found.happened.limited(since)
     return Shown(
         title=title,
         legend=cards.legend(legend, title),
         lines=_line_data(snapshot, chosen, named, found, since),
         role_legend=cards.legend(_role_legend(snapshot, held, past), "Workers per role"),
         roles=_role_data(snapshot, held, found.happened, since),
+        limited=_limited_data(limiting, since, until),
         lanes=lanes,
         routing=routing_steps.datasets(lanes, since, until),
         compared=_compared(chosen, named, found),
@@ -140,6 +143,9 @@ def _draw(snapshot: FleetSnapshot, chosen: Chosen, past: tuple[float, float] | N
         st.caption(shown.compared)
     if chosen.blended:
         st.caption(f"Grey, blended: {lines.blended_words(snapshot)}")
+    if shown.limited:
+        st.html(cards.legend([], "What limited"))
+        draw.chart(charts.limited(), shown.limited, key="limited", alt="What limited the fleet over the same time.")
     st.html(shown.role_legend)
     draw.chart(
         charts.role_steps(96), shown.roles, key="role_steps", alt="Workers per role over the same time, as steps."
@@ -218,6 +224,12 @@ def _line_data(
         "zones": zones.dataset(snapshot.ceilings, chosen.lines, chosen.basis, top),
         **found.happened.marks(since),
     }
+
+
+def _limited_data(found: Sequence[Limited], since: float, until: float) -> dict[str, bytes]:
+    if not found:
+        return {}
+    return {"live": limited.dataset(found, since, until), "span": frames.span(since, until, 1.0)}
 
 
 def _role_data(snapshot: FleetSnapshot, held: Sequence[Series], found: Happened, since: float) -> dict[str, bytes]:
