@@ -6,9 +6,11 @@ import asyncio
 import base64
 import contextlib
 import json
+import os
 import secrets
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ from typing import Any
 import httpx
 
 from _deployment import ROOT, free_ports
-from _peers import FAKE_STEP_S, PEERS, Dynamo, Peer, low_ports
+from _peers import FAKE_STEP_S, PEERS, READY_LIMIT_S, Dynamo, Peer, PeerFailed, low_ports
 
 RAY = "2.60.0"
 ETCD = PEERS / "etcd" / "usr" / "bin" / "etcd"
@@ -193,6 +195,37 @@ class PromPeer(Peer):
     def is_whole(self) -> bool:
         found = self.get("/api/v1/query?query=up")
         return found is not None and len(found.get("data", {}).get("result", [])) == 3
+
+
+@dataclass(frozen=True, slots=True)
+class LonePlane:
+    """A plane without workers, gateways and console, and how to talk to it."""
+
+    url: str
+    token: str
+
+
+@contextmanager
+def lone_plane() -> Iterator[LonePlane]:
+    """The product's own process. Raises PeerFailed with its log."""
+    with tempfile.TemporaryDirectory(prefix="phaseline-peers-") as folder:
+        run_dir, (port,) = Path(folder), free_ports(1)
+        told = {"RUN_DIR": folder, "FLEET_KIND": "none", "API_PORT": str(port)}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PHASELINE_")}
+        environment |= {f"PHASELINE_{name}": value for name, value in told.items()} | {"PYTHONPATH": str(ROOT)}
+        with (run_dir / "plane.log").open("ab") as log:
+            command = [sys.executable, "-m", "control.plane_main"]
+            plane = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log)
+        try:
+            token, deadline_s = run_dir / "secrets" / "operator_token", time.monotonic() + READY_LIMIT_S
+            while not (token.exists() and b"active under fence" in (run_dir / "plane.log").read_bytes()):
+                if plane.poll() is not None or time.monotonic() > deadline_s:
+                    raise PeerFailed(f"the plane did not start: {(run_dir / 'plane.log').read_text()[-2000:]}")
+                time.sleep(0.1)
+            yield LonePlane(f"http://127.0.0.1:{port}", token.read_text().strip())
+        finally:
+            plane.terminate()
+            plane.wait(30)
 
 
 @dataclass(slots=True)

@@ -20,8 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from _deployment import Deployment, deployment
-from _peer_systems import PromPeer, RayServe, SizedDynamo, asked
+from _peer_systems import LonePlane, PromPeer, RayServe, SizedDynamo, asked, lone_plane
 from _peers import PeerFailed, SglangRouter, running
 from control.client import Attachment, PhaselineClient
 from control.errors import ControlError
@@ -37,11 +36,9 @@ class Unmet(Exception):
 class Site:
     """One attached fleet, and what was found of it."""
 
-    def __init__(self, fleet: Deployment, name: str) -> None:
+    def __init__(self, fleet: LonePlane, name: str) -> None:
         self.fleet, self.name = fleet, name
-        token = (fleet.run_dir / "secrets" / "operator_token").read_text().strip()
-        url = f"http://127.0.0.1:{fleet.environment['PHASELINE_API_PORT']}"
-        self.client = PhaselineClient(url, token, fleet_id=name)
+        self.client = PhaselineClient(fleet.url, fleet.token, fleet_id=name)
         self.findings: list[tuple[str, str]] = []
 
     def attach(self, **told: Any) -> None:
@@ -239,7 +236,7 @@ def main() -> int:
             SYSTEMS[name][0].set_up()
         return 0
     results: dict[str, Any] = {}
-    with deployment("--fleet", "none") as fleet:
+    with lone_plane() as fleet:
         for name in options.only:
             print(f"{name}:", flush=True)
             site = Site(fleet, name)
