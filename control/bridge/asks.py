@@ -81,7 +81,7 @@ class Asks(Peers):
             if self._works.get(work.key) is work:
                 self._fail(work, code_of(error), str(error))
         except EngineAway as error:
-            if not await self.http.is_there():
+            if await self.http.is_there() is False:
                 if self.epoch == epoch:
                     self.down(str(error))
             elif self._works.get(work.key) is work:

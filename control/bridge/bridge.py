@@ -33,8 +33,8 @@ from engine.types import Role, WorkerState
 
 log = logging.getLogger("phaseline.bridge")
 PROBE_EVERY_S: Final = 1.0
-#: Probes without an answer before an engine that holds its connections open counts as gone.
-SILENT_PROBES: Final = 3
+#: An engine that answers no probe for so long counts as gone, as a worker of ours that is silent without a proof does.
+SILENT_S: Final = 20.0
 
 
 class Bridge:
@@ -136,16 +136,19 @@ class Bridge:
 
 async def _watch(worker: BridgedWorker) -> None:
     """Ask it again and again whether it is there."""
-    num_silent = 0
+    heard_s = time.monotonic()
     while True:
         try:
             if worker.is_up:
-                num_silent = 0 if await worker.http.is_there() else num_silent + 1
-                if num_silent >= SILENT_PROBES:
-                    worker.down(f"it has not answered {num_silent} probes in a row")
+                answer = await worker.http.is_there()
+                heard_s = time.monotonic() if answer else heard_s
+                if answer is False:
+                    worker.down("nobody listens there")
+                elif time.monotonic() - heard_s > SILENT_S:
+                    worker.down(f"it has answered no probe for {SILENT_S:g} s")
             else:
                 worker.up(await worker.http.probe(), time.time())
-                num_silent = 0
+                heard_s = time.monotonic()
         except EngineAway as error:
             worker.down(str(error))
         await asyncio.sleep(PROBE_EVERY_S)

@@ -20,7 +20,8 @@ import aiohttp
 from control.bridge.speech import Asked, Chunk, Encode, Speech, SpeechError, event_of, problem_of
 
 PROBE_LIMIT_S: Final = 2.0
-CONNECT_LIMIT_S: Final = 2.0
+#: A busy engine accepts late; one that is not there refuses at once.
+CONNECT_LIMIT_S: Final = 10.0
 MAX_ANSWER_BYTES: Final = 8 * 2**20
 MAX_LINE_BYTES: Final = 2**20
 #: Shorter than servers keep an idle connection (vLLM: 5 s), so that none closes just as it is used again.
@@ -97,12 +98,15 @@ class EngineHttp:
         self.model = shape.model
         return shape
 
-    async def is_there(self) -> bool:
-        """It answers, whatever it says."""
+    async def is_there(self) -> bool | None:
+        """True: it answers, whatever it says. False: nobody listens there. None: no answer in time, which a busy engine
+        on a busy host does not give either."""
         try:
             async with asyncio.timeout(PROBE_LIMIT_S), self._session.get(f"{self.url}/v1/models", headers=self._auth()):
                 return True
-        except (aiohttp.ClientError, OSError, TimeoutError):
+        except (TimeoutError, aiohttp.ServerTimeoutError):
+            return None
+        except (aiohttp.ClientError, OSError):
             return False
 
     async def whole(self, asked: Asked) -> Chunk:
