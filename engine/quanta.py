@@ -2,8 +2,9 @@
 
 A double holds every multiple of a power of two exactly, up to 2**53 of them. Time is counted in 2**-21 s (0.48 us):
 Unix seconds lie on that grid until the year 2106, and 2**32 s of work (136 years of one worker, 49 days of 1,000) add
-up exactly. FLOPs and bytes are counted in what the device does in one quantum of time, rounded down to a power of two,
-so the same bound holds for them on every device. Tokens and steps are whole, and parts of them are multiples of 2**-8.
+up exactly. FLOPs and bytes are counted in what the device does in one quantum of time, rounded down to a power of two:
+on every device they add up exactly for at least half as long at its peak. In a fleet of unequal devices the smallest
+quantum counts. Tokens and steps are whole, and parts of them are multiples of 2**-8.
 
 Decided here: the quanta. Not decided here: who carries the rest (`engine.meter`), how an amount is spread over time
 (`control.spreading`).
