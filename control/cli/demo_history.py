@@ -15,10 +15,9 @@ import typer
 
 from control.cli.shell import JsonFlag, print_json, say
 from control.errors import SettingsError
-from control.history.demo import Demo, fill_all
-from control.history.demo_days import DAY_S
-from control.history.store import History
 from control.settings import load_settings
+
+DAY_S = 86_400
 
 
 def demo_history(
@@ -32,6 +31,9 @@ def demo_history(
 
     Every line of it is the same each time: workers, roles, routing rules, the fleet, requests and latencies.
     """
+    from control.history.demo import Demo, fill_all  # the database is loaded by this verb alone
+    from control.history.store import History
+
     settings = load_settings()
     path = (Path(out) if out else settings.run_dir / "demo-history.db").resolve()
     if path.exists():

@@ -566,3 +566,11 @@ def test_the_active_plane_and_those_that_stand_by_are_one_line() -> None:
     assert plane_line(active, [8, 9]).startswith("plane: pid 7 on host, fence 3, since ")
     assert plane_line(active, [8, 9]).endswith("; standing by: pid 8, pid 9")
     assert plane_line(active, []).endswith("; standing by: none on this machine")
+
+
+def test_a_demo_history_is_never_laid_over_a_file_that_is_there(settings: Path, phaseline: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.db").write_bytes(b"mine")
+    found = phaseline("demo-history", "--out", str(tmp_path / "mine.db"))
+    assert (found.returncode, found.stdout) == (Exit.BAD_INPUT, "")
+    assert "mine.db is there already" in found.stderr
+    assert (tmp_path / "mine.db").read_bytes() == b"mine"
