@@ -34,6 +34,8 @@ __all__ = ["Spec", "day_strip", "explore", "limited", "lines", "role_steps", "ro
 
 LANE_PX = 36
 BAND_PX = 18
+BARE_AXIS: Spec = {"title": None, "labels": False, "ticks": False, "domain": False, "grid": False}
+BARE_AXIS |= {"minExtent": AXIS_PX, "maxExtent": AXIS_PX}
 
 
 @cache
@@ -111,9 +113,7 @@ def role_steps(height: int) -> Spec:
 @cache
 def routing_steps(num_lanes: int) -> Spec:
     """Routing settings as step lines, one lane each, under the same time axis. Datasets: live, labels, span."""
-    bare = {"title": None, "labels": False, "ticks": False, "domain": False, "grid": False}
-    y = {"field": "value", "type": "quantitative", "scale": {"nice": False, "zero": False}}
-    y["axis"] = {**bare, "minExtent": AXIS_PX, "maxExtent": AXIS_PX}
+    y = {"field": "value", "type": "quantitative", "scale": {"nice": False, "zero": False}, "axis": BARE_AXIS}
     x = x_time(axis={**X_AXIS, "labels": False, "ticks": False})
     line = {
         "data": {"name": "live"},
@@ -141,7 +141,7 @@ def routing_steps(num_lanes: int) -> Spec:
 def limited() -> Spec:
     """What limited, as a band under the same time axis. Datasets: live, span."""
     x = x_time(axis={**X_AXIS, "labels": False, "ticks": False, "grid": False})
-    extent = {"field": "value", "type": "quantitative", "scale": {"nice": False}, "axis": None}
+    extent = {"field": "value", "type": "quantitative", "scale": {"nice": False}, "axis": BARE_AXIS}
     pin = {"data": {"name": "span"}, "mark": {"type": "point", "opacity": 0}, "encoding": {"x": x, "y": extent}}
     at, limits = {**x, "field": "start"}, {"type": "rect", "height": BAND_PX, "y": BAND_PX / 2, "stroke": "transparent"}
     color = {"expr": f"datum.none ? '{theme.OK}' : '{theme.ATTENTION}'"}
@@ -160,8 +160,7 @@ def limited() -> Spec:
         "mark": {**text, "color": theme.MIXED},
         "encoding": {"x": at, "text": {"field": "label", "type": "nominal"}},
     }
-    padding = {**PADDING, "left": PADDING["left"] + AXIS_PX, "top": 0}
-    return {"height": BAND_PX, "layer": [pin, bars, names], "padding": padding, "config": CONFIG}
+    return {"height": BAND_PX, "layer": [pin, bars, names], "padding": PADDING, "config": CONFIG}
 
 
 @cache
