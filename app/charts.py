@@ -160,7 +160,12 @@ def limited() -> Spec:
         "mark": {**text, "color": theme.MIXED},
         "encoding": {"x": at, "text": {"field": "label", "type": "nominal"}},
     }
-    return {"height": BAND_PX, "layer": [pin, bars, names], "padding": PADDING, "config": CONFIG}
+    return {
+        "height": BAND_PX,
+        "layer": [pin, bars, names],
+        "padding": {**PADDING, "top": 0, "bottom": 0},
+        "config": CONFIG,
+    }
 
 
 @cache
