@@ -58,6 +58,9 @@ class Slots:
         self, start_s: float, end_s: float, amounts: Sequence[float], quanta: Sequence[float]
     ) -> list[tuple[int, int, list[float]]]:
         """(slot start, width, its part of each amount). Amounts are multiples of their quanta."""
+        second = floor(start_s)
+        if end_s <= second + 1 and self.end_s - self.start_s <= _GRAINS[0][0]:  # most steps
+            return [(second, 1, list(amounts))]
         touched = self.touched(start_s, end_s)
         found: list[tuple[int, int, list[float]]] = []
         given = [0.0] * len(amounts)
