@@ -28,6 +28,7 @@ from control.settings import Settings
 from control.types import Action, Capability, Command, CommandRequest, CommandState, Principal, Role, Verb, WorkerState
 
 OPERATOR = Principal(name="ann", role="operator")
+LIMIT_S = 120.0  # of a busy machine
 ALL = (Capability.ROUTE, Capability.FLIP, Capability.DRAIN, Capability.RESIZE)
 
 
@@ -82,7 +83,7 @@ async def done(plane: Plane, action: Action) -> Command:
     """Carried out, as a person would: with the word that the preview asks for."""
     word = (await plane.preview(CommandRequest(action=action))).needs_confirmation
     command = await plane.submit(CommandRequest(action=action, why="a test", confirmation=word), OPERATOR)
-    await until(lambda: command.command_id not in plane.desk.unfinished, 30)
+    await until(lambda: command.command_id not in plane.desk.unfinished, LIMIT_S)
     return await plane.command(command.command_id)
 
 
@@ -91,7 +92,7 @@ READY = {"p": (Role.PREFILL, WorkerState.READY), "d": (Role.DECODE, WorkerState.
 
 async def test_a_flip_is_a_command_and_its_undo_brings_the_role_back(tmp_path: Path) -> None:
     async with site(tmp_path) as (told, _), plane_of(tmp_path, told, allowed(*ALL)) as plane:
-        await until(lambda: roles_of(plane) == READY, 30)
+        await until(lambda: roles_of(plane) == READY, LIMIT_S)
         table = plane.gateways.tables.current
         assert table is not None
         assert {each.worker_id: each.state for each in table.workers} == {"p": "ready", "d": "ready"}
@@ -106,16 +107,16 @@ async def test_a_flip_is_a_command_and_its_undo_brings_the_role_back(tmp_path: P
 async def test_roles_outlive_the_plane_that_gave_them(tmp_path: Path) -> None:
     async with site(tmp_path) as (told, _):
         async with plane_of(tmp_path, told, allowed(*ALL)) as plane:
-            await until(lambda: roles_of(plane) == READY, 30)
+            await until(lambda: roles_of(plane) == READY, LIMIT_S)
             assert (await done(plane, Action(verb=Verb.FLIP, worker_id="p", role=Role.MIXED))).state == "done"
         async with plane_of(tmp_path, told, allowed(*ALL), fence=2) as plane:
-            await until(lambda: roles_of(plane).get("p") == (Role.MIXED, WorkerState.READY), 30)
+            await until(lambda: roles_of(plane).get("p") == (Role.MIXED, WorkerState.READY), LIMIT_S)
             assert plane.desired.roles == {"p": Role.MIXED, "d": Role.DECODE}
 
 
 async def test_a_role_that_does_not_prove_itself_leaves_the_command_failed_in_words(tmp_path: Path) -> None:
     async with site(tmp_path) as (told, servers), plane_of(tmp_path, told, allowed(*ALL)) as plane:
-        await until(lambda: roles_of(plane) == READY, 30)
+        await until(lambda: roles_of(plane) == READY, LIMIT_S)
         for name in ("p", "d"):
             servers[name].loses_kv = True
         assert (await done(plane, Action(verb=Verb.FLIP, worker_id="p", role=Role.MIXED))).state == "done"
@@ -128,13 +129,13 @@ async def test_a_role_that_does_not_prove_itself_leaves_the_command_failed_in_wo
             known = unfinished.get(command.command_id)
             return known is not None and any("canary" in step.text for step in known.steps)
 
-        await until(is_told, 30)
+        await until(is_told, LIMIT_S)
         assert roles_of(plane)["p"] == (Role.MIXED, WorkerState.READY)
 
 
 async def test_without_the_permission_to_flip_it_only_routes(tmp_path: Path) -> None:
     async with site(tmp_path) as (told, _), plane_of(tmp_path, told, allowed(Capability.ROUTE)) as plane:
-        await until(lambda: roles_of(plane) == READY, 30)
+        await until(lambda: roles_of(plane) == READY, LIMIT_S)
         with pytest.raises(CommandRefused, match="phaseline allow prod flip"):
             await plane.submit(CommandRequest(action=Action(verb=Verb.FLIP, worker_id="p", role=Role.MIXED)), OPERATOR)
         weights = await done(plane, Action(verb=Verb.SET_ROUTING, weights={"d": 0.5}))
@@ -147,7 +148,7 @@ async def test_while_no_bridge_runs_nothing_is_ready_and_it_says_how_to_start_on
         plane_of(tmp_path, told, allowed(*ALL)) as plane,
     ):
         starting = {name: (role, WorkerState.STARTING) for name, (role, _) in READY.items()}
-        await until(lambda: roles_of(plane) == starting, 30)
+        await until(lambda: roles_of(plane) == starting, LIMIT_S)
         assert b"phaseline serve prod" in plane.snapshot_json()
 
 
@@ -165,7 +166,7 @@ async def test_a_plain_openai_server_is_attached_and_routed_as_mixed(tmp_path: P
     )
     run = asyncio.create_task(bridge.run())
     async with plane_of(tmp_path, told, allowed(Capability.ROUTE)) as plane:
-        await until(lambda: roles_of(plane) == {"m": (Role.MIXED, WorkerState.READY)}, 30)
+        await until(lambda: roles_of(plane) == {"m": (Role.MIXED, WorkerState.READY)}, LIMIT_S)
         assert plane.fleet.model_id == "tiny"
     run.cancel()
     await asyncio.gather(run, return_exceptions=True)
