@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from app import cards, format, frames, theme
@@ -79,10 +80,12 @@ def legend(
     past: Mapping[str, float | None] | None = None,
     drawn: Collection[str] | None = None,
     target: Callable[[LineSpec], tuple[str, str]] = lambda _: ("", ""),
+    sources: Mapping[str, str] = MappingProxyType({}),
 ) -> list[cards.Line]:
     """What each line reads now (the snapshot's last seconds), or its mean over a chosen past window.
 
     `drawn`: the lines with points; a role's line without any is left out. `target`: words beside a value, and a note.
+    `sources`: where a past window's points come from; the fleet may be another one by now.
     """
     entries = []
     for line in lines:
@@ -98,7 +101,7 @@ def legend(
                 value="no workers now" if gone else format.percent(value) + beside,
                 color=line.color,
                 dash="" if line.dash == SOLID else " ".join(str(part) for part in line.dash),
-                tag=mark(snapshot, phase),
+                tag=sources.get(line.name) or mark(snapshot, phase),
                 tag_note=f"{peak_note(phase)} {note}" if line.metric != BLENDED else blended_words(snapshot),
             )
         )

@@ -111,7 +111,9 @@ def _shown(snapshot: FleetSnapshot, chosen: Chosen, past: tuple[float, float] | 
         since = frames.begin(named, since, until, LEAST_WINDOW_S)
     means = {name: frames.mean(points) for name, points in named} if past else None
     known = {name for name, points in named if points}
-    legend = lines.legend(drawn, snapshot, basis, means, known, lambda line: zones.both(ceilings, line, basis))
+    read = [(line.name, found.lines[line.metric, line.by]) for line in drawn if past]
+    sources = {name: result.provenance for name, result in read if result is not None}
+    legend = lines.legend(drawn, snapshot, basis, means, known, lambda line: zones.both(ceilings, line, basis), sources)
     title = words_of(basis) + (f", mean of {_range_words(past)}" if past else "")
     series = found.roles.series if found.roles else ()
     held = [each for each in series if frames.largest([("", each.points)])]

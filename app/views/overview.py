@@ -20,14 +20,15 @@ BASES: dict[str, Basis] = {"wall": "wall", "in-phase": "in_phase"}
 
 def page(hub: Hub, snapshot: FleetSnapshot) -> None:
     """The page from top to bottom."""
-    if not snapshot.workers:
-        push.slot(hub, "health")
-        st.html(cards.empty("No workers yet", snapshot.health_text or "The fleet has not started a worker."))
-        return
+    past = day.past()
     push.slot(hub, "health")
+    if not snapshot.workers and past is None:
+        st.html(cards.empty("No workers yet", "The fleet has not started a worker. What was is below."))
+        st.fragment(day.strip, run_every=60.0)(hub, "wall", beside.NOTHING)
+        return
     push.slot(hub, "alerts")
     push.slot(hub, "figures")
-    chosen, past = _toolbar(), day.past()
+    chosen = _toolbar()
     left, right = st.columns([4, 1], gap="small")
     with left:
         if past:

@@ -54,3 +54,12 @@ def test_a_role_that_is_only_in_the_past_of_the_chart_is_in_its_legend() -> None
         ("decode", "3 of 3 ready"),
         ("unassigned", "none now"),
     ]
+
+
+def test_a_past_window_says_where_its_own_points_come_from() -> None:
+    _, hub, _ = plane_and_hub()
+    snapshot = hub.client("operator-token").snapshot()
+    drawn = lines.utilization("wall", "phase", blended=False)
+    past = {line.name: 0.5 for line in drawn}
+    tags = [each.tag for each in lines.legend(drawn, snapshot, "wall", past, sources={drawn[0].name: "simulated"})]
+    assert tags == ["simulated", lines.mark(snapshot, snapshot.decode)]

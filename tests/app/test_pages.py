@@ -407,3 +407,13 @@ def test_explore_says_the_difference_in_words_and_averages_no_percentile() -> No
     percentile = text(opened_with(hub, "explore", metric="ttft_p99_s", range="15m", versus="before"))
     assert "Of the window, earlier" in percentile
     assert "<th>Mean" not in percentile
+
+
+def test_a_fleet_without_workers_still_shows_a_window_of_the_past() -> None:
+    plane, hub, clock = plane_and_hub("starting")
+    plane.desired = replace(plane.desired, roles={})
+    assert "No workers yet" in text(opened(hub, "overview"))
+    end = clock.at - 600
+    shown = text(opened_with(hub, "overview", **{"from": f"{end - 3600:.0f}", "to": f"{end:.0f}"}))
+    assert "Wall utilization, mean of" in shown
+    assert "has not started a worker" not in shown
