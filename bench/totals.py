@@ -1,6 +1,7 @@
 """Totals: a fleet that is flipped 100 times under traffic; what history says in all, against the workers' own counters.
 
     phaseline bench totals [-- --workers 8 --flips 100 --seconds 4]
+    phaseline bench totals -- --real            four tiny real workers, flipped by commands under load, asked over HTTP
 
 Simulated (SimFleet: real engine cores and meters, modelled step times). Workers flip in turn, some several times
 between two looks; one in ten looks gets no answer; two workers are killed, and come back without a role. The counters
@@ -23,6 +24,7 @@ from typing import Final
 
 import msgspec
 
+import _totals_real
 from control.accounting import Accountant
 from control.fleets.base import FleetStep, Observation
 from control.fleets.sim import SimFleet, sim_config
@@ -161,8 +163,12 @@ def main() -> None:
     parser.add_argument("--flips", type=int, default=100)
     parser.add_argument("--seconds", type=int, default=4, help="between two flips")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--real", action="store_true", help="a deployment of tiny real workers")
     options = parser.parse_args()
-    result = measure(options.workers, options.flips, options.seconds)
+    if options.real:
+        result = _totals_real.measure(options.flips)
+    else:
+        result = measure(options.workers, options.flips, options.seconds)
     if options.json:
         print(json.dumps(result))
         return
