@@ -10,12 +10,9 @@ from typing import Annotated
 import typer
 import uvloop
 
-from control.bridge.serve import allowed_of, serve
 from control.cli.shell import JsonFlag, connect, print_json, say
 from control.errors import SettingsError
 from control.settings import load_settings
-from engine.errors import EngineError
-from engine.text import ModelText
 
 
 def serve_fleet(
@@ -25,6 +22,10 @@ def serve_fleet(
     as_json: JsonFlag = False,
 ) -> None:
     """Serve the OpenAI API in front of an attached fleet, until Ctrl-C. Roles, weights and drains are the plane's."""
+    from control.bridge.serve import allowed_of, serve  # the gateway is loaded by this verb alone
+    from engine.errors import EngineError
+    from engine.text import ModelText
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each look at the plane
     try:
