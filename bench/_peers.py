@@ -70,8 +70,12 @@ class Peer(ABC):
         if not (folder / "bin" / "python").exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
             subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        environment = {
+            name: value for name, value in os.environ.items() if name != "PYTHONPATH"
+        }  # our tree is not theirs
         for arguments in cls.packages():
-            subprocess.run([str(folder / "bin" / "pip"), "install", "-q", *arguments], check=True)
+            command = [str(folder / "bin" / "pip"), "install", "-q", *arguments]
+            subprocess.run(command, check=True, env=environment)
 
     @classmethod
     @abstractmethod
