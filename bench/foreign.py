@@ -155,6 +155,8 @@ def row(name: str, outcomes: list[Outcome], seconds: float, base: list[Outcome])
     known = {each.index: fingerprint(each) for each in base if not each.error}
     compared = [each for each in outcomes if each.index in known and not each.error]
     ttft, gaps = quantiles(each.ttft_s for each in outcomes), quantiles(g for each in outcomes for g in each.gaps_s)
+    firsts = quantiles(each.gaps_s[0] for each in outcomes if each.gaps_s)
+    laters = quantiles(g for each in outcomes for g in each.gaps_s[1:])
     e2e, span_s = quantiles(each.e2e_s for each in outcomes), max(seconds, 1e-9)
     return {
         "system": name,
@@ -166,6 +168,10 @@ def row(name: str, outcomes: list[Outcome], seconds: float, base: list[Outcome])
         "ttft_p99_s": ttft.p99,
         "gap_p50_s": gaps.p50,
         "gap_p99_s": gaps.p99,
+        "first_gap_p50_s": firsts.p50,
+        "first_gap_p99_s": firsts.p99,
+        "later_gap_p50_s": laters.p50,
+        "later_gap_p99_s": laters.p99,
         "e2e_p50_s": e2e.p50,
         "e2e_p99_s": e2e.p99,
         "tokens_per_s": sum(each.output_tokens for each in outcomes) / span_s,

@@ -15,7 +15,7 @@ from typing import Any, Final
 from control.bridge.engine_http import EngineAway, EngineHttp, EngineRefused
 from control.bridge.handoffs import Handoff
 from control.bridge.peers import Peers, Yard
-from control.bridge.speech import Asked, Chunk, rendezvous
+from control.bridge.speech import Asked, Chunk, rendezvous, starts_behind_first
 from control.bridge.tally import Work, blocks_of
 from engine.types import FinishReason, WorkerState, WorkKind
 from engine.wire import Lease, Prefilled, Pull, Rejected, Reserved, StageTimes, Submit, TokenEvent
@@ -145,10 +145,11 @@ class Asks(Peers):
         times = StageTimes(prefill_s=self._begins(work, now_s))
         lease = None
         if finish is None:
-            handoff = Handoff(self.worker_id, words, now_s + self._yard.handoffs.limit_s)
+            limit_s = self._yard.handoffs.limit_s
+            handoff = Handoff(self.worker_id, words, now_s + limit_s, self.shape.block_tokens)
             lease = Lease(
                 self._yard.handoffs.put(handoff), self.worker_id, self.epoch, self.address, self.layout(),
-                len(ask.prompt), [], "", "", self._yard.handoffs.limit_s,
+                len(ask.prompt), [], "", "", limit_s,
             )  # fmt: skip
         self._end(work, keep_task=True)
         self._send(work.peer, Prefilled(ask.req_id, ask.attempt, first, finish, lease, times))
@@ -201,6 +202,9 @@ class Asks(Peers):
         elif held is not None:
             held.set_result(pull)
         else:
+            work.starts_behind_first = handoff.block_tokens == self.shape.block_tokens and starts_behind_first(
+                handoff.words, work.ask.sampling, len(work.ask.prompt), handoff.block_tokens
+            )
             self._begin(work, self._decode(work, handoff.words, pull))
 
     async def _decode(
@@ -212,9 +216,11 @@ class Asks(Peers):
         held: asyncio.Future[Pull] | None = None,
         first: asyncio.Future[Chunk] | None = None,
     ) -> None:
-        """The answer, token by token. `pull`: the first one was sent already, and is checked rather than sent."""
-        ask = work.ask
-        asked = Asked(prompt=ask.prompt, max_tokens=work.num_left, sampling=ask.sampling, handoff=words)
+        """The answer, token by token. `pull`: the first one was sent already; where it comes again, it is checked."""
+        ask, prompt, num_left = work.ask, work.ask.prompt, work.num_left
+        if work.starts_behind_first and pull is not None:
+            prompt, num_left = [*prompt, pull.first_token], num_left - 1
+        asked = Asked(prompt=prompt, max_tokens=num_left, sampling=ask.sampling, handoff=words)
         stream = self.http.stream(asked)
         try:
             async for chunk in stream:
@@ -240,14 +246,16 @@ class Asks(Peers):
     def _take(self, work: Work, chunk: Chunk, pull: Pull | None) -> bool:
         """Pass one part of the answer on. False: nothing more of it is wanted."""
         ask, tokens = work.ask, list(chunk.tokens)
-        position = len(ask.prompt) + work.num_tokens
         if tokens and work.first_s is None:
             self._begins(work, time.monotonic())
-            if pull is not None and tokens[0] != pull.first_token:
+            if work.starts_behind_first:
+                work.num_tokens = 1
+            elif pull is not None and tokens[0] != pull.first_token:
                 self._fail(work, "handoff", f"its first token is {tokens[0]}, the prefill server's {pull.first_token}")
                 return False
             if pull is not None:
                 self._yard.handoffs.take(pull.lease.lease_id)
+        position = len(ask.prompt) + work.num_tokens
         work.num_tokens += len(tokens)
         if not tokens and chunk.finish is None:
             return True

@@ -85,7 +85,9 @@ class Bridge:
         partner = self._partner(worker, role)
         source = worker if role is Role.PREFILL or partner is None else partner
         http = None if partner is None else partner.http
-        problem = await canary(worker.http, http, role, source.shape.bootstrap_port)
+        sizes = {each.shape.block_tokens for each in (worker, partner) if each is not None}
+        block_tokens = sizes.pop() if len(sizes) == 1 else 0
+        problem = await canary(worker.http, http, role, source.shape.bootstrap_port, block_tokens)
         with_whom = f" with {partner.worker_id}" if partner is not None else ""
         log.info("canary of %s as %s%s: %s", worker.worker_id, role, with_whom, problem or "passed")
         return problem

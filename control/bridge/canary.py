@@ -13,18 +13,23 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from control.bridge.engine_http import EngineAway, EngineHttp, EngineRefused
-from control.bridge.speech import KEEP_KV, Asked, rendezvous
+from control.bridge.speech import KEEP_KV, Asked, rendezvous, starts_behind_first
 from engine.types import Role, SamplingParams
 
 LIMIT_S: Final = 20.0
 NUM_TOKENS: Final = 4
-#: Longer than a block of any usual size, so that KV really moves.
-NUM_PROMPT: Final = 160
+#: Longer than a block of any usual size, so that KV really moves, and no multiple of one, as most prompts.
+NUM_PROMPT: Final = 165
 _GREEDY: Final = SamplingParams(max_tokens=NUM_TOKENS, ignore_eos=True)
 
 
-async def canary(own: EngineHttp, partner: EngineHttp | None, role: Role, bootstrap_port: int = 0) -> str:
-    """Why `own` does not serve in `role`; "" when it does. `partner`: an engine that takes the other half."""
+async def canary(
+    own: EngineHttp, partner: EngineHttp | None, role: Role, bootstrap_port: int = 0, block_tokens: int = 0
+) -> str:
+    """Why `own` does not serve in `role`; "" when it does. `partner`: an engine that takes the other half.
+
+    `block_tokens`: of both; 0: theirs differ.
+    """
     prompt = [50 + secrets.randbelow(200) for _ in range(NUM_PROMPT)]
     try:
         async with asyncio.timeout(LIMIT_S):
@@ -32,7 +37,7 @@ async def canary(own: EngineHttp, partner: EngineHttp | None, role: Role, bootst
             if role is Role.MIXED or partner is None or not own.speech.splits:
                 return await _keeps_kv(own, prompt) if role is Role.PREFILL else ""
             source, target = (own, partner) if role is Role.PREFILL else (partner, own)
-            split = await _split(source, target, prompt, bootstrap_port)
+            split = await _split(source, target, prompt, bootstrap_port, block_tokens)
     except TimeoutError:
         return f"no answer within {LIMIT_S:g} s"
     except (EngineAway, EngineRefused) as error:
@@ -42,8 +47,10 @@ async def canary(own: EngineHttp, partner: EngineHttp | None, role: Role, bootst
     return ""
 
 
-async def _answer(engine: EngineHttp, prompt: list[int], words: Mapping[str, Any] | None) -> tuple[int, ...]:
-    asked = Asked(prompt=prompt, max_tokens=NUM_TOKENS, sampling=_GREEDY, handoff=words)
+async def _answer(
+    engine: EngineHttp, prompt: list[int], words: Mapping[str, Any] | None, num_tokens: int = NUM_TOKENS
+) -> tuple[int, ...]:
+    asked = Asked(prompt=prompt, max_tokens=num_tokens, sampling=_GREEDY, handoff=words)
     return (await engine.whole(asked)).tokens
 
 
@@ -57,7 +64,10 @@ async def _keeps_kv(own: EngineHttp, prompt: list[int]) -> str:
     return "" if chunk.handoff is not None else "its answer has no kv_transfer_params: is NIXL on there?"
 
 
-async def _split(source: EngineHttp, target: EngineHttp, prompt: list[int], bootstrap_port: int) -> tuple[int, ...]:
+async def _split(
+    source: EngineHttp, target: EngineHttp, prompt: list[int], bootstrap_port: int, block_tokens: int
+) -> tuple[int, ...]:
+    """As requests are split (`control.bridge.asks`)."""
     if source.speech.is_rendezvous:
         host = source.url.split("://", 1)[1].rsplit(":", 1)[0]
         words = rendezvous(host, bootstrap_port, secrets.randbits(62))
@@ -67,4 +77,7 @@ async def _split(source: EngineHttp, target: EngineHttp, prompt: list[int], boot
     chunk = await source.whole(Asked(prompt=prompt, max_tokens=1, sampling=_GREEDY, handoff=KEEP_KV))
     if chunk.handoff is None:
         raise EngineRefused(f"{source.url}: no kv_transfer_params in its answer: is NIXL on there?")
+    if chunk.tokens and starts_behind_first(chunk.handoff, _GREEDY, len(prompt), block_tokens):
+        rest = await _answer(target, [*prompt, chunk.tokens[0]], chunk.handoff, NUM_TOKENS - 1)
+        return chunk.tokens[:1] + rest
     return await _answer(target, prompt, chunk.handoff)

@@ -22,6 +22,7 @@ class Handoff:
     worker_id: str  # where the KV is
     words: Mapping[str, Any]
     until_s: float
+    block_tokens: int  # of that engine
 
 
 @dataclass(slots=True)

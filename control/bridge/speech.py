@@ -1,8 +1,9 @@
 """How each kind of engine is asked for tokens: bodies out, answers in. Pure: no HTTP, no clock.
 
 Decided here: what a split request looks like to vLLM (`kv_transfer_params`), to SGLang (bootstrap host, port, room) and
-that a plain OpenAI server has none; what of an answer are tokens; and what makes a continuation exact. Not decided
-here: when anything is asked (`control.bridge.worker`). Read from vLLM 0.32.0 and SGLang 0.5.23.
+that a plain OpenAI server has none; what of an answer are tokens; where a decode server begins; and what makes a
+continuation exact. Not decided here: when anything is asked (`control.bridge.worker`). Read from vLLM 0.32.0 and SGLang
+0.5.23.
 
 Exact means: prompt + tokens sent, given to another engine, leads to what the first one would have said. That needs
 token ids both ways, and sampling that does not depend on how often this engine was asked before: greedy only, as the
@@ -78,6 +79,22 @@ class Speech:
                 "request, so another engine would go on differently"
             )
         return ""
+
+
+def starts_behind_first(words: Mapping[str, Any], sampling: SamplingParams, num_prompt: int, block_tokens: int) -> bool:
+    """Whether vLLM's decode server may be asked for prompt + first token, with the KV of the prompt alone.
+
+    It takes KV by the block and computes the last token that it is given itself in any case: where the first token lies
+    in a block that the prefill server names, this saves the step that would only say it again. A sampled answer must
+    say it again, as the random numbers of a seed are drawn in order from a request's start.
+    """
+    groups = words.get("remote_block_ids")
+    is_plain = (words.get("transfer_mode"), words.get("dcp_size"), words.get("remote_num_tokens")) == (
+        "pull", 1, num_prompt,
+    )  # fmt: skip
+    if sampling.temperature > 0.0 or not is_plain or not isinstance(groups, list) or len(groups) != 1:
+        return False
+    return len(groups[0]) * block_tokens > num_prompt
 
 
 def event_of(line: bytes) -> Mapping[str, Any] | None:

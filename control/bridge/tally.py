@@ -24,7 +24,8 @@ class Work:
     begun_s: float
     asked_s: float | None = None
     first_s: float | None = None
-    num_tokens: int = 0
+    num_tokens: int = 0  # that the engine has given, or was given as given already
+    starts_behind_first: bool = False  # the engine is asked for what follows the first token, which another one gave
 
     @property
     def key(self) -> tuple[str, int]:

@@ -109,8 +109,9 @@ class FakeServer:
         self.kept[key] = list(prompt)
         token = next_token(prompt) + self.skew
         params = {"do_remote_prefill": True, "do_remote_decode": False, "remote_engine_id": self.name,
-                  "remote_block_ids": [[1]], "remote_request_id": key, "remote_host": "127.0.0.1",
-                  "remote_port": 5600}  # fmt: skip
+                  "remote_block_ids": [list(range(-(-len(prompt) // BLOCK)))], "remote_request_id": key,
+                  "remote_host": "127.0.0.1", "remote_port": 5600, "remote_num_tokens": len(prompt), "dcp_size": 1,
+                  "transfer_mode": "pull"}  # fmt: skip
         choice = {"text": "x", "token_ids": [token], "finish_reason": "length"}
         return web.json_response({"choices": [choice], "kv_transfer_params": params})
 
@@ -119,7 +120,9 @@ class FakeServer:
         if kept is None or self.loses_kv:
             return "KV load failure"
         self.num_pulled += 1
-        return "" if kept == prompt else "the KV is of another prompt"
+        if len(prompt) > len(params["remote_block_ids"][0]) * BLOCK:
+            return "blocks are wanted that were never filled"
+        return "" if kept == prompt[: len(kept)] else "the KV is of another prompt"
 
     async def _stream(
         self, request: web.Request, body: dict[str, Any], prompt: list[int], num: int

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 from bridge_builders import Prod, followed, prod
-from fake_servers import FakeServer, answer_of
+from fake_servers import BLOCK, FakeServer, answer_of
 from gateway_builders import LOCAL_ALWAYS, until
 
 from control.types import Role, RouteRule, WorkerState
@@ -53,12 +53,29 @@ async def test_a_request_is_split_over_a_vllm_pair(tmp_path: Path) -> None:
         assert (asked["max_tokens"], asked["stream"]) == (1, False)
         assert asked["kv_transfer_params"]["do_remote_decode"] is True
         assert fetched["kv_transfer_params"]["remote_engine_id"] == "p"
-        assert fetched["prompt"] == asked["prompt"] == place.text.encode(PROMPT)
+        assert asked["prompt"] == place.text.encode(PROMPT)
+        assert fetched["prompt"] == [*asked["prompt"], *answer_of(asked["prompt"], 1)]
+        assert fetched["max_tokens"] == 11
         assert (place.servers["d"].num_pulled, place.servers["p"].kept) == (1, {})
         (record,) = place.records
         assert (record.rule, record.prefill_worker, record.decode_worker) == (RouteRule.REMOTE, "p", "d")
         assert record.handoff_s is not None
         assert record.prefill_s is not None
+
+
+async def test_a_prompt_that_fills_its_last_block_is_sent_without_its_first_token(tmp_path: Path) -> None:
+    """The prefill server has no block that the first token could lie in."""
+    async with prod(tmp_path, PAIR, **pair()) as place:
+        prompt = "a" * (2 * BLOCK - len(place.text.encode("")))
+        assert len(place.text.encode(prompt)) == 2 * BLOCK
+        assert said(await place.complete(prompt)) == text_of(place, prompt, 12)
+        assert place.servers["d"].seen[0]["prompt"] == place.text.encode(prompt)
+
+
+async def test_a_sampled_answer_is_split_and_drawn_from_its_start(tmp_path: Path) -> None:
+    async with prod(tmp_path, PAIR, **pair()) as place:
+        assert said(await place.complete(PROMPT, temperature=0.8, seed=7)) == text_of(place, PROMPT, 12)
+        assert place.servers["d"].seen[0]["prompt"] == place.text.encode(PROMPT)
 
 
 async def test_kv_that_is_lost_on_the_way_is_computed_again(tmp_path: Path) -> None:
@@ -68,7 +85,7 @@ async def test_kv_that_is_lost_on_the_way_is_computed_again(tmp_path: Path) -> N
 
 
 async def test_two_servers_that_disagree_on_a_greedy_token_are_not_mixed(tmp_path: Path) -> None:
-    """What was sent stays: the rest is computed from it, by one of them alone."""
+    """What was sent stays: the rest is computed from it."""
     servers = pair()
     servers["p"].skew = 1
     async with prod(tmp_path, PAIR, **servers) as place:

@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 
-from control.bridge.speech import KEEP_KV, SPEECHES, Asked, Chunk, SpeechError, event_of, problem_of, rendezvous
+from control.bridge.speech import (
+    KEEP_KV,
+    SPEECHES,
+    Asked,
+    Chunk,
+    SpeechError,
+    event_of,
+    problem_of,
+    rendezvous,
+    starts_behind_first,
+)
 from engine.types import FinishReason, SamplingParams
 
 GREEDY = SamplingParams(seed=2**63 + 5, stop_token_ids=(2,))
@@ -95,3 +105,25 @@ def test_only_a_greedy_answer_in_token_ids_can_be_continued_exactly():
     assert VLLM.why_inexact(GREEDY) == ""
     assert "sampled" in VLLM.why_inexact(WARM)
     assert "not token ids" in OPENAI.why_inexact(GREEDY)
+
+
+WORDS = {"remote_block_ids": [[4, 9, 2]], "remote_num_tokens": 40, "dcp_size": 1, "transfer_mode": "pull"}
+
+
+@pytest.mark.parametrize(
+    ("change", "num_prompt", "sampling", "holds"),
+    [
+        ({}, 40, GREEDY, True),
+        ({}, 40, WARM, False),
+        ({"remote_num_tokens": 48}, 48, GREEDY, False),  # three blocks of 16, all full
+        ({"remote_num_tokens": 39}, 40, GREEDY, False),
+        ({"remote_block_ids": [[4, 9, 2], [1]]}, 40, GREEDY, False),
+        ({"dcp_size": 2}, 40, GREEDY, False),
+        ({"transfer_mode": "push"}, 40, GREEDY, False),
+        ({"remote_num_tokens": None}, 40, GREEDY, False),  # an older vLLM does not say it
+    ],
+)
+def test_a_decode_server_starts_behind_the_first_token_where_its_block_comes_too(
+    change: dict[str, Any], num_prompt: int, sampling: SamplingParams, holds: bool
+):
+    assert starts_behind_first({**WORDS, **change}, sampling, num_prompt, 16) is holds
