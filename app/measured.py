@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from app import frames, theme
 from control.types import SeriesPoint, SeriesResult
 
-DERIVED, MEASURED, DIFFERENCE = "Derived, both phases", "Measured by the device (GPM)", "Derived - measured"
+DERIVED, MEASURED, DIFFERENCE = "Derived, both phases", "Measured by the device", "Derived - measured"
 NAMES = (DERIVED, MEASURED, DIFFERENCE)
 COLORS = (theme.PREFILL, theme.DECODE, theme.MIXED)
 DASHES: tuple[tuple[int, ...], ...] = ((1, 0), (6, 3), (2, 2))

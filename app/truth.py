@@ -93,7 +93,8 @@ def note(snapshot: FleetSnapshot) -> str:
     words = "Each pair is wall / in-phase. "
     if is_measured(snapshot):
         return (
-            words + "Measured: NVML's GPM, over each device; beside it how far the derived sum of both phases is off."
+            words + "Measured: NVML's GPM, or DCGM, over each device; beside it how far the derived sum of both phases "
+            "is off."
         )
     return words + no_measured_source(snapshot)
 

@@ -220,8 +220,18 @@ def _gauges() -> list[Metric]:
         ("queued_prefill_tokens", "queued_prefill_tokens", "tokens", "uncached prompt tokens waiting or in chunks"),
         ("num_running", "num_running", "sequences", "sequences in decode"),
         ("num_waiting", "num_waiting", "requests", "requests that wait on a worker"),
-        ("gpm_tensor_active", "tensor_active", "fraction", "tensor cores active, as NVML's GPM says; mean over GPUs"),
-        ("gpm_dram_active", "dram_active", "fraction", "device memory active, as NVML's GPM says; mean over GPUs"),
+        (
+            "gpm_tensor_active",
+            "tensor_active",
+            "fraction",
+            "tensor cores active, as NVML's GPM or DCGM says; mean over GPUs",
+        ),
+        (
+            "gpm_dram_active",
+            "dram_active",
+            "fraction",
+            "device memory active, as NVML's GPM or DCGM says; mean over GPUs",
+        ),
         (
             "gpu_utilization",
             "gpu_utilization",

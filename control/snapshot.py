@@ -252,6 +252,7 @@ def worker_status(
         memory_used_bytes=device.memory_used_bytes if device else None,
         power_w=device.power_w if device else None,
         device_note=device.note if device else "",
+        nvlink_bytes_per_s=device.nvlink_bytes_per_s if device else None,
         step_overdue=reading is not None and overdue_step_s(reading) is not None,
         is_outdated=life is not None and life.is_outdated,
     )

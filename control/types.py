@@ -342,7 +342,7 @@ class WorkerStatus:
     num_leased: int
     prefill: PhaseUtilization | None
     decode: PhaseUtilization | None
-    measured_tensor_active: float | None = None  # GPM, 0..1, where the device answers
+    measured_tensor_active: float | None = None  # GPM or DCGM, 0..1, where the device answers
     measured_dram_active: float | None = None
     step_overdue: bool = False  # its running step takes far longer than steps usually do
     is_outdated: bool = False  # its process runs other code, or was started with other settings, than the plane's
@@ -350,6 +350,7 @@ class WorkerStatus:
     memory_used_bytes: int | None = None  # as the device says, of all its processes
     power_w: float | None = None
     device_note: str = ""  # what the device does not answer, and why; "" where it answers all, or nobody asked it
+    nvlink_bytes_per_s: float | None = None  # both ways, of all links
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

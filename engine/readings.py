@@ -46,6 +46,7 @@ class DeviceReading(msgspec.Struct, frozen=True, kw_only=True):
     memory_used_bytes: int | None = None
     power_w: float | None = None
     note: str = ""
+    nvlink_bytes_per_s: float | None = None  # both ways, of all links
 
 
 class PhaseCounters(msgspec.Struct, kw_only=True):

@@ -180,6 +180,7 @@ def facts(worker: WorkerStatus, tz: tzinfo, now_unix_s: float) -> str:
 
 def _measured(worker: WorkerStatus) -> str:
     if worker.measured_tensor_active is None and worker.measured_dram_active is None:
-        return "n/a: this device answers no GPM counters"
+        return f"n/a: {worker.device_note or 'this device answers no GPM counters'}"
     tensor, dram = format.percent(worker.measured_tensor_active), format.percent(worker.measured_dram_active)
-    return f"tensor active {tensor}, DRAM active {dram}"
+    words = f"tensor active {tensor}, DRAM active {dram}"
+    return f"{words} ({worker.device_note})" if worker.device_note else words

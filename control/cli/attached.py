@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -11,7 +12,7 @@ from control.cli.shell import JsonFlag, connect, print_json, print_table, say
 from control.errors import PlaneUnreachable
 from control.fleets.attached.attachment import plan_of
 from control.fleets.attached.survey import survey
-from control.fleets.attached.types import AttachedInfo, Attachment, EngineSurvey, Survey
+from control.fleets.attached.types import AttachedInfo, Attachment, EngineSurvey, ExporterSurvey, Finding, Survey
 from control.types import Capability
 
 
@@ -40,6 +41,13 @@ def attach(
     controller_token: Annotated[str, typer.Option(help="Where its token is: a file, or env:NAME.")] = "",
     max_workers: Annotated[int, typer.Option(help="Most workers of a pool that may be asked for.")] = 16,
     limit_s: Annotated[float, typer.Option("--limit", help="Seconds in which a change must be seen.")] = 60.0,
+    gpu_metrics: Annotated[
+        list[str] | None, typer.Option(help="A page of dcgm-exporter; once per host.", metavar="URL")
+    ] = None,
+    gpus: Annotated[
+        list[str] | None,
+        typer.Option(help="WORKER=GPU,GPU: UUID, HOST/INDEX, HOST/*, or pod:NAMESPACE/POD.", metavar="WORKER=GPU"),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be seen.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -62,6 +70,8 @@ def attach(
         controller_token=controller_token,
         max_workers=max_workers,
         limit_s=limit_s,
+        gpu_metrics=tuple(gpu_metrics or ()),
+        gpus=tuple(gpus or ()),
     )
     if dry_run:
         _tell(_surveyed(attachment), as_json)
@@ -141,6 +151,8 @@ def _tell(found: Survey, as_json: bool) -> None:
             [(e.worker_id, e.role, e.version or None, e.model or None, e.num_found, e.problem) for e in found.engines],
             right=("series",),
         )
+        if found.exporters:
+            _tell_gpus(found)
         for line in missing_lines(found.engines):
             say(line)
         for note in found.notes:
@@ -150,13 +162,35 @@ def _tell(found: Survey, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
+def _tell_gpus(found: Survey) -> None:
+    """What dcgm-exporter measures, and whose GPUs those are."""
+    print_table(
+        ("exporter", "GPUs", "series", "problem"),
+        [(each.url, each.num_gpus, each.num_found, each.problem) for each in found.exporters],
+        right=("GPUs", "series"),
+    )
+    for engine in found.engines:
+        say(f"- measured of {engine.worker_id}: {', '.join(engine.gpus) or 'nothing'}")
+    for line in exporter_lines(found.exporters):
+        say(line)
+
+
+def exporter_lines(exporters: tuple[ExporterSurvey, ...]) -> list[str]:
+    """What their pages lack, once for all that lack it."""
+    return _missing_lines([(each.url, each.missing) for each in exporters])
+
+
 def missing_lines(engines: tuple[EngineSurvey, ...]) -> list[str]:
     """What is not there, once for all engines that lack it."""
+    return _missing_lines([(each.worker_id, each.missing) for each in engines])
+
+
+def _missing_lines(named: Sequence[tuple[str, tuple[Finding, ...]]]) -> list[str]:
     lacking: dict[tuple[str, str, str], list[str]] = {}
-    for engine in engines:
-        for each in engine.missing:
+    for name, missing in named:
+        for each in missing:
             key = (f"{each.quantity}: {each.series}" if each.quantity else each.series, each.state, each.remedy)
-            lacking.setdefault(key, []).append(engine.worker_id)
+            lacking.setdefault(key, []).append(name)
     return [
         f"- {what} is {state} on {', '.join(ids)}" + (f"; {remedy}" if remedy else "")
         for (what, state, remedy), ids in lacking.items()

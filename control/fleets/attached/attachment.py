@@ -6,8 +6,8 @@ Nothing secret is in it: a token is named by the file that holds it, which is re
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +15,8 @@ import msgspec
 
 from control.errors import CommandRefused
 from control.fleets.attached.dialects import DIALECTS
+from control.fleets.attached.gpu_join import GPU_FORM, parse_assignments
+from control.fleets.attached.gpu_watch import exporter_urls
 from control.fleets.attached.ledger import EngineIdentity
 from control.fleets.attached.steering.controllers import FORM, WITHOUT_PAGES, Address, address_of
 from control.fleets.attached.targets import (
@@ -53,6 +55,12 @@ class Plan:
     device: DeviceInfo
     allowed: tuple[Permission, ...] = ()
     controller: Address | None = None
+    exporters: tuple[str, ...] = ()  # pages of what measures its GPUs
+    gpus: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by worker, as the attachment says
+
+    def gpus_said(self) -> dict[str, tuple[str, ...]]:
+        """By worker, which GPUs are its by the word of the attachment, or of the registry as of now."""
+        return {**{each.worker_id: each.gpus for each in self.source.targets() if each.gpus}, **self.gpus}
 
     def identity(self, target: Target) -> EngineIdentity:
         return EngineIdentity(
@@ -96,10 +104,27 @@ def plan_of(attachment: Attachment, allowed: Sequence[Permission] = ()) -> Plan:
     if attachment.kind == "openai":
         _check_all_mixed(source)
     dtype, work = _work_of(attachment)
-    device = _device_of(attachment, dtype)
     return Plan(
-        attachment=attachment, source=source, work=work, device=device, allowed=tuple(allowed), controller=controller
+        attachment=attachment,
+        source=source,
+        work=work,
+        device=_device_of(attachment, dtype),
+        allowed=tuple(allowed),
+        controller=controller,
+        exporters=exporter_urls(attachment.gpu_metrics),
+        gpus=_gpus_of(attachment, source),
     )
+
+
+def _gpus_of(attachment: Attachment, source: TargetSource) -> dict[str, tuple[str, ...]]:
+    """By worker, as the attachment says."""
+    found = parse_assignments(attachment.gpus)
+    if found and not attachment.gpu_metrics:
+        raise CommandRefused("GPUs are named, and no exporter that measures them", field="gpu_metrics", bound="a URL")
+    unknown = sorted(set(found) - {each.worker_id for each in source.targets()})
+    if unknown and not attachment.controller:
+        raise CommandRefused(f"no worker is named {unknown[0]}", field="gpus", value=unknown[0], bound=GPU_FORM)
+    return found
 
 
 def _source_of(attachment: Attachment) -> TargetSource:

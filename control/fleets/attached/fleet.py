@@ -14,13 +14,14 @@ import httpx
 
 from control.fleets.attached.attachment import Plan
 from control.fleets.attached.dialects import DIALECTS
+from control.fleets.attached.gpu_watch import GpuWatch
 from control.fleets.attached.ledger import Ledger
 from control.fleets.attached.permission import acting, not_allowed
 from control.fleets.attached.scraper import Scraper
 from control.fleets.attached.targets import Target
 from control.fleets.base import FleetStep, Observation, StepOutcome, WorkerLife
 from control.points import WorkerCursor
-from control.types import Capability, WorkerRoute
+from control.types import Capability, Role, WorkerRoute
 
 
 class AttachedFleet:
@@ -34,6 +35,7 @@ class AttachedFleet:
         self.simulated = plan.attachment.simulated
         self.model_id = ""  # as the engines say it, once they do
         self.scrapers: dict[str, Scraper] = {}
+        self._gpus = GpuWatch(plan.exporters, plan.attachment.every_s, now)
         self._now = now
         self._client: httpx.AsyncClient | None = None
         self._cursors: Mapping[str, WorkerCursor] = {}
@@ -49,6 +51,7 @@ class AttachedFleet:
         """Begin to look. What cannot be reached is a problem of its worker, not of the fleet."""
         limits = httpx.Limits(max_connections=200, max_keepalive_connections=200)
         self._client = httpx.AsyncClient(trust_env=False, follow_redirects=False, limits=limits)
+        self._gpus.start(self._client)
         await self._follow_registry()
 
     async def observe(self, now_unix_s: float) -> Observation:
@@ -65,8 +68,9 @@ class AttachedFleet:
         return Observation(
             at_unix_s=now_unix_s,
             readings=tuple(each for each in readings if each is not None),
+            devices=self._gpus.readings(self.roles_now(), self.plan.gpus_said(), now_unix_s),
             lives=tuple(lives),
-            problems=(problem,) if problem else (),
+            problems=(*((problem,) if problem else ()), *self._gpus.problems),
         )
 
     @property
@@ -83,7 +87,7 @@ class AttachedFleet:
 
     async def close(self) -> None:
         """Stop looking. The engines do not notice."""
-        await asyncio.gather(*(each.stop() for each in self.scrapers.values()))
+        await asyncio.gather(self._gpus.stop(), *(each.stop() for each in self.scrapers.values()))
         self.scrapers = {}
         if self._client is not None:
             await self._client.aclose()
@@ -92,6 +96,10 @@ class AttachedFleet:
     async def stop(self) -> None:
         """These engines are not ours to end."""
         await self.close()
+
+    def roles_now(self) -> dict[str, Role]:
+        """By worker, now."""
+        return {name: each.target.role for name, each in self.scrapers.items()}
 
     async def _follow_registry(self) -> None:
         """Begin with engines that are new, end with those that have left, and tell the others their role."""

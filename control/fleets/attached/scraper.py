@@ -10,6 +10,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -96,7 +97,7 @@ class Scraper:
 
     def set_role(self, role: Role) -> None:
         """From the next look on."""
-        self.target = Target(worker_id=self.target.worker_id, url=self.target.url, role=role)
+        self.target = replace(self.target, role=role)
 
     async def look(self) -> None:
         """Once. Never raises: a failure is in `problem`."""

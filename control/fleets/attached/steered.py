@@ -94,6 +94,9 @@ class SteeredFleet(AttachedFleet):
         await self._steering.close()
         await super().close()
 
+    def roles_now(self) -> dict[str, Role]:
+        return {name: each.role for name, each in self._members.items()}
+
     async def _keep_looking(self) -> None:
         while True:
             await asyncio.sleep(self.plan.attachment.every_s)

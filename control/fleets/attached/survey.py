@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -16,6 +17,8 @@ import httpx
 from control.fleets.attached.attachment import Plan
 from control.fleets.attached.dialects import DIALECTS, page_url, read_page
 from control.fleets.attached.exposition import PageError
+from control.fleets.attached.gpu_join import gpus_of
+from control.fleets.attached.gpu_survey import gpu_notes, survey_gpus
 from control.fleets.attached.scraper import fetch_page
 from control.fleets.attached.steering.controllers import WITHOUT_PAGES, Address, open_steering
 from control.fleets.attached.steering.roster import Member, Roster, targets_of
@@ -35,19 +38,33 @@ VERSION_AT: Final = {"vllm": ("/version", "version"), "sglang": ("/get_server_in
 
 
 async def survey(plan: Plan) -> Survey:
-    """Look once at every target."""
+    """Look once at every target, and at what measures their GPUs."""
     attachment = plan.attachment
-    if plan.controller is not None:
-        roster = await _roster(plan.controller)
-        if attachment.kind in WITHOUT_PAGES:
-            listed = tuple(_as_listed(each, roster.version, attachment.kind) for each in roster.members)
-            return Survey(name=attachment.name, kind=attachment.kind, engines=listed, notes=notes_of(plan, listed))
-        assert isinstance(plan.source, RosterTargets)
-        plan.source.listed = targets_of(roster.members)
     gate = asyncio.Semaphore(MAX_AT_ONCE)
     async with httpx.AsyncClient(trust_env=False, follow_redirects=False) as client:
-        found = await asyncio.gather(*(_look(plan, target, client, gate) for target in plan.source.targets()))
-    return Survey(name=attachment.name, kind=attachment.kind, engines=tuple(found), notes=notes_of(plan, found))
+        found = await _engines(plan, client, gate)
+        exporters, gpus = await survey_gpus(plan.exporters, client, gate)
+    said = plan.gpus_said()
+    own = {each.worker_id: gpus_of(each.worker_id, said.get(each.worker_id, ()), gpus) for each in found}
+    engines = tuple(replace(each, gpus=tuple(gpu.name for gpu in own[each.worker_id])) for each in found)
+    return Survey(
+        name=attachment.name,
+        kind=attachment.kind,
+        engines=engines,
+        notes=(*notes_of(plan, engines), *gpu_notes(plan.exporters, engines)),
+        exporters=exporters,
+    )
+
+
+async def _engines(plan: Plan, client: httpx.AsyncClient, gate: asyncio.Semaphore) -> Sequence[EngineSurvey]:
+    """As their pages say, or as the controller does of those that have none."""
+    if plan.controller is not None:
+        roster = await _roster(plan.controller)
+        if plan.attachment.kind in WITHOUT_PAGES:
+            return [_as_listed(each, roster.version, plan.attachment.kind) for each in roster.members]
+        assert isinstance(plan.source, RosterTargets)
+        plan.source.listed = targets_of(roster.members)
+    return await asyncio.gather(*(_look(plan, target, client, gate) for target in plan.source.targets()))
 
 
 def notes_of(plan: Plan, engines: Sequence[EngineSurvey]) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from control.errors import CommandRefused
+from control.fleets.attached.gpu_join import parse_gpus
 from control.types import Role
 
 ROLES: Final = {each.value: each for each in (Role.PREFILL, Role.DECODE, Role.MIXED)}
@@ -32,6 +33,7 @@ class Target:
     worker_id: str
     url: str
     role: Role
+    gpus: tuple[str, ...] = ()  # that are said to be its (`gpu_join`)
 
 
 class TargetSource(Protocol):
@@ -52,7 +54,7 @@ def parse_target(text: str) -> Target:
     return make_target(url, role, name)
 
 
-def make_target(url: str, role: str, name: str = "") -> Target:
+def make_target(url: str, role: str, name: str = "", gpus: str = "") -> Target:
     """Raises CommandRefused, which names what is wrong. An engine without a name is called by its host and port."""
     plain = url if "://" in url else f"http://{url}"
     try:
@@ -72,7 +74,7 @@ def make_target(url: str, role: str, name: str = "") -> Target:
     if not _ID.fullmatch(worker_id):
         raise CommandRefused(f"{worker_id!r} is no name for a worker", field="name", value=worker_id, bound=_ID.pattern)
     address = plain.rstrip("/") if parts.path.strip("/") else f"{parts.scheme}://{parts.netloc}/metrics"
-    return Target(worker_id=worker_id, url=address, role=ROLES[role])
+    return Target(worker_id=worker_id, url=address, role=ROLES[role], gpus=parse_gpus(gpus, worker_id) if gpus else ())
 
 
 def distinct(targets: Iterable[Target]) -> tuple[Target, ...]:
@@ -135,7 +137,7 @@ class FileTargets:
 
 
 def read_targets(path: Path) -> tuple[Target, ...]:
-    """All groups of a file_sd file. Labels: `role`, and `worker_id` for a group of one. Raises CommandRefused."""
+    """All groups of a file_sd file. Labels: `role`; in a group of one `worker_id`, `gpus`. Raises CommandRefused."""
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise CommandRefused(f"{path} is too large", field="targets_file", bound=f"{MAX_FILE_BYTES} bytes")
@@ -152,8 +154,8 @@ def _of_group(path: Path, group: Any) -> list[Target]:
     labels = group.get("labels", {}) if isinstance(group, dict) else None
     if not isinstance(urls, list) or not isinstance(labels, dict) or not all(isinstance(url, str) for url in urls):
         raise CommandRefused(f"{path}: a group is targets (a list of addresses) and labels", field="targets_file")
-    name = str(labels.get("worker_id", "")) if len(urls) == 1 else ""
-    return [make_target(url, str(labels.get("role", "")), name) for url in urls]
+    name, gpus = (str(labels.get(each, "")) if len(urls) == 1 else "" for each in ("worker_id", "gpus"))
+    return [make_target(url, str(labels.get("role", "")), name, gpus) for url in urls]
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:

@@ -31,6 +31,8 @@ class Attachment:
     controller_token: str = ""  # where a token for it is: a file, or env:NAME of the plane
     max_workers: int = 16  # of one pool, for what we ask for
     limit_s: float = 60.0  # in which a change must be seen, or it has failed
+    gpu_metrics: tuple[str, ...] = ()  # pages of dcgm-exporter
+    gpus: tuple[str, ...] = ()  # WORKER=GPU[,GPU...]: whose GPUs those are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +78,18 @@ class EngineSurvey:
     model: str = ""
     num_found: int = 0
     missing: tuple[Finding, ...] = ()
+    gpus: tuple[str, ...] = ()  # HOST/INDEX, those of its that an exporter has
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExporterSurvey:
+    """One dcgm-exporter. `problem`: why nothing is known of its GPUs. `missing`: what its page lacks."""
+
+    url: str
+    problem: str = ""
+    num_gpus: int = 0
+    num_found: int = 0
+    missing: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +100,7 @@ class Survey:
     kind: str
     engines: tuple[EngineSurvey, ...]
     notes: tuple[str, ...] = ()
+    exporters: tuple[ExporterSurvey, ...] = ()
 
     @property
     def num_reachable(self) -> int:
