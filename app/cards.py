@@ -17,6 +17,11 @@ TAG_HELP: dict[str, str] = {
     "derived": "Derived: computed from measured counters by a stated formula.",
     "assumed": "Assumed: rests on a setting or a model, not on a measurement.",
     "simulated": "Simulated: the workers behind this number take the time a cost model says; no model was computed.",
+    "off": "Off: the engine has this series, and a flag turns it on. It is unknown, not 0.",
+    "not exported": "Not exported: the engine's page does not have it. It is unknown, not 0.",
+    "refused": "Refused: what the engine says cannot be a value.",
+    "not seen": "Not seen: no request of this fleet comes through our gateways.",
+    "no data": "No data: nothing is known of it now, which is not 0.",
 }
 
 

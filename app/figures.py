@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 
-from app import cards, format, frames, lines, theme, words
-from control.types import FleetSnapshot, PoolStatus, SeriesResult
+from app import cards, foreign, format, frames, lines, theme, words
+from control.types import FleetSnapshot, PhaseUtilization, PoolStatus, SeriesResult, TrafficStatus
 
 #: The series behind the five sparklines.
 COURSES: tuple[str, ...] = (
@@ -15,63 +16,100 @@ COURSES: tuple[str, ...] = (
     "prefill_compute_wall",
     "decode_bandwidth_wall",
 )
+#: And of an attached fleet, whose requests may not come through our gateways.
+ENGINE_COURSES: tuple[str, ...] = ("worker_ttft_p99_s", "worker_itl_p99_s")
+DASHED = "5 3"
+BY_ENGINES = "Of the last ten seconds, from the engines' own histograms: as exact as their bounds are fine."
+NO_REQUESTS = (
+    "not seen",
+    "its requests: through our gateway (`phaseline serve`) they are seen",
+)
 
 
 def figures(snapshot: FleetSnapshot, read: dict[str, SeriesResult | None]) -> list[cards.Figure]:
     """The five cards. Pure."""
-    traffic, prefill, decode = snapshot.traffic, snapshot.prefill, snapshot.decode
-    seen = "simulated" if snapshot.simulated else "measured"
     course = {metric: frames.course(frames.points_of(result)) for metric, result in read.items()}
-    seen_note = f"Seen at the gateways over the last {format.duration(traffic.window_s)}. {traffic.slo_text}"
+    prefill, decode = snapshot.prefill, snapshot.decode
     return [
-        cards.Figure(
-            label="Goodput",
-            value=format.rate(traffic.goodput_rps),
-            tag=seen,
-            tag_note=seen_note,
-            note=f"{format.percent(traffic.attainment)} of {format.rate(traffic.offered_rps)} offered",
-            course=course["goodput_rps"],
-            color=theme.OK,
+        _goodput(snapshot, course["goodput_rps"]),
+        _latency(snapshot, "ttft", theme.PREFILL, "", read),
+        _latency(snapshot, "itl", theme.DECODE, DASHED, read),
+        _work(
+            snapshot,
+            prefill,
+            cards.Figure(
+                label="Prefill compute",
+                value=format.percent(prefill.wall_compute if prefill else None),
+                note=_in_phase_note(prefill.in_phase_compute if prefill else None, prefill.busy if prefill else None),
+                course=course["prefill_compute_wall"],
+                color=theme.PREFILL,
+            ),
+            "prefill",
         ),
-        cards.Figure(
-            label="TTFT p99",
-            value=format.duration(traffic.ttft_p99_s),
-            tag=seen,
-            tag_note=seen_note,
-            note=f"p50 {format.duration(traffic.ttft_p50_s)}",
-            course=course["ttft_p99_s"],
-            color=theme.PREFILL,
-        ),
-        cards.Figure(
-            label="ITL p99",
-            value=format.duration(traffic.itl_p99_s),
-            tag=seen,
-            tag_note=seen_note,
-            note=f"p50 {format.duration(traffic.itl_p50_s)}",
-            course=course["itl_p99_s"],
-            color=theme.DECODE,
-            dash="5 3",
-        ),
-        cards.Figure(
-            label="Prefill compute",
-            value=format.percent(prefill.wall_compute if prefill else None),
-            note=_in_phase_note(prefill.in_phase_compute if prefill else None, prefill.busy if prefill else None),
-            tag=lines.mark(snapshot, prefill),
-            tag_note=lines.peak_note(prefill),
-            course=course["prefill_compute_wall"],
-            color=theme.PREFILL,
-        ),
-        cards.Figure(
-            label="Decode bandwidth",
-            value=format.percent(decode.wall_bandwidth if decode else None),
-            note=_in_phase_note(decode.in_phase_bandwidth if decode else None, decode.busy if decode else None),
-            tag=lines.mark(snapshot, decode),
-            tag_note=lines.peak_note(decode),
-            course=course["decode_bandwidth_wall"],
-            color=theme.DECODE,
-            dash="5 3",
+        _work(
+            snapshot,
+            decode,
+            cards.Figure(
+                label="Decode bandwidth",
+                value=format.percent(decode.wall_bandwidth if decode else None),
+                note=_in_phase_note(decode.in_phase_bandwidth if decode else None, decode.busy if decode else None),
+                course=course["decode_bandwidth_wall"],
+                color=theme.DECODE,
+                dash=DASHED,
+            ),
+            "decode",
         ),
     ]
+
+
+def _goodput(snapshot: FleetSnapshot, course: tuple[float | None, ...]) -> cards.Figure:
+    traffic = snapshot.traffic
+    drawn = cards.Figure(label="Goodput", value=format.rate(traffic.goodput_rps), course=course, color=theme.OK)
+    if traffic.goodput_rps is None:
+        return _unknown(drawn, NO_REQUESTS if snapshot.is_attached else None)
+    note = f"{format.percent(traffic.attainment)} of {format.rate(traffic.offered_rps)} offered"
+    return replace(drawn, note=note, tag=_seen(snapshot), tag_note=_seen_note(traffic))
+
+
+def _latency(
+    snapshot: FleetSnapshot, kind: str, color: str, dash: str, read: dict[str, SeriesResult | None]
+) -> cards.Figure:
+    """As our gateways see it; where no request passes them, as the engines of an attached fleet say it."""
+    traffic = snapshot.traffic
+    p50, p99 = getattr(traffic, f"{kind}_p50_s"), getattr(traffic, f"{kind}_p99_s")
+    drawn = cards.Figure(label=f"{kind.upper()} p99", value=format.duration(p99), color=color, dash=dash)
+    if p99 is not None:
+        course = frames.course(frames.points_of(read[f"{kind}_p99_s"]))
+        note = f"p50 {format.duration(p50)}"
+        return replace(drawn, course=course, note=note, tag=_seen(snapshot), tag_note=_seen_note(traffic))
+    own = frames.points_of(read.get(f"worker_{kind}_p99_s"))
+    value = frames.newest(own[:-1])
+    if value is None:
+        return _unknown(drawn, foreign.unknown(snapshot, kind))
+    told = replace(drawn, value=format.duration(value), course=frames.course(own))
+    return replace(told, note="as the engines say it", tag=_seen(snapshot), tag_note=BY_ENGINES)
+
+
+def _work(snapshot: FleetSnapshot, phase: PhaseUtilization | None, drawn: cards.Figure, name: str) -> cards.Figure:
+    if drawn.value == format.NA:
+        return _unknown(drawn, foreign.unknown(snapshot, name))
+    in_phase = foreign.unknown(snapshot, "in_phase")
+    note = f" {in_phase[1]}." if in_phase is not None else ""
+    return replace(drawn, tag=lines.mark(snapshot, phase), tag_note=lines.peak_note(phase) + note)
+
+
+def _unknown(drawn: cards.Figure, why: tuple[str, str] | None) -> cards.Figure:
+    """A figure that is not known says so in its tag, with the remedy; it was not measured."""
+    state, words = why or ("no data", "")
+    return replace(drawn, tag=state, tag_note=words, note=words.partition(": ")[2] if words else "")
+
+
+def _seen(snapshot: FleetSnapshot) -> str:
+    return "simulated" if snapshot.simulated else "measured"
+
+
+def _seen_note(traffic: TrafficStatus) -> str:
+    return f"Seen at the gateways over the last {format.duration(traffic.window_s)}. {traffic.slo_text}"
 
 
 def _in_phase_note(in_phase: float | None, busy: float | None) -> str:
@@ -136,11 +174,10 @@ def pool_load(pool: PoolStatus, snapshot: FleetSnapshot) -> cards.Load:
     members = [each for each in snapshot.workers if each.role == pool.role]
     if prefill:
         queued = [each.queued_prefill_tokens for each in members]
-        known = [each for each in queued if each is not None]
-        rows.append(("Queued tokens", format.count(sum(known) if len(known) == len(queued) else None)))
+        rows.append(("Queued tokens", format.count(_total(queued))))
     else:
-        rows.append(("Running", format.count(sum(each.num_running for each in members))))
-    rows.append(("Waiting", format.count(sum(each.num_waiting for each in members))))
+        rows.append(("Running", format.count(_total(each.num_running for each in members))))
+    rows.append(("Waiting", format.count(_total(each.num_waiting for each in members))))
     return cards.Load(
         title=f"{pool.role.capitalize()} pool",
         rows=tuple(rows),
@@ -150,3 +187,10 @@ def pool_load(pool: PoolStatus, snapshot: FleetSnapshot) -> cards.Load:
         tag_note="Headroom: further requests per second that would still meet the SLO. The limit of a batch is the "
         "largest whose steps stay inside the bound on the time per token, by a line through the steps seen.",
     )
+
+
+def _total(counts: Iterable[int | None]) -> int | None:
+    """Unknown when one of them is."""
+    found = list(counts)
+    known = [each for each in found if each is not None]
+    return sum(known) if len(known) == len(found) else None

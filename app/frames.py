@@ -138,10 +138,11 @@ def means_together(
     return sum(value for value, _ in pairs) / len(pairs), sum(value for _, value in pairs) / len(pairs)
 
 
-def course(points: Sequence[SeriesPoint], limit: int = 80) -> tuple[float | None, ...]:
-    """A sparkline's values from the first known one, without the youngest bucket: its requests are still running."""
+def course(points: Sequence[SeriesPoint]) -> tuple[float | None, ...]:
+    """A sparkline's values from the first known one, each as it was read: percentiles are never averaged. Without the
+    youngest bucket: its requests are still running."""
     known = [index for index, point in enumerate(points) if point.value is not None]
-    return tuple(point.value for point in downsampled(points[known[0] : -1], limit)) if known else ()
+    return tuple(point.value for point in points[known[0] : -1]) if known else ()
 
 
 def since(named: Iterable[Labelled], since_unix_s: float) -> list[Labelled]:
@@ -156,6 +157,15 @@ def begin(named: Iterable[Labelled], since_unix_s: float, until_unix_s: float, l
     if first - since_unix_s < 0.05 * (until_unix_s - since_unix_s):
         return since_unix_s
     return max(since_unix_s, min(first, until_unix_s - least_s))
+
+
+def gaps(
+    series: Iterable[Sequence[SeriesPoint]], step_s: float, since_unix_s: float, until_unix_s: float, least_s: float
+) -> list[tuple[float, float]]:
+    """[start, end) of each time of `least_s` or more in which none of them is known, in time order."""
+    known = sorted({point.t_unix_s for points in series for point in points if point.value is not None})
+    edges = [since_unix_s, *(each + step_s for each in known)], [*known, until_unix_s]
+    return [(start, end) for start, end in zip(*edges, strict=True) if end - start >= least_s]
 
 
 def carried(points: Sequence[SeriesPoint], limit_s: float) -> list[SeriesPoint]:

@@ -1,13 +1,13 @@
 """What limited the fleet over time, as intervals of a time axis, from the plane's recorded verdicts. Pure.
 
 Decided here: that a verdict holds until the next one, and that nothing is drawn before the first known one, nor where
-the plane could not tell. What limits is the plane's (`control.bottleneck`).
+the plane could not tell, or where none looked. What limits is the plane's (`control.bottleneck`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -51,6 +51,19 @@ def intervals(events: Iterable[FleetEvent], since_unix_s: float, until_unix_s: f
         if start < end and each.resources and UNKNOWN not in each.resources:
             found.append(Limited(start, end, each.resources))
     return found
+
+
+def without(found: Iterable[Limited], away: Sequence[tuple[float, float]]) -> list[Limited]:
+    """Cut at the times in which no plane looked: nobody could tell then. `away` is in time order."""
+    left = list(found)
+    for start, end in away:
+        left = [
+            replace(each, start_unix_s=max(each.start_unix_s, low), end_unix_s=min(each.end_unix_s, high))
+            for each in left
+            for low, high in ((each.start_unix_s, start), (end, each.end_unix_s))
+            if max(each.start_unix_s, low) < min(each.end_unix_s, high)
+        ]
+    return left
 
 
 def dataset(found: Sequence[Limited], since_unix_s: float, until_unix_s: float) -> bytes:

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from datetime import tzinfo
 from zlib import crc32
 
-from app import alerts, cards, figures, format, limits, tables, theme, wall, words
+from app import alerts, cards, figures, foreign, format, limits, tables, theme, wall, words
 from app.source import Hub
 from app.stream import Build, Part
 from control.errors import ControlError
-from control.types import FleetEvent, FleetSnapshot
+from control.types import Capability, FleetEvent, FleetSnapshot
 
 LATEST_S = 3600.0
 NUM_LATEST = 8
@@ -58,7 +58,7 @@ def banners(hub: Hub, tz: tzinfo) -> str:
 
 def notices(snapshot: FleetSnapshot) -> list[str]:
     """The plane's notices; a simulated fleet is always marked, whoever forgot to."""
-    found = list(snapshot.notices)
+    found = [*snapshot.notices, *foreign.notices(snapshot)]
     if snapshot.simulated and not any("simulat" in notice.lower() for notice in found):
         found.insert(0, "Simulated workers: steps take the time that a cost model says; no model is computed.")
     return found
@@ -72,10 +72,12 @@ def health(hub: Hub, tz: tzinfo) -> str:
         return ""
     stale = look.is_stale(hub.now())
     state = "broken" if stale else snapshot.health if snapshot.health in theme.STATE_COLORS else "attention"
-    num_gateways = snapshot.traffic.num_gateways
+    num_gateways, num_workers = snapshot.traffic.num_gateways, len(snapshot.workers)
+    is_routed = Capability.ROUTE in snapshot.capabilities
     facts = (
-        f"{len(snapshot.workers)} workers",
-        f"{num_gateways} gateway{'' if num_gateways == 1 else 's'}",
+        *foreign.facts(snapshot),
+        f"{num_workers} worker{'' if num_workers == 1 else 's'}",
+        f"{num_gateways} gateway{'' if num_gateways == 1 else 's'}" if is_routed else "",
         f"as of {format.clock(snapshot.at_unix_s, tz)}",
     )
     word = "Unknown" if stale else words.HEALTH_WORDS[snapshot.health]
@@ -86,7 +88,8 @@ def figure_cards(hub: Hub, _: tzinfo) -> str:
     snapshot = hub.look().snapshot
     if snapshot is None:
         return ""
-    read = {metric: hub.live(metric, "fleet", COURSE_S, COURSE_STEP_S).result for metric in figures.COURSES}
+    wanted = (*figures.COURSES, *(figures.ENGINE_COURSES if snapshot.is_attached else ()))
+    read = {metric: hub.live(metric, "fleet", COURSE_S, COURSE_STEP_S).result for metric in wanted}
     return cards.figures(figures.figures(snapshot, read))
 
 

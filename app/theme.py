@@ -31,6 +31,11 @@ STATE_COLORS: dict[str, str] = {
     "firing": DANGER,
     "resolved": OK,
     "burned": DANGER,
+    "answers": OK,
+    "no answer": DANGER,
+    "off": ATTENTION,
+    "not exported": MIXED,
+    "refused": DANGER,
 }
 #: Events on a chart: a colour, a dash and a shape each. Moves with and without their KV look the same.
 EVENT_COLORS: dict[str, str] = {

@@ -21,10 +21,11 @@ from pydantic import TypeAdapter
 from control.adoption import adopt
 from control.errors import CommandRefused, ControlError, NotFound
 from control.fleets.attached.attachment import Plan, plan_of
+from control.fleets.attached.fleet import AttachedFleet
 from control.fleets.attached.permission import can_of, check_grantable
 from control.fleets.attached.routed import fleet_of
 from control.fleets.attached.survey import survey
-from control.fleets.attached.types import AttachedInfo, Attachment, Permission, Survey
+from control.fleets.attached.types import AttachedInfo, Attachment, Looks, Permission, Survey
 from control.history.attachments import AttachmentRow
 from control.history.store import History
 from control.lease import Holder
@@ -71,13 +72,19 @@ class AttachedPlanes:
 
     def _info(self, row: AttachmentRow) -> AttachedInfo:
         attachment = _attachment.validate_json(row.told)
+        plane = self._planes.get(row.name)
+        fleet = plane.fleet if plane is not None else None
+        seen = fleet if isinstance(fleet, AttachedFleet) else None
+        away = seen.plan.source.problem if seen is not None else ""
         return AttachedInfo(
             attachment=attachment,
             who=row.who,
             at_unix_s=row.at_unix_s,
-            problem=self._problems.get(row.name, ""),
+            problem=self._problems.get(row.name, "") or away,
             can=tuple(sorted(can_of(attachment))),
             allowed=_permissions.validate_json(row.allowed),
+            looks=seen.looks() if seen is not None else Looks(),
+            missing=seen.missing() if seen is not None else (),
         )
 
     async def survey(self, attachment: Attachment) -> Survey:

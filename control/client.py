@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from control import errors
 from control.errors import ControlError, FleetError, NotActive, NotFound, PlaneUnreachable, StaleFence
-from control.fleets.attached.types import AttachedInfo, Attachment, Survey
+from control.fleets.attached.types import AttachChoices, AttachedInfo, Attachment, EngineSurvey, KindChoice, Survey
 from control.types import (
     Action,
     Alert,
@@ -52,7 +52,16 @@ from control.types import (
     WhatIfRouting,
 )
 
-__all__ = ["ENDED", "AttachedInfo", "Attachment", "PhaselineClient", "Survey"]
+__all__ = [
+    "ENDED",
+    "AttachChoices",
+    "AttachedInfo",
+    "Attachment",
+    "EngineSurvey",
+    "KindChoice",
+    "PhaselineClient",
+    "Survey",
+]
 
 T = TypeVar("T")
 API = "/api/v1"
@@ -143,6 +152,10 @@ class PhaselineClient:
     def attached(self) -> list[AttachedInfo]:
         """The fleets that somebody else runs and that are looked at here."""
         return self._get(list[AttachedInfo], f"{API}/attached")
+
+    def attach_choices(self) -> AttachChoices:
+        """What can be said to attach a fleet."""
+        return self._get(AttachChoices, f"{API}/attached/choices")
 
     def survey(self, attachment: Attachment) -> Survey:
         """One look at every target, from where the plane is; changes nothing."""

@@ -255,6 +255,8 @@ def _latencies() -> list[Metric]:
         ("e2e", "e2e", (0.5, 0.99), "whole request, of those that were served", _FLEET_RULE),
         ("handoff", "worker_handoff", (0.5, 0.99), "KV from a prefill worker to a decode worker", _POOLS),
         ("queue", "worker_queue", (0.99,), "waiting on a worker before the first step", _POOLS),
+        ("worker_ttft", "worker_ttft", (0.5, 0.99), "time to first token, as the workers or engines say it", _POOLS),
+        ("worker_itl", "worker_itl", (0.5, 0.99), "one gap between tokens, as the workers or engines say it", _POOLS),
     ]
     return [
         Metric(

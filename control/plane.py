@@ -114,6 +114,8 @@ class Plane:
             started_unix_s=now(),
             version=version,
             plane=plane_status(lease),
+            is_attached=isinstance(fleet, Foreign),
+            refusals=fleet.refusals if isinstance(fleet, Foreign) else {},
         )
         self._wake = asyncio.Event()
         self._running = asyncio.Lock()
@@ -322,6 +324,8 @@ class Plane:
             alerts=self.monitor.alerts,
             bottleneck=self._bottleneck,
             batches=self.workload.batches(self._readings, self.settings.effective_slo.tpot_s),
+            sized=facts.pools,
+            max_pool=facts.max_pool,
         )
         self._snapshot = snapshot
         self.monitor.on_tick(snapshot, now)

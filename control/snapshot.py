@@ -8,14 +8,14 @@ utilization (`control.accounting`), traffic (`control.traffic_stats`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
 
 from control.accounting import UtilizationView
 from control.ceilings import ceilings_of
 from control.changes import role_of
-from control.facts import POOLS, FleetFacts, WorkerFacts, natural
+from control.facts import POOLS, FleetFacts, PoolFacts, WorkerFacts, natural
 from control.fleets.base import ACTING, Observation, WorkerLife
 from control.gateway.pulse import Pulse, pulse_of_step
 from control.headroom import BatchLimit, headroom_rps
@@ -44,6 +44,7 @@ from engine.types import Load
 #: A worker that one observation misses is shown as it was for this long: a node may be late once.
 KEEP_S = 5.0
 NO_BATCHES: Final[Mapping[Role, BatchLimit]] = {}
+NO_POOLS: Final[Mapping[Role, PoolFacts]] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +59,8 @@ class FleetIdentity:
     started_unix_s: float
     version: str = ""
     plane: PlaneStatus | None = None
+    is_attached: bool = False
+    refusals: Mapping[str, str] = field(default_factory=dict)
 
 
 def build_snapshot(
@@ -76,6 +79,8 @@ def build_snapshot(
     alerts: tuple[Alert, ...] = (),
     bottleneck: Bottleneck | None = None,
     batches: Mapping[Role, BatchLimit] = NO_BATCHES,
+    sized: Mapping[Role, PoolFacts] = NO_POOLS,
+    max_pool: int = 0,
 ) -> FleetSnapshot:
     """The whole screen. `readings` are the newest per worker (`newest_readings`)."""
     lives = {each.worker_id: each for each in observation.lives} if observation else {}
@@ -86,6 +91,7 @@ def build_snapshot(
         worker_status(identity, w, desired, readings.get(w), lives.get(w), devices, utilization, at) for w in ids
     )
     pools = tuple(pool_status(role, desired, workers, utilization, traffic, batches.get(role)) for role in POOLS)
+    pools = tuple(_as_sized(each, desired, sized.get(each.role), max_pool) for each in pools)
     observed_only = not ACTING & set(identity.capabilities)
     health = STARTING
     if observation is not None:
@@ -116,6 +122,9 @@ def build_snapshot(
         bottleneck=bottleneck,
         ceilings=ceilings_of(each for each in readings.values() if each.alive),
         blended=blended_of(utilization, devices.values()),
+        is_attached=identity.is_attached,
+        refusals=dict(identity.refusals),
+        missing=observation.missing if observation else (),
     )
 
 
@@ -211,7 +220,9 @@ def worker_status(
     device = devices.get(reading.device.uuid) if reading and reading.device.uuid else None
     phases = utilization.workers.get(worker_id, {}) if utilization else {}
     state, reason = _state(reading, life)
-    queued = None if reading and "queued_prefill_tokens" in reading.unknown else load.queued_prefill_tokens
+    unknown = reading.unknown if reading else ()
+    queued = None if "queued_prefill_tokens" in unknown else load.queued_prefill_tokens
+    version = life.version if identity.is_attached and life else "" if identity.is_attached else identity.version
     return WorkerStatus(
         worker_id=worker_id,
         epoch=reading.epoch if reading else 0,
@@ -230,7 +241,7 @@ def worker_status(
         hostname=reading.hostname if reading else "",
         device=reading.device.name if reading else "",
         address=reading.address if reading else "",
-        version=identity.version if reading else "",
+        version=version if reading else "",
         weight=desired.weights.get(worker_id, 1.0),
         drained=worker_id in desired.drained,
         alive=reading.alive if reading else False,
@@ -241,8 +252,8 @@ def worker_status(
         kv_blocks_held=load.kv_blocks_held,
         kv_blocks_reserved=load.kv_blocks_reserved,
         queued_prefill_tokens=queued,
-        num_waiting=load.num_waiting,
-        num_running=load.num_running,
+        num_waiting=None if "num_waiting" in unknown else load.num_waiting,
+        num_running=None if "num_running" in unknown else load.num_running,
         num_leased=load.num_leased,
         prefill=phases.get(Phase.PREFILL),
         decode=phases.get(Phase.DECODE),
@@ -286,6 +297,14 @@ def pool_status(
         batch=batch.batch if batch else None,
         largest_batch=batch.largest if batch else None,
     )
+
+
+def _as_sized(pool: PoolStatus, desired: Desired, facts: PoolFacts | None, most: int) -> PoolStatus:
+    """A pool that has a size and no fixed workers: what is desired of it is that size."""
+    if facts is None:
+        return pool
+    wanted = desired.pool_size(pool.role)
+    return replace(pool, num_desired=wanted, num_other=facts.num_other, most_workers=most, rival=facts.rival)
 
 
 def prefill_load_s(members: list[WorkerStatus], prefill: PhaseUtilization | None) -> float | None:

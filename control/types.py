@@ -337,8 +337,8 @@ class WorkerStatus:
     kv_blocks_held: int
     kv_blocks_reserved: int
     queued_prefill_tokens: int | None  # None: a foreign engine that does not say
-    num_waiting: int
-    num_running: int
+    num_waiting: int | None
+    num_running: int | None
     num_leased: int
     prefill: PhaseUtilization | None
     decode: PhaseUtilization | None
@@ -351,6 +351,17 @@ class WorkerStatus:
     power_w: float | None = None
     device_note: str = ""  # what the device does not answer, and why; "" where it answers all, or nobody asked it
     nvlink_bytes_per_s: float | None = None  # both ways, of all links
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Missing:
+    """One quantity that engines of an attached fleet do not say: unknown, not 0. `quantity` as in their pages."""
+
+    quantity: str
+    state: Literal["off", "absent", "refused"]  # off: its series stands at 0 until a flag turns it on
+    series: str  # the name that was looked for
+    remedy: str  # what an operator does about it; "" where nothing helps
+    worker_ids: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -369,6 +380,8 @@ class PoolStatus:
     headroom_provenance: Provenance = "derived"
     batch: float | None = None  # sequences that decode, of one worker
     largest_batch: float | None = None  # inside the bound on the time per token, by a line through its steps
+    most_workers: int | None = None  # that may be asked for; None: a pool of fixed workers, which flip
+    rival: str = ""  # who else sets its size; "" when nobody is known to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -507,6 +520,9 @@ class FleetSnapshot:
     alerts: tuple[Alert, ...] = ()  # pending and firing, pages first
     ceilings: Ceilings | None = None  # None: a peak is not known
     blended: Blended | None = None
+    is_attached: bool = False  # somebody else runs it
+    refusals: dict[str, str] = field(default_factory=dict)  # by capability: why it is not offered, and what allows it
+    missing: tuple[Missing, ...] = ()  # of an attached fleet
 
 
 # --- history --------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from control.types import FleetSnapshot, Series, SeriesResult
 
 WINDOWS: dict[str, tuple[int, int]] = {"5m": (300, 1), "15m": (900, 1), "60m": (3600, 10)}
 CARRY_S = 15.0  # workers per role: a tick may come late, a worker does not come and go with it
+AWAY_S = 15.0  # without a reading: the plane was not there
 LEAST_WINDOW_S = 120.0
 PAST_KEPT_S = 60.0  # what was made of a past window; it may reach into the present
 ZOOM = "zoom"
@@ -117,7 +118,7 @@ def _shown(snapshot: FleetSnapshot, chosen: Chosen, past: tuple[float, float] | 
     title = words_of(basis) + (f", mean of {_range_words(past)}" if past else "")
     series = found.roles.series if found.roles else ()
     held = [each for each in series if frames.largest([("", each.points)])]
-    lanes, limiting = found.happened.lanes(since), found.happened.limited(since)
+    lanes, limiting = found.happened.lanes(since), _limiting(found, since, until)
     return Shown(
         title=title,
         legend=cards.legend(legend, title),
@@ -226,6 +227,15 @@ def _line_data(
         "zones": zones.dataset(snapshot.ceilings, chosen.lines, chosen.basis, top),
         **found.happened.marks(since),
     }
+
+
+def _limiting(found: Found, since: float, until: float) -> list[Limited]:
+    """Where a plane looked: the workers that it saw are recorded each second."""
+    told = found.happened.limited(since)
+    if found.roles is None:
+        return told
+    known = [each.points for each in found.roles.series]
+    return limited.without(told, frames.gaps(known, found.roles.step_s, since, until, AWAY_S + found.roles.step_s))
 
 
 def _limited_data(found: Sequence[Limited], since: float, until: float) -> dict[str, bytes]:

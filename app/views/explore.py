@@ -38,6 +38,7 @@ GROUP_WORDS: dict[str, str] = {"fleet": "Whole fleet", "role": "Role", "worker":
 MAX_LINES = 12
 NO_OTHER = "none"
 NUM_TOLD = 4
+OWN = "window"  # of the address
 
 
 def page(hub: Hub, snapshot: FleetSnapshot) -> None:
@@ -76,8 +77,25 @@ def _controls(catalogue: list[MetricInfo]) -> tuple[MetricInfo, str, str, str, i
     also = url.select("Beside it", others, name="also", default=NO_OTHER, place=beside)
     step = url.select("Step", STEP_WORDS, name="step", default="auto", place=third)
     versus = url.select("Compare with", COMPARED_WORDS, name="versus", default="none", place=fourth)
-    url.segmented("Range", RANGE_WORDS, name="range", default="1h", on_change=_leave_zoom)
+    _range_control()
     return metric, "" if also == NO_OTHER else also, by, step, COMPARED[versus]
+
+
+def _range_control() -> None:
+    """A window of the address is none of the ranges: it is shown as what is chosen, and any range leaves it."""
+    if day.past() is None:
+        url.segmented("Range", RANGE_WORDS, name="range", default="1h", on_change=_leave_zoom)
+        return
+    st.session_state[OWN] = OWN
+    words_of = {OWN: "This window", **RANGE_WORDS}
+    st.segmented_control("Range", list(words_of), key=OWN, required=True, format_func=words_of.get, on_change=_choose)
+
+
+def _choose() -> None:
+    chosen = st.session_state[OWN]
+    if chosen != OWN:
+        st.session_state["range"] = chosen
+        _leave_zoom()
 
 
 def _goes_with(other: MetricInfo, metric: MetricInfo, by: str) -> bool:
@@ -95,12 +113,8 @@ def _leave_zoom() -> None:
 
 def _range(now_unix_s: float) -> tuple[float, float]:
     """A dragged window (in the URL as from and to, Unix seconds) before the chosen range up to now."""
-    try:
-        since, until = float(st.query_params["from"]), float(st.query_params["to"])
-        if 0 < since < until:
-            return since, until
-    except (KeyError, ValueError):
-        pass
+    if window := day.past():
+        return window
     return now_unix_s - RANGES[st.session_state.get("range") or "1h"], now_unix_s
 
 

@@ -23,7 +23,7 @@ def page(hub: Hub, snapshot: FleetSnapshot) -> None:
     past = day.past()
     push.slot(hub, "health")
     if not snapshot.workers and past is None:
-        st.html(cards.empty("No workers yet", "The fleet has not started a worker. What was is below."))
+        st.html(cards.empty("No workers yet", _none(snapshot)))
         st.fragment(day.strip, run_every=60.0)(hub, "wall", beside.NOTHING)
         return
     push.slot(hub, "alerts")
@@ -44,6 +44,14 @@ def page(hub: Hub, snapshot: FleetSnapshot) -> None:
     else:
         push.slot(hub, "latest")
     push.slot(hub, "alert_list")
+
+
+def _none(snapshot: FleetSnapshot) -> str:
+    if snapshot.kind == "none":
+        return "This plane has no workers of its own: attach a fleet on the page Fleets. What was is below."
+    if snapshot.is_attached:
+        return "None of its engines has answered yet; the page Fleets says why. What was is below."
+    return "The fleet has not started a worker. What was is below."
 
 
 def _live(hub: Hub, chosen: detail.Chosen) -> None:

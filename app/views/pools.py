@@ -9,7 +9,7 @@ from dataclasses import Field, fields
 
 import streamlit as st
 
-from app import actions, cards, format, lines, push, session, tables, words
+from app import actions, cards, foreign, format, lines, push, session, tables, words
 from app.session import Form
 from app.source import Hub
 from app.views.detail import Chosen, utilization
@@ -25,7 +25,8 @@ def page(hub: Hub, snapshot: FleetSnapshot) -> None:
     push.slot(hub, "health")
     push.live(_pools, "pools")(hub)
     if not snapshot.workers:
-        st.html(cards.empty("No workers yet", "There is nothing to resize until the fleet has started a worker."))
+        missing = "None of its engines has answered yet." if snapshot.is_attached else snapshot.health_text
+        st.html(cards.empty("No workers yet", f"There is nothing to resize until there is a worker. {missing}"))
         return
     form = session.form(snapshot)
     why_not = session.can_act(hub, snapshot)
@@ -44,11 +45,12 @@ def page(hub: Hub, snapshot: FleetSnapshot) -> None:
 
 
 def _controls(hub: Hub, snapshot: FleetSnapshot, form: Form, why_not: str) -> None:
-    """Only what the fleet can do is offered."""
+    """Only what the fleet can do and we may is offered; why the rest is not stands below."""
+    resize = _resize_pools if foreign.sized(snapshot) else _resize
     offered = [
         (title, draw)
         for title, needs, draw in (
-            ("Resize pools", Capability.RESIZE, _resize),
+            ("Resize pools", Capability.RESIZE, resize),
             ("Flip a worker", Capability.FLIP, _flip),
             ("Drain", Capability.DRAIN, _drain),
             ("Routing", Capability.ROUTE, _routing),
@@ -56,12 +58,14 @@ def _controls(hub: Hub, snapshot: FleetSnapshot, form: Form, why_not: str) -> No
         )
         if needs in snapshot.capabilities
     ]
-    if not offered:
-        st.html(cards.empty("This fleet is observed only", "Its adapter can change nothing."))
-        return
-    for tab, (_, draw) in zip(st.tabs([title for title, _ in offered]), offered, strict=True):
-        with tab:
-            draw(hub, snapshot, form, why_not)
+    if offered:
+        for tab, (_, draw) in zip(st.tabs([title for title, _ in offered]), offered, strict=True):
+            with tab:
+                draw(hub, snapshot, form, why_not)
+    else:
+        st.html(cards.empty("This fleet is observed only", "Nothing of it can be changed from here now."))
+    if refused := foreign.refused_rows(snapshot):
+        st.html(cards.legend([], "Not offered, and what allows it") + cards.table(("", ""), refused, "Not offered"))
 
 
 # --- live parts ------------------------------------------------------------
@@ -102,25 +106,36 @@ def pool_table(snapshot: FleetSnapshot) -> str:
         )
         rows.append((cards.Cell(cards.role(pool.role), html=True), *(cards.Cell(text, num=True) for text in texts)))
     note = cards.note(f"Utilization is wall, {lines.peak_words(snapshot)}", tagged)
-    return cards.table(head, rows, "Pools: desired beside observed") + note
+    return cards.table(head, rows, "Pools: desired beside observed") + note + foreign.rival_words(snapshot)
 
 
 def _moved(hub: Hub) -> None:
-    """Somebody else changed the desired state since these controls were drawn."""
+    """Somebody else changed the fleet, or what is desired of it, since these controls were drawn."""
     snapshot = hub.look().snapshot
     form: Form | None = st.session_state.get("form")
-    if snapshot is None or form is None or snapshot.desired.version <= form.version:
+    text = "" if snapshot is None or form is None else moved_words(hub, snapshot, form)
+    if not text:
         st.html("<span></span>")
         return
-    moved = words.changed_since(form.version, hub.commands())
-    who = (
-        "; ".join(f"{each.who}: {words.action(each.action)}" for each in moved) or "its command is not listed any more"
-    )
-    now = snapshot.desired.version
-    text = f"These controls show version {form.version}; the desired state is at version {now} ({who})."
     st.html(cards.banner(text))
     if st.button("Look again", on_click=session.look_again, key="look_again"):
         st.rerun()
+
+
+def moved_words(hub: Hub, snapshot: FleetSnapshot, form: Form) -> str:
+    """What has moved, and by whom; "" when these controls still say what holds."""
+    now = snapshot.desired
+    if now.version > form.version:
+        moved = words.changed_since(form.version, hub.commands())
+        who = "; ".join(f"{each.who}: {words.action(each.action)}" for each in moved)
+        who = who or "its command is not listed any more"
+        return f"These controls show version {form.version}; the desired state is at version {now.version} ({who})."
+    shown = form.desired
+    if not snapshot.is_attached or (now.roles, now.pools, now.drained) == (shown.roles, shown.pools, shown.drained):
+        return ""
+    drawn, sizes = (words.pool_sizes(tables.pool_counts(each)) for each in (shown, now))
+    told = f"from {drawn} to {sizes}" if drawn != sizes else f"and has {sizes}, other workers among them"
+    return f"It has changed without a command of ours since these controls were drawn: {told}. Its owner leads."
 
 
 # --- resize, flip, drain ------------------------------------------------------------
@@ -153,6 +168,27 @@ def _resize(hub: Hub, snapshot: FleetSnapshot, form: Form, why_not: str) -> None
     )
 
 
+def _resize_pools(hub: Hub, snapshot: FleetSnapshot, form: Form, why_not: str) -> None:
+    """Pools that have a size and no fixed workers: as many as may be asked for."""
+    pools = foreign.sized(snapshot)
+    wanted: dict[Role, int] = {}
+    for column, pool in zip(st.columns(max(3, len(pools))), pools, strict=False):
+        now, most = form.desired.pool_size(pool.role), pool.most_workers or 1
+        wanted[pool.role] = column.number_input(
+            f"{pool.role.capitalize()} workers",
+            min_value=1,
+            max_value=max(most, now),
+            value=max(1, now),
+            key=f"pool_{pool.role}_{form.version}_{now}",
+            disabled=bool(why_not or pool.rival),
+            help=pool.rival or f"Set now: {now}. Up to {most} may be asked for.",
+        )
+    changed = {role: size for role, size in wanted.items() if size != form.desired.pool_size(role)}
+    st.caption("The fleet's own system starts and ends workers; the command is done when they are seen.")
+    action = Action(verb=Verb.RESIZE, **{role.value: size for role, size in changed.items()})
+    _ask_button("Preview resize", hub, action, why_not or ("" if changed else "Change a number first."))
+
+
 def _ask_button(label: str, hub: Hub, action: Action, why_not: str) -> None:
     st.button(
         label,
@@ -166,6 +202,8 @@ def _ask_button(label: str, hub: Hub, action: Action, why_not: str) -> None:
 
 
 def worker_words(worker: WorkerStatus) -> str:
+    if worker.num_running is None or worker.num_waiting is None:
+        return f"{worker.worker_id} · {worker.role}, {worker.state}, its work is not exported"
     work = f"{worker.num_running} running, {worker.num_waiting} waiting"
     return f"{worker.worker_id} · {worker.role}, {worker.state}, {work}"
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import cards, draw, push, roofline, truth, url
+from app import cards, draw, foreign, push, roofline, truth, url
 from app.source import Hub
-from app.views import measured
+from app.views import measured, not_known
 from control.errors import ControlError
 from control.types import FleetSnapshot, Roofline
 
@@ -34,6 +34,7 @@ def page(hub: Hub, snapshot: FleetSnapshot) -> None:
     chart(hub, over)
     push.live(_utilizations, "truth")(hub)
     measured.section(hub, snapshot)
+    not_known.section(snapshot)
 
 
 def _chart(hub: Hub, over: str) -> None:
@@ -47,7 +48,7 @@ def _chart(hub: Hub, over: str) -> None:
         return
     st.html(cards.legend(roofline.legend(found), f"Roofline, {WORDS[over].lower()}"))
     if not found.points:
-        st.html(cards.empty("No step in this time", "A phase that did not run has no point."))
+        st.html(cards.empty(*_no_point(look.snapshot)))
         return
     draw.chart(
         roofline.spec(400),
@@ -60,6 +61,15 @@ def _chart(hub: Hub, over: str) -> None:
     st.html(cards.table(roofline.HEAD, rows[:MAX_ROWS], "Points of the roofline, the furthest under its roof first"))
     if len(rows) > MAX_ROWS:
         st.caption(f"The {MAX_ROWS} furthest under their roof of {len(rows)} points.")
+
+
+def _no_point(snapshot: FleetSnapshot) -> tuple[str, str]:
+    """Why there is none: nothing ran, or what ran is not known."""
+    for phase in ("prefill", "decode", "in_phase"):
+        why = foreign.unknown(snapshot, phase)
+        if why is not None:
+            return f"Where these workers are is {why[0]}", f"{why[1]}. A point needs FLOPs, bytes and time of a phase."
+    return "No step in this time", "A phase that did not run has no point."
 
 
 def _read(hub: Hub, over: str, reading: int, now_unix_s: float) -> Roofline:

@@ -5,15 +5,17 @@ The table refreshes; choosing a worker stands outside it and lives in the URL.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import tzinfo
 from typing import Any
 
 import streamlit as st
 
-from app import cards, charts, draw, format, frames, marks, push, session, tables, theme, url, words
+from app import cards, charts, draw, foreign, format, frames, marks, push, session, tables, theme, url, words
 from app.source import Hub
+from app.views import not_known
 from control.errors import ControlError
-from control.types import Command, FleetEvent, FleetSnapshot, RoleInterval, WorkerStatus
+from control.types import Capability, Command, FleetEvent, FleetSnapshot, RoleInterval, WorkerStatus
 
 RANGES: dict[str, int] = {"1h": 3600, "6h": 21_600, "24h": 86_400}
 LEAST_LIFE_S = 300.0
@@ -33,6 +35,7 @@ def page(hub: Hub, snapshot: FleetSnapshot) -> None:
         worker_id = url.select("Worker", workers, name="worker", default=workers[0], width=280)
         chosen = url.segmented("Timeline", RANGE_WORDS, name="life", default="1h")
     st.fragment(_life, run_every=5.0)(hub, worker_id, RANGES[chosen])
+    not_known.section(snapshot)
 
 
 def _table(hub: Hub) -> None:
@@ -68,6 +71,7 @@ def _columns(snapshot: FleetSnapshot) -> dict[str, Any]:
     column = st.column_config
     troubled = any(each.reason for each in snapshot.workers)
     restarted = any(each.num_restarts for each in snapshot.workers)
+    theirs = snapshot.is_attached  # what only our own workers tell has no column
     return {
         "worker": column.TextColumn("Worker", pinned=True, width=72),
         "role": column.TextColumn("Role", help="Role now, and → the desired one where they differ", width=84),
@@ -76,15 +80,15 @@ def _columns(snapshot: FleetSnapshot) -> dict[str, Any]:
         "prefill": _bar("Prefill compute", theme.PREFILL),
         "decode": _bar("Decode bandwidth", theme.DECODE),
         "kv": _bar("KV held", theme.MIXED, 104),
-        "queued": column.NumberColumn("Queued tokens", format="localized", width=100),
+        "queued": None if theirs else column.NumberColumn("Queued tokens", format="localized", width=100),
         "waiting": column.NumberColumn("Waiting", width=60),
         "running": column.NumberColumn("Running", width=62),
-        "leased": column.NumberColumn(
-            "Handoffs", help="Prefilled, not yet acknowledged by the decode worker", width=76
-        ),
-        "weight": column.NumberColumn("Weight", width=56),
+        "leased": None
+        if theirs
+        else column.NumberColumn("Handoffs", help="Prefilled, not yet acknowledged by the decode worker", width=76),
+        "weight": column.NumberColumn("Weight", width=56) if Capability.ROUTE in snapshot.capabilities else None,
         "why": column.TextColumn("Why not ready", width=220) if troubled else None,
-        "restarts": column.NumberColumn("Restarts", width=70),
+        "restarts": None if theirs else column.NumberColumn("Restarts", width=70),
         "last_restart": column.TextColumn("Last restart", width=180) if restarted else None,
         "device": column.TextColumn("Device", width=140),
         "host": column.TextColumn("Host", width=110),
@@ -115,7 +119,8 @@ def _life(hub: Hub, worker_id: str | None, range_s: int) -> None:
         commands = [each for each in hub.commands() if tables.concerns(each, worker.worker_id)]
         _timeline(own, events, commands, worker, since, now, tz)
     with right:
-        st.html(facts(worker, tz, now))
+        told = foreign_facts(worker, snapshot) if snapshot.is_attached else own_facts(worker, now)
+        st.html(facts(worker, told, tz))
 
 
 def _timeline(
@@ -149,33 +154,50 @@ def _timeline(
     st.html(cards.table(("From", "For", "What", "Story"), rows, f"Life of {worker.worker_id}"))
 
 
-def facts(worker: WorkerStatus, tz: tzinfo, now_unix_s: float) -> str:
+def facts(worker: WorkerStatus, pairs: Sequence[tuple[str, str]], tz: tzinfo) -> str:
     """Everything the row has no room for. Pure."""
-    running = "idle" if worker.step_running_s is None else f"running for {format.duration(worker.step_running_s)}"
-    pairs = [
-        ("Why not ready", worker.reason or "–"),
-        (
-            "Restarts",
-            f"{worker.num_restarts}" + (f", last: {worker.last_restart_reason}" if worker.last_restart_reason else ""),
-        ),
-        ("Up for", f"{format.duration(now_unix_s - worker.started_unix_s)}, epoch {worker.epoch}"),
-        ("Heartbeat", f"{format.duration(worker.heartbeat_age_s)} ago; step {running}"),
-        (
-            "KV blocks",
-            f"{format.count(worker.kv_blocks_held)} held, {format.count(worker.kv_blocks_reserved)} reserved "
-            f"of {format.count(worker.kv_blocks_total)}",
-        ),
-        ("Measured by the device", _measured(worker)),
-        ("Model", worker.model_id),
-        ("Address", f"{worker.address} (pid {worker.pid} on {worker.hostname})"),
-        ("Device", f"{worker.device}{' (simulated)' if worker.simulated else ''}"),
-    ]
     rows = [(cards.Cell(name), cards.Cell(text)) for name, text in pairs]
     return cards.table(
         (worker.worker_id, f"since {format.clock(worker.role_since_unix_s, tz)} {worker.role}"),
         rows,
         f"Facts about {worker.worker_id}",
     )
+
+
+def own_facts(worker: WorkerStatus, now_unix_s: float) -> list[tuple[str, str]]:
+    running = "idle" if worker.step_running_s is None else f"running for {format.duration(worker.step_running_s)}"
+    last = f", last: {worker.last_restart_reason}" if worker.last_restart_reason else ""
+    held, reserved = format.count(worker.kv_blocks_held), format.count(worker.kv_blocks_reserved)
+    return [
+        ("Why not ready", worker.reason or "–"),
+        ("Restarts", f"{worker.num_restarts}{last}"),
+        ("Up for", f"{format.duration(now_unix_s - worker.started_unix_s)}, epoch {worker.epoch}"),
+        ("Heartbeat", f"{format.duration(worker.heartbeat_age_s)} ago; step {running}"),
+        ("KV blocks", f"{held} held, {reserved} reserved of {format.count(worker.kv_blocks_total)}"),
+        ("Measured by the device", _measured(worker)),
+        ("Model", worker.model_id),
+        ("Address", f"{worker.address} (pid {worker.pid} on {worker.hostname})"),
+        ("Device", f"{worker.device}{' (simulated)' if worker.simulated else ''}"),
+    ]
+
+
+def foreign_facts(worker: WorkerStatus, snapshot: FleetSnapshot) -> list[tuple[str, str]]:
+    """Of somebody else's engine: only what it says of itself; the rest has its state and remedy."""
+    kv, running = foreign.unknown(snapshot, "kv", [worker.worker_id]), format.count(worker.num_running)
+    held = f"{format.percent(worker.kv_usage)} held, as the engine says it"
+    work = f"{running} running, {format.count(worker.num_waiting)} waiting"
+    busy = foreign.unknown(snapshot, "running", [worker.worker_id])
+    return [
+        ("Why not ready", worker.reason or "–"),
+        ("Engine", worker.version or "it does not say its version"),
+        ("Seen for", f"{format.duration(snapshot.at_unix_s - worker.started_unix_s)}, life {worker.epoch}"),
+        ("KV", held if worker.kv_usage is not None else f"n/a: {kv[1] if kv else 'not said'}"),
+        ("Requests", work if busy is None else f"n/a: {busy[1]}"),
+        ("Measured by the device", _measured(worker)),
+        ("Model", worker.model_id or "not said"),
+        ("Address", worker.address),
+        ("Device", f"{worker.device}{' (simulated)' if worker.simulated else ''}"),
+    ]
 
 
 def _measured(worker: WorkerStatus) -> str:

@@ -8,7 +8,8 @@ from starlette.responses import Response
 from control.api.context import ApiContext, Context, Operator, Reader, answer
 from control.attached_planes import AttachedPlanes
 from control.errors import NotActive
-from control.fleets.attached.types import AttachedInfo, Attachment, Survey
+from control.fleets.attached.choices import choices
+from control.fleets.attached.types import AttachChoices, AttachedInfo, Attachment, Survey
 from control.types import Capability
 
 router = APIRouter(prefix="/api/v1", tags=["attached fleets"])
@@ -25,6 +26,12 @@ def _attached(context: ApiContext) -> AttachedPlanes:
 async def attached(principal: Reader, context: Context) -> Response:
     """All attached fleets, with what keeps one from being seen."""
     return answer(list[AttachedInfo], _attached(context).infos())
+
+
+@router.get("/attached/choices", response_model=AttachChoices)
+async def attach_choices(principal: Reader) -> Response:
+    """What can be said to attach a fleet: kinds, controllers with their options, known models and devices."""
+    return answer(AttachChoices, choices())
 
 
 @router.post("/attached/survey", response_model=Survey)

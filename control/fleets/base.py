@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 
 from control.facts import PoolFacts
 from control.points import WorkerCursor
-from control.types import Capability, Role, WorkerRoute
+from control.types import Capability, Missing, Role, WorkerRoute
 from engine.readings import DeviceReading, MeterReading
 
 #: What changes workers; a fleet that can nothing of it is observed only.
@@ -28,6 +28,7 @@ class WorkerLife:
     problem: str = ""  # why there is no worker in this slot; "" when there is one
     is_stopped: bool = False  # its process stands still (SIGSTOP, a debugger)
     is_outdated: bool = False  # its process runs other code, or was started with other settings, than this one
+    version: str = ""  # of somebody else's engine, as it says it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,7 @@ class Observation:
     devices: tuple[DeviceReading, ...] = ()
     lives: tuple[WorkerLife, ...] = ()
     problems: tuple[str, ...] = ()
+    missing: tuple[Missing, ...] = ()  # what others' engines do not say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,11 +12,14 @@ from typing import Any, Unpack
 
 from control.differences import differences
 from control.errors import CommandRefused, ControlError, NotAllowed, NotFound, PlaneUnreachable, StaleVersion
+from control.fleets.attached.choices import choices
 from control.fleets.attached.types import (
+    AttachChoices,
     AttachedInfo,
     Attachment,
     EngineSurvey,
     Finding,
+    Looks,
     Permission,
     Survey,
 )
@@ -41,6 +44,7 @@ from control.types import (
     Heatmap,
     LossCause,
     MetricInfo,
+    Missing,
     Phase,
     PhaseUtilization,
     PlannedStep,
@@ -87,7 +91,8 @@ def metric_names() -> list[str]:
     rest = (
         "blended_busy num_workers goodput_rps offered_rps ttft_p50_s ttft_p99_s itl_p50_s itl_p99_s kv_usage "
         "oldest_waiting_s attainment compute_wall bandwidth_wall gpm_tensor_active gpm_dram_active "
-        "queued_prefill_tokens num_running in_flight decode_tokens_per_s route_rps decode_bytes_per_s"
+        "queued_prefill_tokens num_running in_flight decode_tokens_per_s route_rps decode_bytes_per_s "
+        "worker_ttft_p99_s worker_itl_p99_s"
     )
     return [*phases, *rest.split()]
 
@@ -141,7 +146,9 @@ class FakePlane:
         self.alerts_: list[Alert] = []
         self.num_requests = 120
         self.attached: list[str] = []  # names of other fleets
+        self.told: dict[str, Attachment] = {}  # how they were attached
         self.allowed: dict[str, list[Capability]] = {}  # what may be done to them
+        self.missing: tuple[Missing, ...] = ()  # what their engines do not say
         self.has_gpm = False  # its devices answer NVML's GPM
         self.kind = ""  # of its own fleet; "" for the usual one
 
@@ -644,11 +651,13 @@ class FakeClient:
     def _attached(self, name: str) -> AttachedInfo:
         given = self.plane.allowed.get(name, [])
         return AttachedInfo(
-            attachment=Attachment(name=name, kind="vllm", targets=("decode=h:1",)),
+            attachment=self.plane.told.get(name) or Attachment(name=name, kind="vllm", targets=("decode=h:1",)),
             who="ann",
             at_unix_s=1.0,
             can=(Capability.OBSERVE, Capability.RESIZE, Capability.FLIP),
             allowed=tuple(Permission(capability=each, who="ann", at_unix_s=2.0) for each in given),
+            looks=Looks(num_workers=2, num_answering=1, newest_unix_s=self.plane.now()),
+            missing=self.plane.missing,
         )
 
     def allow(self, name: str, capability: Capability) -> AttachedInfo:
@@ -661,6 +670,10 @@ class FakeClient:
         self.plane.allowed[name].remove(capability)
         return self._attached(name)
 
+    def attach_choices(self) -> AttachChoices:
+        self._answer()
+        return choices()
+
     def survey(self, attachment: Attachment) -> Survey:
         self._operator()
         off = Finding(quantity="exported_flops", state="off", series="vllm:flops", remedy="start it with --mfu")
@@ -669,10 +682,11 @@ class FakeClient:
 
     def attach(self, attachment: Attachment) -> AttachedInfo:
         self._operator()
-        if not attachment.targets:
+        if not (attachment.targets or attachment.controller):
             raise CommandRefused("give targets, or a file of targets", field="targets", bound="one of the two")
         self.plane.attached.append(attachment.name)
-        return AttachedInfo(attachment=attachment, who="operator", at_unix_s=1.0)
+        self.plane.told[attachment.name] = attachment
+        return self._attached(attachment.name)
 
     def detach(self, name: str) -> None:
         self._operator()

@@ -102,13 +102,38 @@ def test_an_operator_looks_at_a_fleet_first_then_attaches_it_and_lets_it_go() ->
     app.text_input("attach_name").set_value("theirs")
     app.text_area("attach_targets").set_value("decode=h:1\n\n prefill=h:2 ").run()
     button(app, "Look first").click().run()
-    assert app.dataframe[0].value["Missing"][0] == "vllm:flops is off: start it with --mfu"
+    assert "1 of 1 workers answer. Nothing was attached or changed." in text(app)
+    assert "vllm:flops" in text(app)
+    assert "start it with --mfu" in text(app)
     assert plane.attached == []
     button(app, "Attach").click().run()
     assert plane.attached == ["theirs"]
+    assert plane.told["theirs"].targets == ("decode=h:1", "prefill=h:2")
     assert "theirs is attached" in text(app)
     button(app, "Detach").click().run()
+    assert plane.attached == ["theirs"], "it is asked first"
+    assert "Nothing of theirs changes" in text(app)
+    button(app, "Detach theirs").click().run()
     assert plane.attached == []
+    assert not app.exception
+    some.stop()
+
+
+def test_a_fleet_is_attached_by_its_controller_with_the_options_that_the_plane_names() -> None:
+    some, plane, _ = fleets()
+    app = opened(some, "fleets")
+    kinds = app.selectbox("attach_kind")
+    assert {"Ray Serve", "NVIDIA Dynamo", "vLLM"} <= set(kinds.options)
+    kinds.select("ray-serve").run()
+    app.text_input("attach_name").set_value("app")
+    app.text_input("attach_address").set_value(" http://head:8265/pd ")
+    app.text_input("attach_token").set_value("env:RAY_TOKEN")
+    app.text_input("attach_option_ray-serve_prefill").set_value("P:m").run()
+    button(app, "Attach").click().run()
+    told = plane.told["app"]
+    assert told.controller == "ray-serve=http://head:8265/pd?prefill=P:m"
+    assert (told.controller_token, told.targets, told.max_workers, told.peak_flops) == ("env:RAY_TOKEN", (), 16, None)
+    assert "Ray Serve at http://head:8265/pd" in text(app)
     assert not app.exception
     some.stop()
 
@@ -130,7 +155,7 @@ def test_an_operator_allows_one_thing_and_takes_it_back() -> None:
 def test_a_viewer_sees_the_fleets_and_cannot_change_them() -> None:
     some, plane, _ = fleets("theirs")
     app = opened(some, "fleets", role="viewer")
-    assert "attached by ann" in text(app)
+    assert "by ann at" in text(app)
     assert {each.label: each.disabled for each in app.button if each.label != "Log out"} == {
         "Detach": True,
         "Look first": True,

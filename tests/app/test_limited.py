@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from app import limited
+from app import frames, limited
 from control.types import FleetEvent
-from tests.app.builders import NOW, rows
+from tests.app.builders import NOW, points, rows
 
 
 def verdict(at_s: float, *resources: str) -> FleetEvent:
@@ -36,3 +36,17 @@ def test_a_short_interval_carries_its_words_on_hover_only() -> None:
         ("Gateway", "", False),
         ("Nothing", "Nothing", True),
     ]
+
+
+def test_while_no_plane_looked_no_verdict_is_drawn() -> None:
+    found = limited.intervals([verdict(0, "gateway"), verdict(60, "none")], NOW, NOW + 100)
+    seen = [*points(int(NOW), [1.0] * 20), *points(int(NOW) + 50, [1.0] * 50)]
+    away = frames.gaps([seen], 1, NOW, NOW + 100, 15.0)
+    assert away == [(NOW + 20, NOW + 50)]
+    left = limited.without(found, away)
+    assert [(each.start_unix_s - NOW, each.end_unix_s - NOW, each.words) for each in left] == [
+        (0, 20, "Gateway"),
+        (50, 60, "Gateway"),
+        (60, 100, "Nothing"),
+    ]
+    assert frames.gaps([], 1, NOW, NOW + 100, 15.0) == [(NOW, NOW + 100)]

@@ -23,7 +23,7 @@ decode_busy blended_busy prefill_tokens_per_s decode_tokens_per_s prefill_flops_
 kv_usage queued_prefill_tokens num_running num_waiting num_workers in_flight oldest_waiting_s offered_rps
 goodput_rps attainment error_rps rejected_rps route_rps ttft_p50_s ttft_p99_s itl_p50_s itl_p99_s tpot_p50_s
 tpot_p99_s e2e_p50_s e2e_p99_s handoff_p50_s handoff_p99_s queue_p99_s gpm_tensor_active gpm_dram_active
-gpu_utilization power_w
+gpu_utilization power_w worker_ttft_p50_s worker_ttft_p99_s worker_itl_p50_s worker_itl_p99_s
 """
 
 COVER = {"num_cover_s": 10.0, "worker_s": 20.0, "flops_peak": 10_000.0, "bytes_peak": 1_000.0}

@@ -14,14 +14,17 @@ import httpx
 
 from control.fleets.attached.attachment import Plan
 from control.fleets.attached.dialects import DIALECTS
+from control.fleets.attached.engine_page import EnginePage
 from control.fleets.attached.gpu_watch import GpuWatch
 from control.fleets.attached.ledger import Ledger
+from control.fleets.attached.missing import missing_of
 from control.fleets.attached.permission import acting, not_allowed
 from control.fleets.attached.scraper import Scraper
 from control.fleets.attached.targets import Target
+from control.fleets.attached.types import Looks
 from control.fleets.base import FleetStep, Observation, StepOutcome, WorkerLife
 from control.points import WorkerCursor
-from control.types import Capability, Role, WorkerRoute
+from control.types import Capability, Missing, Role, WorkerRoute
 
 
 class AttachedFleet:
@@ -59,7 +62,7 @@ class AttachedFleet:
         await self._follow_registry()
         readings = [each.reading(now_unix_s) for each in self.scrapers.values()]
         lives = [
-            WorkerLife(worker_id=name, problem=each.problem if each.page is None else "")
+            WorkerLife(worker_id=name, problem=each.problem if each.page is None else "", version=each.version)
             for name, each in self.scrapers.items()
         ]
         names = {each.page.model_id for each in self.scrapers.values() if each.page is not None}
@@ -71,7 +74,22 @@ class AttachedFleet:
             devices=self._gpus.readings(self.roles_now(), self.plan.gpus_said(), now_unix_s),
             lives=tuple(lives),
             problems=(*((problem,) if problem else ()), *self._gpus.problems),
+            missing=self.missing(),
         )
+
+    def looks(self) -> Looks:
+        """How the looking goes."""
+        seen = [each.ledger.seen_unix_s for each in self.scrapers.values() if each.page is not None]
+        alive = sum(each.is_alive for each in self.scrapers.values())
+        return Looks(num_workers=len(self.scrapers), num_answering=alive, newest_unix_s=max(seen, default=None))
+
+    def missing(self) -> tuple[Missing, ...]:
+        """What its engines do not say."""
+        return missing_of(self.plan, self._pages())
+
+    def _pages(self) -> dict[str, EnginePage]:
+        """The newest of each engine that was ever reached."""
+        return {name: each.page for name, each in self.scrapers.items() if each.page is not None}
 
     @property
     def refusals(self) -> Mapping[str, str]:

@@ -86,6 +86,16 @@ class Ledger:
         self._counters, self._histograms = dict(before.counters or cursor.counters), dict(cursor.histograms)
         self._resume = cursor.resume
 
+    @property
+    def epoch(self) -> int:
+        """Of the engine's life that is seen now; 0 before the first page."""
+        return self._epoch
+
+    @property
+    def seen_unix_s(self) -> float:
+        """When the newest page was asked for."""
+        return self._seen_unix_s
+
     def add(self, page: EnginePage, role: Role, at_unix_s: float) -> None:
         """One look. An older one than the last is ignored."""
         if self.page is not None and at_unix_s <= self._seen_unix_s:

@@ -7,12 +7,14 @@ Decided here: how long a look may take, how much it may bring, and what its fail
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -27,6 +29,9 @@ from engine.readings import MeterReading
 LOOK_LIMIT_S: Final = 3.0
 #: An engine that did not answer for so many looks is taken for dead.
 SILENT_LOOKS: Final = 3
+#: Where engines say their version, and under which key.
+VERSION_AT: Final = {"vllm": ("/version", "version"), "sglang": ("/get_server_info", "version")}
+MAX_VERSION_BYTES: Final = 4096
 
 
 async def fetch_page(client: httpx.AsyncClient, url: str, token_file: Path | None = None) -> str:
@@ -50,6 +55,19 @@ async def fetch_page(client: httpx.AsyncClient, url: str, token_file: Path | Non
     return b"".join(parts).decode("utf-8", "replace")
 
 
+async def version_of(client: httpx.AsyncClient, url: str, kind: str) -> str:
+    """As the engine says it; "" when it does not. A courtesy: its absence is no problem."""
+    if kind not in VERSION_AT:
+        return ""
+    parts, (path, key) = urlsplit(url), VERSION_AT[kind]
+    try:
+        text = await fetch_page(client, f"{parts.scheme}://{parts.netloc}{path}")
+        said = json.loads(text) if len(text) <= MAX_VERSION_BYTES else {}
+    except (PageError, ValueError):
+        return ""
+    return str(said.get(key, ""))[:40] if isinstance(said, dict) else ""
+
+
 def _bearer(token_file: Path) -> dict[str, str]:
     return {"Authorization": f"Bearer {token_file.read_text().strip()}"}
 
@@ -70,6 +88,7 @@ class Scraper:
     ) -> None:
         self.target = target
         self.problem = "not looked at yet"
+        self.version = ""
         self.ledger = ledger
         self._dialect = dialect
         self._client = client
@@ -77,6 +96,7 @@ class Scraper:
         self._token_file = token_file
         self._now = now
         self._num_failed = 0
+        self._version_epoch: int | None = None  # of the life that was asked for its version
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -118,10 +138,17 @@ class Scraper:
         state = WorkerState.READY if self.is_alive else WorkerState.FAILED
         return self.ledger.reading(now_unix_s, is_alive=self.is_alive, state=state, reason=self.problem)
 
+    async def _ask_version(self) -> None:
+        """Once in each life of the engine."""
+        if self.is_alive and self._version_epoch != self.ledger.epoch:
+            self._version_epoch = self.ledger.epoch
+            self.version = await version_of(self._client, self.target.url, self._dialect.kind)
+
     async def _run(self) -> None:
         """At even distances, from an instant of its own, so that not all are asked at once."""
         await asyncio.sleep(random.random() * min(1.0, self._every_s))
         while True:
             begun_s = time.monotonic()
             await self.look()
+            await self._ask_version()
             await asyncio.sleep(max(0.05, self._every_s - (time.monotonic() - begun_s)))

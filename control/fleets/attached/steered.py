@@ -21,11 +21,13 @@ from control.fleets.attached.attachment import Plan
 from control.fleets.attached.engine_page import EnginePage
 from control.fleets.attached.fleet import AttachedFleet
 from control.fleets.attached.ledger import Ledger
+from control.fleets.attached.missing import missing_of
 from control.fleets.attached.scraper import SILENT_LOOKS
 from control.fleets.attached.steering.roster import Member, Roster, Steering, targets_of
 from control.fleets.attached.targets import RosterTargets, Target
+from control.fleets.attached.types import Looks
 from control.fleets.base import FleetStep, Observation, StepOutcome, WorkerLife
-from control.types import Capability, Role, WorkerState
+from control.types import Capability, Missing, Role, WorkerState
 from engine.readings import MeterReading
 
 #: Any of these, allowed, lets an order through.
@@ -51,6 +53,7 @@ class SteeredFleet(AttachedFleet):
         self._members: dict[str, Member] = {}
         self._ledgers: dict[str, Ledger] = {}  # of workers without a page
         self._num_failed = 0
+        self._listed_unix_s: float | None = None  # when the controller answered last
         self._task: asyncio.Task[None] | None = None
         self._on_change: Callable[[], None] = lambda: None
 
@@ -63,13 +66,31 @@ class SteeredFleet(AttachedFleet):
     def pools(self) -> Mapping[Role, PoolFacts]:
         return self._roster.pools
 
+    def looks(self) -> Looks:
+        """As the controller lists them."""
+        paged = super().looks()
+        is_known = self._num_failed < SILENT_LOOKS
+        newest = max(paged.newest_unix_s or 0.0, self._listed_unix_s or 0.0) or None
+        return Looks(
+            num_workers=paged.num_workers + len(self._ledgers),
+            num_answering=paged.num_answering + (len(self._ledgers) if is_known else 0),
+            newest_unix_s=newest,
+        )
+
     async def observe(self, now_unix_s: float) -> Observation:
         """As the pages say; role and state as the controller says."""
         seen = await super().observe(now_unix_s)
         readings = [_as_listed(each, self._members.get(each.worker_id)) for each in seen.readings]
         bare = [self._bare(name, ledger, now_unix_s) for name, ledger in self._ledgers.items()]
-        lives = (*seen.lives, *(WorkerLife(worker_id=name) for name in self._ledgers))
-        return replace(seen, readings=(*readings, *(each for each in bare if each is not None)), lives=lives)
+        version = self._roster.version
+        return replace(
+            seen,
+            readings=(*readings, *(each for each in bare if each is not None)),
+            lives=(*seen.lives, *(WorkerLife(worker_id=name, version=version) for name in self._ledgers)),
+        )
+
+    def missing(self) -> tuple[Missing, ...]:
+        return missing_of(self.plan, self._pages(), self._ledgers)
 
     async def apply(self, step: FleetStep) -> StepOutcome:
         """Ask, then look at once: whoever accepts an order and shows another state has not obeyed."""
@@ -113,7 +134,7 @@ class SteeredFleet(AttachedFleet):
         before = self._members
         self._members = {each.worker_id: each for each in self._roster.members}
         self._source.listed = targets_of(self._members.values())
-        at_unix_s = self._now()
+        at_unix_s = self._listed_unix_s = self._now()
         bare = {name: each for name, each in self._members.items() if not each.metrics_url}
         self._ledgers = {name: self._ledger(each) for name, each in bare.items()}
         for name, each in bare.items():

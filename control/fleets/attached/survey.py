@@ -6,11 +6,9 @@ Changes nothing anywhere. What cannot be used is a line of the report, never a f
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
-from urllib.parse import urlsplit
 
 import httpx
 
@@ -19,22 +17,15 @@ from control.fleets.attached.dialects import DIALECTS, page_url, read_page
 from control.fleets.attached.exposition import PageError
 from control.fleets.attached.gpu_join import gpus_of
 from control.fleets.attached.gpu_survey import gpu_notes, survey_gpus
-from control.fleets.attached.scraper import fetch_page
+from control.fleets.attached.missing import bare_findings
+from control.fleets.attached.scraper import fetch_page, version_of
 from control.fleets.attached.steering.controllers import WITHOUT_PAGES, Address, open_steering
 from control.fleets.attached.steering.roster import Member, Roster, targets_of
 from control.fleets.attached.targets import RosterTargets, Target
-from control.fleets.attached.types import EngineSurvey, Finding, Survey
+from control.fleets.attached.types import EngineSurvey, Survey
 
 #: Looks at the same time.
 MAX_AT_ONCE: Final = 32
-MAX_VERSION_BYTES: Final = 4096
-#: Where engines say their version, and under which key.
-#: What shows the work of workers whose controller tells only that they are there.
-REMEDIES: Final = {
-    "dynamo": "its mock workers export none; attach real ones (dynamo.vllm) once more, as --kind vllm by their pages",
-    "ray-serve": "attach the metrics pages of its Serve LLM engines a second time, as --kind vllm",
-}
-VERSION_AT: Final = {"vllm": ("/version", "version"), "sglang": ("/get_server_info", "version")}
 
 
 async def survey(plan: Plan) -> Survey:
@@ -103,10 +94,7 @@ def _as_listed(member: Member, version: str, kind: str) -> EngineSurvey:
         role=member.role.value,
         version=version,
         problem=member.reason,
-        missing=tuple(
-            Finding(quantity=each, state="absent", series=f"no series of {each} by worker", remedy=REMEDIES[kind])
-            for each in ("prefill_tokens", "decode_tokens", "kv_usage", "num_running")
-        ),
+        missing=bare_findings(kind),
     )
 
 
@@ -124,23 +112,9 @@ async def _look(plan: Plan, target: Target, client: httpx.AsyncClient, gate: asy
             worker_id=target.worker_id,
             url=target.url,
             role=target.role.value,
-            version=await _version(client, target.url, kind),
+            version=await version_of(client, target.url, kind),
             model=page.model_id,
             num_found=sum(1 for each in page.findings if each.state == "found"),
             missing=tuple(each for each in page.findings if each.state != "found"),
             problem="" if page.has_anything else f"{target.url} has no series of {kind}",
         )
-
-
-async def _version(client: httpx.AsyncClient, url: str, kind: str) -> str:
-    """As the engine says it; "" when it does not. A courtesy: its absence is no problem."""
-    parts = urlsplit(url)
-    if kind not in VERSION_AT:
-        return ""
-    path, key = VERSION_AT[kind]
-    try:
-        text = await fetch_page(client, f"{parts.scheme}://{parts.netloc}{path}")
-        said = json.loads(text) if len(text) <= MAX_VERSION_BYTES else {}
-    except (PageError, ValueError):
-        return ""
-    return str(said.get(key, ""))[:40] if isinstance(said, dict) else ""

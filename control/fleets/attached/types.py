@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from control.types import Capability
+from control.types import Capability, Missing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +45,15 @@ class Permission:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Looks:
+    """How many workers are known, how many of them answer, and when one did last; None: never yet."""
+
+    num_workers: int = 0
+    num_answering: int = 0
+    newest_unix_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AttachedInfo:
     """One attached fleet, and how its plane fares. `problem`: why nothing is seen of it; "" when it is looked at."""
 
@@ -54,6 +63,8 @@ class AttachedInfo:
     problem: str = ""
     can: tuple[Capability, ...] = ()  # what can be allowed of it
     allowed: tuple[Permission, ...] = ()
+    looks: Looks = Looks()
+    missing: tuple[Missing, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,3 +116,33 @@ class Survey:
     @property
     def num_reachable(self) -> int:
         return sum(1 for each in self.engines if not each.problem)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KindChoice:
+    """One kind of fleet. `can`: what could be allowed of it where no controller steers it."""
+
+    name: str
+    can: tuple[Capability, ...]
+    controllers: tuple[str, ...]  # that can steer it
+    needs_controller: bool  # its workers have no pages that we read: its controller lists them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControllerChoice:
+    """One kind of controller, with what can be done through it and the options that its address takes."""
+
+    name: str
+    can: tuple[Capability, ...]
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttachChoices:
+    """All that can be said to attach a fleet. Models and devices that are not named here have other ways."""
+
+    kinds: tuple[KindChoice, ...]
+    controllers: tuple[ControllerChoice, ...]
+    models: tuple[str, ...]
+    devices: tuple[str, ...]
+    dtypes: tuple[str, ...]

@@ -1,0 +1,253 @@
+"""Fleets that somebody else runs, in words and rows: what one is, what steers it, what it can, what it does not say.
+
+Values in, text and cells out. Kinds and controllers that have no words here are shown under their own names: a new one
+needs no change of the console.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from urllib.parse import urlencode
+
+from app import cards, words
+from control.client import AttachedInfo, Attachment, EngineSurvey
+from control.types import Capability, FleetSnapshot, Missing, PoolStatus
+
+NAMES: Mapping[str, str] = {
+    "vllm": "vLLM",
+    "sglang": "SGLang",
+    "openai": "OpenAI API",
+    "ray-serve": "Ray Serve",
+    "dynamo": "NVIDIA Dynamo",
+    "sglang-router": "sglang-router",
+    "smg": "SMG (sglang model gateway)",
+    "prometheus": "Prometheus",
+    "kubernetes": "Kubernetes",
+    "llm-d": "llm-d",
+    "production-stack": "vLLM production-stack",
+}
+ACTS: Mapping[Capability, str] = {
+    Capability.ROUTE: "Route",
+    Capability.RESIZE: "Resize",
+    Capability.FLIP: "Flip",
+    Capability.DRAIN: "Drain",
+    Capability.MIGRATE: "Migrate",
+}
+ACT_WORDS: Mapping[Capability, str] = {
+    Capability.ROUTE: "Requests may go through our gateway (`phaseline serve`), weighted and split.",
+    Capability.RESIZE: "Pools may be resized.",
+    Capability.FLIP: "Workers may change their role.",
+    Capability.DRAIN: "Workers may be drained and let back in.",
+    Capability.MIGRATE: "Running requests may move to another worker.",
+}
+#: What a quantity of an engine's page is, and what stays unknown without it.
+QUANTITIES: Mapping[str, str] = {
+    "prefill_tokens": "Prompt tokens computed (prefill work)",
+    "cached_tokens": "Prompt tokens from its cache",
+    "received_tokens": "Prompt tokens received over the wire",
+    "decode_tokens": "Answer tokens (decode work)",
+    "num_prompts": "Prompts ended",
+    "prompt_tokens": "Prompt tokens ended",
+    "length_tokens": "Tokens by prompt length",
+    "lengths": "Prompt lengths",
+    "steps": "Steps",
+    "prefill_busy_s": "Time in prefill steps (in-phase prefill)",
+    "decode_busy_s": "Time in decode steps (in-phase decode)",
+    "busy": "How long its steps took (in-phase utilization)",
+    "exported_flops": "Its own FLOPs estimate",
+    "exported_bytes": "Its own bytes estimate",
+    "work": "FLOPs and bytes (both utilization lines)",
+    "peak": "Peak of its device (both utilization lines)",
+    "num_running": "Running requests",
+    "num_waiting": "Waiting requests",
+    "kv_usage": "KV usage",
+    "queue": "Time in the queue",
+    "prefill": "Time in prefill",
+    "handoff": "Time of a KV handoff",
+    "ttft": "Time to the first token",
+    "itl": "Gaps between tokens",
+    "tpot": "Time per output token",
+    "e2e": "Whole requests",
+}
+STATES: Mapping[str, str] = {"off": "off", "absent": "not exported", "refused": "refused"}
+HEAD = ("What", "State", "On", "Looked for", "Remedy")
+NEEDED: Mapping[str, tuple[str, ...]] = {
+    "prefill": ("prefill_tokens", "work", "peak"),
+    "decode": ("decode_tokens", "work", "peak"),
+    "in_phase": ("busy", "prefill_busy_s", "decode_busy_s"),
+    "kv": ("kv_usage",),
+    "running": ("num_running",),
+    "waiting": ("num_waiting",),
+    "ttft": ("ttft",),
+    "itl": ("itl",),
+}
+MANY = 4
+
+
+def name(word: str) -> str:
+    return NAMES.get(word, word)
+
+
+# --- one attached fleet ------------------------------------------------------------
+
+
+def found_by(told: Attachment) -> str:
+    """Where its workers come from."""
+    if told.controller:
+        return f"listed by {steered_by(told)}"
+    if told.targets_file:
+        return f"listed in {told.targets_file}"
+    return f"{len(told.targets)} target{'' if len(told.targets) == 1 else 's'}"
+
+
+def steered_by(told: Attachment) -> str:
+    """ "Ray Serve at http://head:8265/pd"; "" where nothing steers it but whoever runs it."""
+    kind, _, url = told.controller.partition("=")
+    return f"{name(kind)} at {url}" if told.controller else ""
+
+
+def looked(info: AttachedInfo) -> tuple[str, str]:
+    """(state, words): how the looking goes."""
+    looks = info.looks
+    if info.problem:
+        return "attention", info.problem
+    if not looks.num_workers:
+        return "attention", "No worker is known of it"
+    if looks.num_answering < looks.num_workers:
+        return "attention", f"{looks.num_answering} of {looks.num_workers} workers answer"
+    return "ok", f"All {looks.num_workers} workers answer" if looks.num_workers > 1 else "Its worker answers"
+
+
+def may(info: AttachedInfo) -> str:
+    """What is allowed now, in one word or a few."""
+    if not set(info.can) - {Capability.OBSERVE}:
+        return "observed only: nothing else can be done to this kind of fleet"
+    allowed = [ACTS.get(each.capability, each.capability.value).lower() for each in info.allowed]
+    return f"may: {', '.join(allowed)}" if allowed else "observed only"
+
+
+def controller_of(kind: str, address: str, options: Mapping[str, str]) -> str:
+    """KIND=URL, with those options that were given."""
+    given = urlencode({key: value.strip() for key, value in options.items() if value.strip()}, safe="/:")
+    joined = "&" if "?" in address else "?"
+    return f"{kind}={address.strip()}" + (f"{joined}{given}" if given else "")
+
+
+# --- what it does not say ------------------------------------------------------------
+
+
+def lacking(engines: Iterable[EngineSurvey]) -> tuple[Missing, ...]:
+    """The same of a first look: once for all engines that lack it."""
+    found: dict[tuple[str, str, str, str], list[str]] = {}
+    for engine in engines:
+        for each in engine.missing:
+            found.setdefault((each.quantity, each.state, each.series, each.remedy), []).append(engine.worker_id)
+    return tuple(
+        Missing(quantity=what, state="off" if state == "off" else "refused" if state == "refused" else "absent",
+                series=series, remedy=remedy, worker_ids=tuple(ids))
+        for (what, state, series, remedy), ids in found.items()
+    )  # fmt: skip
+
+
+def missing_rows(found: Sequence[Missing], num_workers: int) -> list[tuple[cards.Cell, ...]]:
+    """Those with a remedy first; what nothing helps against last."""
+    ordered = sorted(found, key=lambda each: (not each.remedy, each.state != "off"))
+    return [
+        (
+            cards.Cell(QUANTITIES.get(each.quantity, each.quantity) or "A series"),
+            cards.Cell(cards.state(STATES[each.state]), html=True),
+            cards.Cell(_on(each.worker_ids, num_workers)),
+            cards.Cell(each.series, mono=True),
+            cards.Cell(cards.with_code(each.remedy) or "–", html=True),
+        )
+        for each in ordered
+    ]
+
+
+def _on(worker_ids: Sequence[str], num_workers: int) -> str:
+    if len(worker_ids) == num_workers > 1:
+        return f"all {num_workers}"
+    more = f" and {len(worker_ids) - MANY} more" if len(worker_ids) > MANY else ""
+    return ", ".join(worker_ids[:MANY]) + more
+
+
+def survey_rows(engines: Iterable[EngineSurvey]) -> list[tuple[cards.Cell, ...]]:
+    """One row per engine of a first look."""
+    return [
+        (
+            cards.Cell(each.worker_id),
+            cards.Cell(cards.state("no answer" if each.problem else "answers"), html=True),
+            cards.Cell(cards.role(each.role), html=True),
+            cards.Cell(each.version or "not said"),
+            cards.Cell(each.model or "not said"),
+            cards.Cell(str(each.num_found), num=True),
+            cards.Cell(each.problem or "–"),
+        )
+        for each in engines
+    ]
+
+
+SURVEY_HEAD = ("Worker", "Answers", "Role", "Version", "Model", "Series found", "Problem")
+
+
+def unknown(snapshot: FleetSnapshot, what: str, worker_ids: Collection[str] | None = None) -> tuple[str, str] | None:
+    """(state, why and remedy) of a figure of an attached fleet that is not known; None: nothing is told of it.
+
+    `what` is a key of NEEDED. `worker_ids`: of these workers only.
+    """
+    for each in snapshot.missing:
+        concerned = worker_ids is None or set(worker_ids) & set(each.worker_ids)
+        if each.quantity in NEEDED[what] and concerned:
+            remedy = f": {each.remedy}" if each.remedy else ""
+            what_is = QUANTITIES.get(each.quantity, each.quantity)
+            return STATES[each.state], f"{what_is}: {STATES[each.state]}{remedy}"
+    return None
+
+
+def notices(snapshot: FleetSnapshot) -> list[str]:
+    """What a person must know of a foreign fleet to read its lines right."""
+    remedies = {each.remedy for each in snapshot.missing if each.remedy and each.quantity in _DRAWN}
+    return [f"Part of this fleet's work is unknown, not 0: {'; '.join(sorted(remedies))}."] if remedies else []
+
+
+_DRAWN = frozenset(quantity for each in ("prefill", "decode", "kv") for quantity in NEEDED[each])
+
+
+def facts(snapshot: FleetSnapshot) -> tuple[str, ...]:
+    """Beside the health of a foreign fleet: what it is and what we may."""
+    if not snapshot.is_attached:
+        return ()
+    may = [ACTS.get(each, each.value).lower() for each in snapshot.capabilities if each != Capability.OBSERVE]
+    return name(snapshot.kind), f"may {', '.join(may)}" if may else "observed only"
+
+
+# --- what may be done to it ------------------------------------------------------------
+
+
+def sized(snapshot: FleetSnapshot) -> list[PoolStatus]:
+    """Its pools that have a size and no fixed workers; none of a fleet whose workers flip."""
+    return [each for each in snapshot.pools if each.most_workers is not None]
+
+
+def refused_rows(snapshot: FleetSnapshot) -> list[tuple[cards.Cell, ...]]:
+    """What is not offered, and why; the plane's words name what allows it."""
+    return [
+        (
+            cards.Cell(ACTS[each]),
+            cards.Cell(_refusal(snapshot, each), html=True),
+        )
+        for each in (Capability.RESIZE, Capability.FLIP, Capability.DRAIN, Capability.ROUTE)
+        if each.value in snapshot.refusals and each not in snapshot.capabilities
+    ]
+
+
+def _refusal(snapshot: FleetSnapshot, capability: Capability) -> str:
+    told = snapshot.refusals[capability.value]
+    by_switch = f"phaseline allow {snapshot.fleet_id} {capability}" in told
+    return cards.with_code(words.sentence(told)) + (", or its switch on the page Fleets" if by_switch else "")
+
+
+def rival_words(snapshot: FleetSnapshot) -> str:
+    """Who else sets a pool's size: we leave it to them."""
+    told = [f"The {each.role} pool is not ours to resize: {each.rival}." for each in snapshot.pools if each.rival]
+    return "".join(f'<div style="margin:6px 0">{cards.banner(each)}</div>' for each in told)
