@@ -40,7 +40,7 @@ class Figure:
 
 
 def tag(kind: str, note: str = "", *, left: bool = False) -> str:
-    text = TAG_HELP.get(kind, kind) + (f" {note}" if note else "")
+    text = TAG_HELP.get(kind, kind) + (f" {note.replace('`', '')}" if note else "")
     side = " pl-left" if left else ""
     return (
         f'<span class="pl-tag{side}" tabindex="0" role="note" data-tip="{escape(text)}" '
@@ -140,7 +140,7 @@ def _figure(card: Figure) -> str:
         f'<section class="pl-kpi" aria-label="{escape(card.label)}: {escape(card.value)}">'
         f'<div class="pl-kpi-label"><span>{escape(card.label)}</span>{tag(card.tag, card.tag_note)}</div>'
         f'<div class="pl-kpi-value">{escape(card.value)}</div>'
-        f'<div class="pl-kpi-note">{escape(card.note) or "&nbsp;"}</div>'
+        f'<div class="pl-kpi-note">{with_code(card.note) or "&nbsp;"}</div>'
         f"{sparkline(card.course, card.color, card.dash)}</section>"
     )
 

@@ -19,7 +19,7 @@ PAGES: tuple[Page, ...] = (
     Page("Overview", "overview", "Operate", overview.page),
     Page("Pools & routing", "pools", "Operate", pools.page),
     Page("Workers", "workers", "Operate", workers.page),
-    Page("Fleets", "fleets", "Operate", fleets.page),
+    Page("Fleets", "fleets", "Operate", fleets.page, of_one_fleet=False),
     Page("Explore", "explore", "Understand", explore.page),
     Page("Roofline", "roofline", "Understand", roofline.page),
     Page("Requests", "requests", "Understand", requests.page),

@@ -20,10 +20,7 @@ COURSES: tuple[str, ...] = (
 ENGINE_COURSES: tuple[str, ...] = ("worker_ttft_p99_s", "worker_itl_p99_s")
 DASHED = "5 3"
 BY_ENGINES = "Of the last ten seconds, from the engines' own histograms: as exact as their bounds are fine."
-NO_REQUESTS = (
-    "not seen",
-    "its requests: through our gateway (`phaseline serve`) they are seen",
-)
+NO_REQUESTS = foreign.Unknown("Its requests", "not seen", "through our gateway (`phaseline serve`) they are")
 
 
 def figures(snapshot: FleetSnapshot, read: dict[str, SeriesResult | None]) -> list[cards.Figure]:
@@ -94,14 +91,15 @@ def _work(snapshot: FleetSnapshot, phase: PhaseUtilization | None, drawn: cards.
     if drawn.value == format.NA:
         return _unknown(drawn, foreign.unknown(snapshot, name))
     in_phase = foreign.unknown(snapshot, "in_phase")
-    note = f" {in_phase[1]}." if in_phase is not None else ""
+    note = f" {in_phase.words}." if in_phase is not None else ""
     return replace(drawn, tag=lines.mark(snapshot, phase), tag_note=lines.peak_note(phase) + note)
 
 
-def _unknown(drawn: cards.Figure, why: tuple[str, str] | None) -> cards.Figure:
+def _unknown(drawn: cards.Figure, why: foreign.Unknown | None) -> cards.Figure:
     """A figure that is not known says so in its tag, with the remedy; it was not measured."""
-    state, words = why or ("no data", "")
-    return replace(drawn, tag=state, tag_note=words, note=words.partition(": ")[2] if words else "")
+    if why is None:
+        return replace(drawn, tag="no data", note="")
+    return replace(drawn, tag=why.state, tag_note=f"{why.words}.", note=why.remedy)
 
 
 def _seen(snapshot: FleetSnapshot) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from app.parts import PARTS
@@ -38,6 +39,7 @@ class Fleets:
     own: Hub
     connect: Callable[[str, str], Plane] | None = None
     own_streams: Streams = field(init=False)
+    _others: frozenset[str] = frozenset()  # names as last told
     _seats: dict[str, Seat] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -45,16 +47,20 @@ class Fleets:
         self.own_streams = Streams(hub=self.own, parts=PARTS)
 
     def names(self) -> tuple[str, ...]:
-        """All fleets of the plane, its own first. Only that while the plane is silent, or nobody is logged in."""
+        """All fleets of the plane, its own first, those that are only starting too. While the plane is silent as last
+        told: a fleet does not vanish with it."""
         snapshot = self.own.look().snapshot
         own = () if snapshot is None else (snapshot.fleet_id,)
         if self.connect is None or not own:
             return own
-        try:
-            found = self.own.cached(("fleets",), NAMES_EVERY_S, lambda plane: tuple(plane.fleets()))
-        except ControlError:
-            return own
-        return own + tuple(sorted(set(found) - set(own)))
+        with suppress(ControlError):
+            self._others = self.own.cached(("fleets",), NAMES_EVERY_S, _names_of)
+        return own + tuple(sorted(self._others - set(own)))
+
+    def lost(self, asked: str) -> bool:
+        """Whether a fleet is asked for that is not there (any more). No other is shown in its place."""
+        names = self.names()
+        return bool(asked and names) and asked not in names
 
     def shown(self, asked: str) -> str:
         """The fleet that a tab shows: the one that is asked for, if there is one of that name, else the plane's own;
@@ -115,3 +121,7 @@ class Fleets:
         streams = Streams(hub=hub, parts=PARTS)
         self.own_streams.share_loop(streams)
         return Seat(hub=hub, streams=streams, asked_unix_s=self.own.now())
+
+
+def _names_of(plane: Plane) -> frozenset[str]:
+    return frozenset(plane.fleets()) | {each.attachment.name for each in plane.attached()}

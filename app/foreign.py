@@ -7,6 +7,7 @@ needs no change of the console.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from urllib.parse import urlencode
 
 from app import cards, words
@@ -190,17 +191,25 @@ def survey_rows(engines: Iterable[EngineSurvey]) -> list[tuple[cards.Cell, ...]]
 SURVEY_HEAD = ("Worker", "Answers", "Role", "Version", "Model", "Series found", "Problem")
 
 
-def unknown(snapshot: FleetSnapshot, what: str, worker_ids: Collection[str] | None = None) -> tuple[str, str] | None:
-    """(state, why and remedy) of a figure of an attached fleet that is not known; None: nothing is told of it.
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """A figure that is not known: what is missing for it, in which state, and what shows it."""
 
-    `what` is a key of NEEDED. `worker_ids`: of these workers only.
-    """
+    what: str
+    state: str
+    remedy: str = ""
+
+    @property
+    def words(self) -> str:
+        return f"{self.what}: {self.state}" + (f": {self.remedy}" if self.remedy else "")
+
+
+def unknown(snapshot: FleetSnapshot, figure: str, worker_ids: Collection[str] | None = None) -> Unknown | None:
+    """Why a figure (a key of NEEDED) of an attached fleet, or of some of its workers, is not known; None: not told."""
     for each in snapshot.missing:
         concerned = worker_ids is None or set(worker_ids) & set(each.worker_ids)
-        if each.quantity in NEEDED[what] and concerned:
-            remedy = f": {each.remedy}" if each.remedy else ""
-            what_is = QUANTITIES.get(each.quantity, each.quantity)
-            return STATES[each.state], f"{what_is}: {STATES[each.state]}{remedy}"
+        if each.quantity in NEEDED[figure] and concerned:
+            return Unknown(QUANTITIES.get(each.quantity, each.quantity), STATES[each.state], each.remedy)
     return None
 
 

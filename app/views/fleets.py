@@ -151,7 +151,9 @@ def _detach(hub: Hub, name: str) -> None:
         hub.client(session.token(hub)).detach(name)
         return f"{name} is detached. Its engines did not notice."
 
-    st.session_state[ANSWER] = attach_form.tried(detach)
+    said = st.session_state[ANSWER] = attach_form.tried(detach)
+    if not isinstance(said, ControlError) and st.query_params.get(PARAM) == name:
+        del st.query_params[PARAM]  # the tab was on it
 
 
 def _answer() -> None:

@@ -68,7 +68,10 @@ def _no_point(snapshot: FleetSnapshot) -> tuple[str, str]:
     for phase in ("prefill", "decode", "in_phase"):
         why = foreign.unknown(snapshot, phase)
         if why is not None:
-            return f"Where these workers are is {why[0]}", f"{why[1]}. A point needs FLOPs, bytes and time of a phase."
+            return (
+                f"Where these workers are is {why.state}",
+                f"{why.words}. A point needs FLOPs, bytes and time of a phase.",
+            )
     return "No step in this time", "A phase that did not run has no point."
 
 

@@ -24,6 +24,7 @@ class Page:
     path: str
     section: str
     draw: Callable[[Hub, FleetSnapshot], None]
+    of_one_fleet: bool = True
 
 
 def draw_shell(fleets: Fleets, hub: Hub, pages: Sequence[Page]) -> None:
@@ -36,7 +37,11 @@ def draw_shell(fleets: Fleets, hub: Hub, pages: Sequence[Page]) -> None:
     if st.session_state.get("page") != chosen.url_path:
         st.session_state["page"] = chosen.url_path
         session.look_again()
-    chosen.run()
+    given, page = st.query_params.get(PARAM, ""), pages[listed.index(chosen)]
+    if page.of_one_fleet and fleets.lost(given):
+        _nowhere(fleets, given)
+    else:
+        chosen.run()
 
 
 def _sidebar(fleets: Fleets, hub: Hub, pages: Sequence[Page], listed: Sequence[st.Page]) -> None:
@@ -64,15 +69,28 @@ def _sidebar(fleets: Fleets, hub: Hub, pages: Sequence[Page], listed: Sequence[s
 def _fleet_switch(fleets: Fleets) -> str:
     """Which fleet, where there are several; what a link to a page has to say of it."""
     names, given = fleets.names(), st.query_params.get(PARAM, "")
-    if len(names) < 2:
+    lost = fleets.lost(given)
+    if len(names) < 2 and not lost:
         return ""
-    shown = fleets.shown(given)
-    chosen = st.selectbox("Fleet", names, index=names.index(shown))
-    if chosen != shown:
+    shown = None if lost else fleets.shown(given)
+    chosen = st.selectbox(
+        "Fleet", names, index=None if shown is None else names.index(shown), placeholder="Choose", key=f"fleet_{shown}"
+    )
+    if chosen is not None and chosen != shown:
         st.query_params[PARAM] = chosen
         session.look_again()
         st.rerun()
     return given if given in names else ""
+
+
+def _nowhere(fleets: Fleets, given: str) -> None:
+    """A fleet of that name is not there: nothing of another one appears in its place, and nothing can be pressed."""
+    known = ", ".join(fleets.names())
+    text = (
+        f"It was detached, or the link is of another plane. Its history stays. There are: {known}; choose under Fleet."
+    )
+    st.html(cards.heading(given[:40]))
+    st.html(cards.empty(f"There is no fleet named {given[:40]} here", text))
 
 
 def _body(hub: Hub, page: Page) -> Callable[[], None]:

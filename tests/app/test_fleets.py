@@ -93,6 +93,32 @@ def test_a_link_names_the_fleet() -> None:
     some.stop()
 
 
+def test_a_link_to_a_fleet_that_is_not_there_shows_no_other_in_its_place() -> None:
+    some, plane, _ = fleets("theirs")
+    app = AppTest.from_function(script, kwargs={"hub": some, "path": "pools"}, default_timeout=30)
+    log_in(app, some.own, "operator")
+    app.query_params["fleet"] = "gone"
+    app.run()
+    assert "There is no fleet named gone here" in text(app)
+    assert "There are: local, theirs" in text(app)
+    assert not app.number_input
+    app.selectbox[0].select("theirs").run()
+    assert "theirs · their-model" in text(app)
+    assert not app.exception
+    some.stop()
+
+
+def test_a_fleet_does_not_vanish_with_a_plane_that_is_silent() -> None:
+    some, plane, clock = fleets("theirs")
+    assert some.names() == ("local", "theirs")
+    clock.at += 60.0
+    plane.scene = "silent"
+    assert some.names() == ("local", "theirs")
+    assert not some.lost("theirs")
+    assert some.lost("gone")
+    some.stop()
+
+
 def test_an_operator_looks_at_a_fleet_first_then_attaches_it_and_lets_it_go() -> None:
     some, plane, _ = fleets()
     app = opened(some, "fleets")

@@ -46,7 +46,7 @@ def test_a_figure_that_is_not_known_says_why_and_what_shows_it_and_is_not_measur
     assert "phaseline serve" in goodput.note
     assert (ttft.value, ttft.tag) == ("n/a", "no data")
     assert (prefill.value, prefill.tag, prefill.note) == ("n/a", "not exported", "name the model")
-    assert decode.tag_note == "FLOPs and bytes (both utilization lines): not exported: name the model"
+    assert decode.tag_note == "FLOPs and bytes (both utilization lines): not exported: name the model."
 
 
 def test_a_fleet_of_our_own_without_workers_measures_nothing() -> None:
@@ -58,7 +58,7 @@ def test_a_fleet_of_our_own_without_workers_measures_nothing() -> None:
 def test_only_the_workers_that_are_asked_about_count() -> None:
     snapshot = theirs(replace(OFF, quantity="kv_usage"))
     assert foreign.unknown(snapshot, "kv", ["p0"]) is None
-    assert foreign.unknown(snapshot, "kv", ["d0"]) == ("off", "KV usage: off: start it with --mfu")
+    assert foreign.unknown(snapshot, "kv", ["d0"]) == foreign.Unknown("KV usage", "off", "start it with --mfu")
 
 
 def test_what_nothing_helps_against_comes_last_and_the_whole_fleet_is_named_as_such() -> None:
