@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from urllib.parse import urlencode
 
 from app import cards, words
-from control.client import AttachedInfo, Attachment, EngineSurvey
+from control.client import AttachedInfo, Attachment, EngineSurvey, Survey
 from control.types import Capability, FleetSnapshot, Missing, PoolStatus
 
 NAMES: Mapping[str, str] = {
@@ -137,12 +137,14 @@ def controller_of(kind: str, address: str, options: Mapping[str, str]) -> str:
 # --- what it does not say ------------------------------------------------------------
 
 
-def lacking(engines: Iterable[EngineSurvey]) -> tuple[Missing, ...]:
-    """The same of a first look: once for all engines that lack it."""
+def lacking(survey: Survey) -> tuple[Missing, ...]:
+    """The same of a first look: once for all engines, or exporters, that lack it."""
     found: dict[tuple[str, str, str, str], list[str]] = {}
-    for engine in engines:
-        for each in engine.missing:
-            found.setdefault((each.quantity, each.state, each.series, each.remedy), []).append(engine.worker_id)
+    told = [(each.worker_id, each.missing) for each in survey.engines]
+    told += [(each.url, each.missing) for each in survey.exporters]
+    for who, findings in told:
+        for each in findings:
+            found.setdefault((each.quantity, each.state, each.series, each.remedy), []).append(who)
     return tuple(
         Missing(quantity=what, state="off" if state == "off" else "refused" if state == "refused" else "absent",
                 series=series, remedy=remedy, worker_ids=tuple(ids))

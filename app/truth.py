@@ -102,10 +102,7 @@ def note(snapshot: FleetSnapshot) -> str:
 def no_measured_source(snapshot: FleetSnapshot) -> str:
     """Why there is no second source here."""
     told = sorted({each.device_note for each in snapshot.workers if each.device_note})
-    none = (
-        "no device of this fleet is read"
-        if snapshot.is_attached
-        else "no NVIDIA device with GPM answers on these hosts"
-    )
-    why = "; ".join(told) if told else none
+    ours = "no NVIDIA device with GPM answers on these hosts"
+    theirs = "name dcgm-exporters where this fleet is attached (--gpu-metrics)"
+    why = "; ".join(told) if told else theirs if snapshot.is_attached else ours
     return f"There is no measured source beside the derived one here: {why}."

@@ -46,6 +46,8 @@ MORE: Mapping[str, Words] = {
     "max_workers": Words("Most workers of a pool", "What may be asked for, not what there is."),
     "limit_s": Words("Seconds for a change to show", "One that does not show by then has failed."),
     "token_file": Words("Engines' token file", "A file on the plane's host. It is read at each look and kept nowhere."),
+    "gpu_metrics": Words("GPU metrics", "Pages of dcgm-exporter, one per line: what the GPUs themselves measure."),
+    "gpus": Words("Whose GPUs", "`WORKER=GPU,GPU` per line, where neither a label nor the pod's name says it."),
     "simulated": Words("Its engines only pretend", "Mock workers: every number is marked as simulated."),
 }
 ELSEWHERE: tuple[str, ...] = (
@@ -212,7 +214,10 @@ def _survey(found: Survey) -> None:
     rows = foreign.survey_rows(found.engines)
     if rows:
         st.html(cards.table(foreign.SURVEY_HEAD, rows, "Workers found"))
-    lacking = foreign.missing_rows(foreign.lacking(found.engines), total)
+    for each in found.exporters:
+        said = each.problem or f"{each.num_gpus} GPUs, {each.num_found} of their series"
+        st.html(cards.banner(f"{each.url}: {said}", "attention" if each.problem else "ok"))
+    lacking = foreign.missing_rows(foreign.lacking(found), total)
     if lacking:
         st.html(cards.legend([], "Off or not exported: unknown, never 0"))
         st.html(cards.table(foreign.HEAD, lacking, "Series missing or off"))

@@ -94,7 +94,7 @@ def test_a_link_names_the_fleet() -> None:
 
 
 def test_a_link_to_a_fleet_that_is_not_there_shows_no_other_in_its_place() -> None:
-    some, plane, _ = fleets("theirs")
+    some, _, _ = fleets("theirs")
     app = AppTest.from_function(script, kwargs={"hub": some, "path": "pools"}, default_timeout=30)
     log_in(app, some.own, "operator")
     app.query_params["fleet"] = "gone"

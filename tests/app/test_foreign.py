@@ -10,7 +10,7 @@ from streamlit.testing.v1 import AppTest
 
 from app import figures, foreign
 from app.source import Hub
-from control.client import AttachedInfo, Attachment, EngineSurvey
+from control.client import AttachedInfo, Attachment, EngineSurvey, Survey
 from control.fleets.attached.types import Finding, Looks, Permission
 from control.types import Capability, FleetSnapshot, Missing, Role
 from tests.app.builders import Clock
@@ -69,8 +69,9 @@ def test_what_nothing_helps_against_comes_last_and_the_whole_fleet_is_named_as_s
 
 def test_a_first_look_says_each_gap_once() -> None:
     off = Finding(quantity="kv_usage", state="absent", series="vllm:kv")
-    found = [EngineSurvey(worker_id=name, url="", role="decode", missing=(off,)) for name in ("d0", "d1")]
-    assert [each.worker_ids for each in foreign.lacking(found)] == [("d0", "d1")]
+    found = tuple(EngineSurvey(worker_id=name, url="", role="decode", missing=(off,)) for name in ("d0", "d1"))
+    survey = Survey(name="x", kind="vllm", engines=found)
+    assert [each.worker_ids for each in foreign.lacking(survey)] == [("d0", "d1")]
 
 
 @pytest.mark.parametrize(
