@@ -153,16 +153,18 @@ def _more(choices: AttachChoices) -> dict[str, Any]:
 
 
 def _field(place: Any, field: Field[Any], choices: AttachChoices) -> Any:
+    """One input, with the field's default."""
     asked = MORE.get(field.name) or Words(field.name.replace("_", " ").capitalize())
     key, tip, kind = f"attach_{field.name}", asked.help or None, str(field.type)
+    default: Any = field.default
     if field.name == "dtype":
         return place.selectbox(asked.label, ["", *choices.dtypes], key=key, help=tip)
     if kind == "bool":
         return place.toggle(asked.label, key=key, help=tip)
     if kind == "int":
-        return int(place.number_input(asked.label, min_value=1, value=int(field.default), step=1, key=key, help=tip))
+        return int(place.number_input(asked.label, min_value=1, value=int(default), step=1, key=key, help=tip))
     if "float" in kind:
-        start = None if field.default is None else float(field.default) / asked.scale
+        start = None if default is None else float(default) / asked.scale
         given = place.number_input(asked.label, min_value=0.0, value=start, key=key, help=tip)
         return None if given is None else float(given) * asked.scale
     if kind.startswith("tuple"):

@@ -88,7 +88,9 @@ def _range_control() -> None:
         return
     st.session_state[OWN] = OWN
     words_of = {OWN: "This window", **RANGE_WORDS}
-    st.segmented_control("Range", list(words_of), key=OWN, required=True, format_func=words_of.get, on_change=_choose)
+    st.segmented_control(
+        "Range", list(words_of), key=OWN, required=True, format_func=words_of.__getitem__, on_change=_choose
+    )
 
 
 def _choose() -> None:

@@ -185,7 +185,8 @@ def _resize_pools(hub: Hub, snapshot: FleetSnapshot, form: Form, why_not: str) -
         )
     changed = {role: size for role, size in wanted.items() if size != form.desired.pool_size(role)}
     st.caption("The fleet's own system starts and ends workers; the command is done when they are seen.")
-    action = Action(verb=Verb.RESIZE, **{role.value: size for role, size in changed.items()})
+    asked = {role: changed.get(role) for role in ROLE_CHOICES}  # a pool that is not named keeps its size
+    action = Action(verb=Verb.RESIZE, prefill=asked[Role.PREFILL], decode=asked[Role.DECODE], mixed=asked[Role.MIXED])
     _ask_button("Preview resize", hub, action, why_not or ("" if changed else "Change a number first."))
 
 
