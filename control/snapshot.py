@@ -37,6 +37,7 @@ from control.types import (
     TrafficStatus,
     WorkerState,
     WorkerStatus,
+    WorkEstimates,
 )
 from engine.readings import DeviceReading, MeterReading
 from engine.types import Load
@@ -264,8 +265,23 @@ def worker_status(
         power_w=device.power_w if device else None,
         device_note=device.note if device else "",
         nvlink_bytes_per_s=device.nvlink_bytes_per_s if device else None,
+        estimates=_estimates(reading),
         step_overdue=reading is not None and overdue_step_s(reading) is not None,
         is_outdated=life is not None and life.is_outdated,
+    )
+
+
+def _estimates(reading: MeterReading | None) -> WorkEstimates | None:
+    """None where nothing is exported: then there is nothing to compare."""
+    told = reading.estimates if reading else None
+    if reading is None or told is None or told.exported_flops is told.exported_bytes is None:
+        return None
+    return WorkEstimates(
+        since_unix_s=reading.started_unix_s,
+        exported_flops=told.exported_flops,
+        derived_flops=told.derived_flops,
+        exported_bytes=told.exported_bytes,
+        derived_bytes=told.derived_bytes,
     )
 
 

@@ -306,6 +306,34 @@ class PhaseUtilization:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkEstimates:
+    """The work of a foreign engine by two accounts, both since `since_unix_s`. None: unknown.
+
+    Exported: the engine's own estimate, as it counts. Derived: ours, from the tokens that it says it computed and their
+    prompts' lengths. An engine that takes each prompt token to see all others says more than was done.
+    """
+
+    since_unix_s: float
+    exported_flops: float | None = None
+    derived_flops: float | None = None
+    exported_bytes: float | None = None
+    derived_bytes: float | None = None
+
+    @property
+    def flops_difference(self) -> float | None:
+        """Exported minus derived."""
+        return _difference(self.exported_flops, self.derived_flops)
+
+    @property
+    def bytes_difference(self) -> float | None:
+        return _difference(self.exported_bytes, self.derived_bytes)
+
+
+def _difference(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStatus:
     """One worker as it was seen at `at_unix_s`."""
 
@@ -351,6 +379,7 @@ class WorkerStatus:
     power_w: float | None = None
     device_note: str = ""  # what the device does not answer, and why; "" where it answers all, or nobody asked it
     nvlink_bytes_per_s: float | None = None  # both ways, of all links
+    estimates: WorkEstimates | None = None  # of a foreign engine, whose own account of its work may differ from ours
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

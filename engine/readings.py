@@ -88,6 +88,18 @@ class RoleChange(msgspec.Struct, frozen=True, array_like=True):
     reason: str = ""  # its beginning
 
 
+class WorkEstimates(msgspec.Struct, frozen=True, kw_only=True):
+    """The work of a foreign engine by two accounts, both over the time since its epoch began. None is unknown.
+
+    Exported: as the engine's own model of itself counts. Derived: from the tokens that it says it computed.
+    """
+
+    exported_flops: float | None = None
+    derived_flops: float | None = None
+    exported_bytes: float | None = None
+    derived_bytes: float | None = None
+
+
 class MeterReading(msgspec.Struct, kw_only=True):
     """One worker, as its meter page says."""
 
@@ -122,3 +134,4 @@ class MeterReading(msgspec.Struct, kw_only=True):
     changes: tuple[RoleChange, ...] = ()  # the last ones, oldest first; none from who does not say
     num_changes: int = 0  # since the epoch began
     anchor_s: float | None = None  # Unix minus monotonic seconds of the worker's host; another: its clock was set
+    estimates: WorkEstimates | None = None  # of a foreign engine; ours count what they do

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from control.cli.estimates import estimate_lines
 from control.cli.history import parse_duration
 from control.cli.shell import Exit, JsonFlag, connect, percent, plain, print_json, print_table, say
 from control.client import ENDED, PhaselineClient
@@ -58,6 +59,8 @@ def status(as_json: JsonFlag = False) -> None:
     columns = ("worker", "role", "state", "pid", "host", "device", "KV", "running", "waiting", "restarts", "reason")
     rows = [_worker_row(each) for each in snapshot.workers]
     print_table(columns, rows, right=("pid", "KV", "running", "waiting", "restarts"))
+    for line in estimate_lines(snapshot.workers):
+        say(line)
 
 
 def _show_head(snapshot: FleetSnapshot) -> None:

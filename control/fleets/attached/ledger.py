@@ -21,7 +21,7 @@ from control.fleets.attached.engine_page import Buckets, Counters, EnginePage, G
 from control.points import WorkerCursor
 from control.types import Phase, Role, WorkerState
 from engine.histogram import bucket_of
-from engine.readings import DeviceInfo, MeterReading, PhaseCounters
+from engine.readings import DeviceInfo, MeterReading, PhaseCounters, WorkEstimates
 from engine.types import Load
 from engine.work import ModelWork
 
@@ -49,6 +49,7 @@ class Resume(msgspec.Struct, frozen=True, kw_only=True):
     since_unix_s: float
     seen_unix_s: float
     exported_flops: float | None
+    exported_bytes: float | None = None
     counters: dict[str, PhaseCounters] = {}  # as they are: the cursor has what of them is counted, in whole quanta
 
 
@@ -66,6 +67,7 @@ class Ledger:
         self.page: EnginePage | None = None
         self.role = Role.UNASSIGNED
         self.exported_flops: float | None = None  # since this life was first seen, as the engine says it
+        self.exported_bytes: float | None = None
         self._epoch = 0
         self._since_unix_s = 0.0
         self._role_since_unix_s = 0.0
@@ -80,7 +82,8 @@ class Ledger:
                 self._go_on_from(cursor, _decoder.decode(cursor.resume))
 
     def _go_on_from(self, cursor: WorkerCursor, before: Resume) -> None:
-        self.page, self.role, self.exported_flops = before.page, cursor.role, before.exported_flops
+        self.page, self.role = before.page, cursor.role
+        self.exported_flops, self.exported_bytes = before.exported_flops, before.exported_bytes
         self._since_unix_s, self._seen_unix_s = before.since_unix_s, before.seen_unix_s
         self._role_since_unix_s = cursor.role_since_unix_s
         self._counters, self._histograms = dict(before.counters or cursor.counters), dict(cursor.histograms)
@@ -118,6 +121,7 @@ class Ledger:
             since_unix_s=self._since_unix_s,
             seen_unix_s=at_unix_s,
             exported_flops=self.exported_flops,
+            exported_bytes=self.exported_bytes,
             counters=self._counters,
         )
         self._resume = _encoder.encode(resume)
@@ -163,6 +167,18 @@ class Ledger:
             histograms=self._histograms,
             resume=self._resume,
             unknown=("queued_prefill_tokens", "oldest_wait_s", *_absent(gauges)),
+            estimates=self._estimates(),
+        )
+
+    def _estimates(self) -> WorkEstimates:
+        """Without the model's shape our counters hold the engine's own numbers: nothing is derived then."""
+        done = self._counters.values() if self.identity.work else ()
+        has_steps = self.page is not None and self.page.counters.steps is not None
+        return WorkEstimates(
+            exported_flops=self.exported_flops,
+            derived_flops=sum(each.flops for each in done) if done else None,
+            exported_bytes=self.exported_bytes,
+            derived_bytes=sum(each.bytes for each in done) if done and has_steps else None,
         )
 
     def _begin(self, role: Role, since_unix_s: float, at_unix_s: float) -> None:
@@ -170,7 +186,8 @@ class Ledger:
         self._epoch = max(self._epoch + 1, int(at_unix_s))
         self.role = role
         self._since_unix_s = self._role_since_unix_s = since_unix_s
-        self._counters, self._histograms, self.exported_flops = {}, {}, None
+        self._counters, self._histograms = {}, {}
+        self.exported_flops = self.exported_bytes = None
 
     def _count(self, before: EnginePage, now: EnginePage) -> None:
         role = self.role
@@ -178,8 +195,8 @@ class Ledger:
         exported = grown_by(before.counters, now.counters)
         if self.identity.work is None:
             done = _as_exported(done, role, exported, self.identity.num_devices)
-        if exported.exported_flops is not None:
-            self.exported_flops = (self.exported_flops or 0.0) + exported.exported_flops * self.identity.num_devices
+        self.exported_flops = _added(self.exported_flops, exported.exported_flops, self.identity.num_devices)
+        self.exported_bytes = _added(self.exported_bytes, exported.exported_bytes, self.identity.num_devices)
         self._knows_flops = all(each.flops is not None for each in done.values())
         self._knows_bytes = all(each.bytes is not None for each in done.values())
         for phase, each in done.items():
@@ -241,6 +258,10 @@ def _as_exported(
         for each, one in done.items()
     }
     return {**other, phase: work}
+
+
+def _added(total: float | None, grown_per_device: float | None, num_devices: int) -> float | None:
+    return total if grown_per_device is None else (total or 0.0) + grown_per_device * num_devices
 
 
 def _absent(gauges: Gauges) -> tuple[str, ...]:

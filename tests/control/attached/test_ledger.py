@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from msgspec.structs import replace as replace_cursor
 
 from control.accounting import Accountant
@@ -12,7 +13,7 @@ from control.fleets.attached.ledger import EngineIdentity, Ledger
 from control.fleets.base import Observation
 from control.types import Phase, Role, WorkerState
 from engine.histogram import quantile
-from engine.readings import DeviceInfo, MeterReading
+from engine.readings import DeviceInfo, MeterReading, WorkEstimates
 from tests.control.attached.pages_of import TINY, page_of
 
 DEVICE = DeviceInfo(name="h100", kind="cuda", peak_flops=1e12, peak_bytes_per_s=1e12, peak_source="datasheet")
@@ -29,6 +30,12 @@ def served(decoded: float, started: float | None = 1.0) -> EnginePage:
 
 def read(of: Ledger) -> MeterReading:
     found = of.reading(1000.0, is_alive=True, state=WorkerState.READY, reason="")
+    assert found is not None
+    return found
+
+
+def estimates(of: Ledger) -> WorkEstimates:
+    found = read(of).estimates
     assert found is not None
     return found
 
@@ -100,6 +107,42 @@ def test_without_a_shape_the_engines_own_estimate_is_taken_for_a_role_that_is_on
     assert read(one).counters["prefill/prefill"].flops == one.exported_flops == 37588508672 - 28316311552
     assert read(one).device.peak_flops == 1e12
     assert read(mixed).device.peak_flops is None  # both phases in one number
+
+
+def test_the_engines_own_estimate_stands_beside_what_its_tokens_make():
+    """Ten prompts of 700 tokens: the engine counts each token as if it saw all 700, and its weights once per token."""
+    one = ledger()
+    one.add(page_of("prefill-1"), Role.PREFILL, 10.0)
+    one.add(page_of("prefill-2"), Role.PREFILL, 12.0)
+    found, ours = estimates(one), read(one).counters["prefill/prefill"]
+    assert (found.exported_flops, found.exported_bytes) == (37588508672 - 28316311552, one.exported_bytes)
+    assert (found.derived_flops, found.derived_bytes) == (ours.flops, ours.bytes)
+    assert found.exported_flops / ours.flops == pytest.approx(9.27 / 6.77, rel=0.01)
+    assert found.exported_bytes / ours.bytes > 500
+
+
+def test_where_nothing_is_exported_or_no_shape_is_known_that_side_is_unknown():
+    off, shapeless = ledger(), ledger(work=None)
+    for name, at in (("decode-1", 10.0), ("decode-2", 12.0)):
+        off.add(page_of(name), Role.DECODE, at)
+    for name, at in (("prefill-1", 10.0), ("prefill-2", 12.0)):
+        shapeless.add(page_of(name), Role.PREFILL, at)
+    assert estimates(off).exported_flops is estimates(off).exported_bytes is None
+    assert estimates(off).derived_flops
+    assert estimates(shapeless).exported_flops
+    assert estimates(shapeless).derived_flops is estimates(shapeless).derived_bytes is None
+
+
+def test_estimates_of_one_life_go_on_in_the_next_plane_and_end_with_it():
+    one = ledger()
+    one.add(page_of("prefill-1"), Role.PREFILL, 10.0)
+    one.add(page_of("prefill-2"), Role.PREFILL, 12.0)
+    accountant = Accountant("theirs")
+    accountant.ingest(Observation(at_unix_s=12.0, readings=(read(one),)))
+    again = Ledger(one.identity, accountant.snapshot()["p0"])
+    assert read(again).estimates == read(one).estimates
+    again.add(served(5, started=4e9), Role.PREFILL, 21.0)
+    assert estimates(again).exported_flops is None
 
 
 def test_latencies_lie_between_the_bounds_that_the_engine_counts_in():
