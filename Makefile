@@ -8,6 +8,7 @@ BIN    := $(VENV)/bin
 TORCH_INDEX_URL ?=
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 ARGS   ?=
+TEST_PROCESSES ?= 2
 
 .PHONY: up down demo test test-peers soak check format bench install install-dev clean
 
@@ -24,7 +25,7 @@ demo: install          ## 48 paced H100 workers (simulated), a 70B cost model, a
 
 test: install-dev      ## every test: units, real processes, PostgreSQL, Chromium
 	sh tests/system_packages.sh
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) $(ARGS)
 
 test-peers: install-dev  ## real Dynamo, sglang-router, Ray Serve and Prometheus, each in its own environment
 	PYTHONPATH=. $(BIN)/python bench/peers.py --setup $(ARGS)

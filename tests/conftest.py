@@ -7,6 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+
+from tests.shares import Shares, rank
 
 # No timed assertion anywhere: on a busy machine one example may take any time.
 settings.register_profile("phaseline", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -19,3 +22,12 @@ def main_module_stays() -> Iterator[None]:
     main = sys.modules["__main__"]
     yield
     sys.modules["__main__"] = main
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda each: rank(each.nodeid))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Shares:
+    config.option.loadscopereorder = False  # not by number of tests: those of one file may take as long as all others
+    return Shares(config, log)

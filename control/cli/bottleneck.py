@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from control.bottleneck_words import UNITS
 from control.cli.shell import JsonFlag, connect, print_json, print_table, say, seconds
 from control.types import Bottleneck, EvidenceLine, Resource
 
@@ -18,6 +17,8 @@ def _show(found: Bottleneck) -> None:
     say(found.text + (" (simulated workers)" if found.simulated else ""))
     say(f"for {seconds(found.at_unix_s - found.since_unix_s) or 0}; requests of the last {found.window_s:g} s")
     if found.gains:
+        from control.bottleneck_words import UNITS  # brings numpy, which no other verb needs
+
         gains = [(UNITS[Resource(name)], f"{gain:.1%}") for name, gain in found.gains.items()]
         print_table(("estimated gain of", "more good requests"), gains, right=("more good requests",))
     rows = [(each.name, _value(each), each.provenance, each.text) for each in found.evidence]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from control.cli.history import parse_duration, parse_window
 from control.cli.shell import JsonFlag, connect, print_json, say
 from control.errors import SettingsError
-from control.export import MAX_METRICS, MEDIA_TYPES, Format, rows_in
+
+if TYPE_CHECKING:
+    from control.export import Format
 
 
 def export(
@@ -28,6 +30,8 @@ def export(
     as_json: JsonFlag = False,
 ) -> None:
     """Write series to a file: a row per metric, group and bucket, with units and provenance. Unknown is empty."""
+    from control.export import MAX_METRICS, rows_in  # brings pyarrow, which no other verb needs
+
     chosen = format_of(kind, out)
     if len(metrics) > MAX_METRICS:
         raise SettingsError(
@@ -59,6 +63,8 @@ def export(
 
 def format_of(kind: str, out: str) -> Format:
     """What `--format` names, else what the file's name ends with, else csv. Raises SettingsError."""
+    from control.export import MEDIA_TYPES
+
     chosen = kind or Path(out).suffix.removeprefix(".")
     if chosen == "parquet":
         return "parquet"

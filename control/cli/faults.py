@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import secrets
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from control.cli.shell import Exit, JsonFlag, print_json, print_table, remote, say, seconds
 from control.errors import CommandRefused
-from control.faults.place import Place
-from control.faults.report import Report
-from control.faults.runner import Session
 from control.faults.scenario import Scenario, named, shipped
 from control.settings import load_settings
+
+if TYPE_CHECKING:
+    from control.faults.report import Report
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -51,6 +51,9 @@ def run(
     chosen = _chosen(scenario, unsafe)
     if remote["url"]:
         raise CommandRefused("faults are done to a deployment on this host only", field="url", value=remote["url"])
+    from control.faults.place import Place  # brings aiohttp, which no other verb needs
+    from control.faults.runner import Session
+
     with Place(load_settings().run_dir) as place:
         _confirm(chosen, yes)
         session = Session(place, secrets.randbelow(10**6) if seed is None else seed)

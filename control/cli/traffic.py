@@ -10,14 +10,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import httpx
 import typer
 
 from control.errors import ControlError, PlaneUnreachable, SettingsError
 from control.settings import load_settings
-from control.traffic.client import SendOptions
 from control.traffic.plan import (
     PlannedRequest,
     at_constant_rate,
@@ -28,9 +27,11 @@ from control.traffic.plan import (
     plan_trace,
     until,
 )
-from control.traffic.report import Quantiles, Report
-from control.traffic.run import RunResult, compare_outputs, run_traffic, save_outputs
 from control.types import SAMPLE_TRAFFIC_KEY, Slo
+
+if TYPE_CHECKING:
+    from control.traffic.report import Quantiles, Report
+    from control.traffic.run import RunResult
 
 
 def traffic(
@@ -61,6 +62,9 @@ def traffic(
 
     Exit codes: 0 all answered (429s allowed), 1 some failed or an output differed, 2 bad input, 3 gateway unreachable.
     """
+    from control.traffic.client import SendOptions  # brings aiohttp, which no other verb needs
+    from control.traffic.run import compare_outputs, run_traffic, save_outputs
+
     try:
         settings = load_settings()
         plan = _plan(profile, trace, duration_s, limit, rate, speed, max_prompt, max_output, seed)

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
@@ -18,6 +19,10 @@ from worker_client import TOKEN
 from engine import paced
 from engine.types import StepPlan, StepResult
 from engine.worker import WorkerConfig, WorkerHost
+
+#: Hosts are forked from one process that has loaded torch and has done nothing with it: none of them imports it again.
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["engine.real", "engine.model_start", "engine.worker", "engine.paced"])
 
 
 def paced_config(shm_dir: Path, worker_id: str = "w-0", **changes: Any) -> WorkerConfig:
@@ -112,16 +117,19 @@ class WorkerProcess:
     """One host process; ends with the test, by its own id."""
 
     def __init__(self, *configs: WorkerConfig) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, child = context.Pipe()
-        self.process = context.Process(target=_run, args=(configs, child), daemon=True)
+        self._pipe, child = _context.Pipe()
+        self.process = _context.Process(target=_run, args=(configs, child), daemon=True)
         self.process.start()
         child.close()
         self.addresses: list[str] = self._pipe.recv()
 
     def pause(self) -> None:
+        """Returns when each of its threads stands: one may run on for a moment on another core."""
         assert self.process.pid is not None
         os.kill(self.process.pid, signal.SIGSTOP)
+        threads = Path(f"/proc/{self.process.pid}/task")
+        while {each.read_text().rpartition(") ")[2][0] for each in threads.glob("*/stat")} != {"T"}:
+            time.sleep(0.001)
 
     def resume(self) -> None:
         assert self.process.pid is not None

@@ -1,4 +1,4 @@
-"""One running deployment for the tests that only look at it: paced workers, so that it is quick and needs no model."""
+"""A run folder for tests that start a deployment without Ray."""
 
 from __future__ import annotations
 
@@ -8,17 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests.integration.deployment import Deployment
-
-
-@pytest.fixture(scope="session")
-def paced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """`phaseline up --detach --kind paced`, two workers in two processes; ended by `phaseline down`."""
-    deployment = Deployment(tmp_path_factory.mktemp("paced") / "run", PHASELINE_PACED_WORKERS_PER_PROCESS="1")
-    try:
-        deployment.must("up", "--detach", "--kind", "paced", "--workers", "2")
-        yield deployment
-    finally:
-        deployment.end()
 
 
 @pytest.fixture

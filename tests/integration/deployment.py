@@ -13,8 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from control.auth import read_token
+from control.client import PhaselineClient
 from control.deployment import DeploymentState, read_state
+from control.errors import ControlError
 from control.processes import ProcessId, end_processes, send_signal, tree_of
+from control.types import FleetSnapshot, WorkerState
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 240.0
@@ -69,6 +73,23 @@ class Deployment:
 
     def json(self, *arguments: str) -> Any:
         return json.loads(self.must(*arguments, "--json"))
+
+    def client(self, fleet_id: str | None = None) -> PhaselineClient:
+        return PhaselineClient(
+            f"http://127.0.0.1:{self.ports['API']}", read_token(self.run_dir, "operator"), fleet_id=fleet_id
+        )
+
+    def snapshot(self, fleet_id: str | None = None) -> FleetSnapshot:
+        """What `status` prints. For what is asked again and again: a command spends a second on loading."""
+        with self.client(fleet_id) as client:
+            return client.snapshot()
+
+    def num_ready(self, fleet_id: str | None = None) -> int:
+        """Workers in their roles; 0 while no plane answers."""
+        try:
+            return sum(each.state is WorkerState.READY for each in self.snapshot(fleet_id).workers)
+        except ControlError:
+            return 0
 
     @property
     def state(self) -> DeploymentState:

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 import pytest
 from pyarrow.parquet import read_table
 
-from control.auth import read_token
-from control.client import PhaselineClient
 from control.processes import send_signal
 from tests.control.attached.fake_engines import FakeEngine, engines
 from tests.control.attached.pages_of import text_of
@@ -58,12 +56,12 @@ def test_a_fleet_is_attached_seen_kept_over_a_restart_and_let_go(sim: Deployment
 
         sim.must("attach", *told)
         sim.must("attach", *told)  # again: nothing changes
-        sim.until(lambda: is_seen(sim), "the attached fleet")
+        sim.until(lambda: sim.num_ready("theirs") == 2, "the attached fleet")
         assert {each["role"] for each in sim.json("--fleet", "theirs", "status")["workers"]} == {"prefill", "decode"}
         prefill.page, decode.page = text_of("prefill-2"), text_of("decode-2")
         sim.until(lambda: prefilled(sim) == 7000, "the work of the attached fleet")
         assert sim.run("--fleet", "theirs", "flip", "p0", "decode").returncode == 4  # observed only
-        assert "theirs" not in str(sim.json("status"))
+        assert "theirs" not in str(sim.snapshot())
         file = sim.run_dir / "theirs.parquet"
         asked = ("export", "prefill_tokens_per_s", "kv_usage", "--since", "10m", "--step", "1s", "--out", str(file))
         wrote = sim.json("--fleet", "theirs", *asked)
@@ -75,7 +73,7 @@ def test_a_fleet_is_attached_seen_kept_over_a_restart_and_let_go(sim: Deployment
         plane = sim.root("plane")
         send_signal(plane, signal.SIGKILL)
         sim.until(lambda: sim.root_or_none("plane") not in (None, plane), "another plane")
-        sim.until(lambda: is_seen(sim), "the attached fleet again")
+        sim.until(lambda: sim.num_ready("theirs") == 2, "the attached fleet again")
 
         sim.must("detach", "theirs")
         assert sim.json("fleets")["attached"] == []
@@ -85,14 +83,8 @@ def test_a_fleet_is_attached_seen_kept_over_a_restart_and_let_go(sim: Deployment
         assert prefill.num_looks <= looks + 1
 
 
-def is_seen(sim: Deployment) -> bool:
-    done = sim.run("--fleet", "theirs", "status", "--json")
-    return done.returncode == 0 and done.stdout.count('"state": "ready"') == 2
-
-
 def prefilled(sim: Deployment) -> float:
     """Prompt tokens that the history has for the attached fleet."""
-    url = f"http://127.0.0.1:{sim.ports['API']}"
-    with PhaselineClient(url, read_token(sim.run_dir, "operator"), fleet_id="theirs") as client:
+    with sim.client("theirs") as client:
         found = client.series("prefill_tokens_per_s", time.time() - 600, step_s=1)
     return float(sum(point.value or 0.0 for line in found.series for point in line.points))

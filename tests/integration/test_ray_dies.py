@@ -17,6 +17,9 @@ from tests.integration.steady_clients import SteadyClients
 
 pytestmark = pytest.mark.integration
 MODEL = "llama-3.1-70b-fp8"
+#: Streams at a time, each of a second and more, so that whatever is killed is killed under four of them.
+NUM_CLIENTS = 4
+TWO_EACH = 2 * NUM_CLIENTS
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +51,13 @@ def name_of(each: ProcessId) -> str:
         return ""
 
 
-def worker_pids(deployment: Deployment) -> dict[str, int]:
-    return {each["worker_id"]: each["pid"] for each in deployment.json("status")["workers"]}
+def worker_pids(deployment: Deployment) -> dict[str, int | None]:
+    return {each.worker_id: each.pid for each in deployment.snapshot().workers}
 
 
 def is_settled(deployment: Deployment, num_workers: int = 4) -> bool:
     """Every component runs and every worker is in its role."""
-    if not all(each.is_ready for each in deployment.state.components.values()):
-        return False
-    done = deployment.run("status", "--json")
-    return done.returncode == 0 and done.stdout.count('"state": "ready"') == num_workers
+    return all(each.is_ready for each in deployment.state.components.values()) and deployment.num_ready() == num_workers
 
 
 #: What ends with what: the GCS gives up when its Redis is gone, an actor's end is no end of its node.
@@ -96,10 +96,10 @@ def test_without_redis_a_head_that_dies_is_told_with_what_it_took_and_the_fleet_
     forgetful.until(lambda: is_settled(forgetful, 2), "the fleet")
     assert not set(before.values()) & set(worker_pids(forgetful).values())
     assert any("without Redis it takes all workers along" in line for line in forgetful.state.progress)
-    notices = forgetful.json("status")["notices"]
+    notices = forgetful.snapshot().notices
     assert any("Ray's head was lost with all workers, as it has no Redis" in each for each in notices)
-    with SteadyClients(f"http://127.0.0.1:{forgetful.ports['GATEWAY']}", MODEL) as clients:
-        forgetful.until(lambda: clients.num_served > 10, "traffic")
+    with SteadyClients(f"http://127.0.0.1:{forgetful.ports['GATEWAY']}", MODEL, num_clients=NUM_CLIENTS) as clients:
+        forgetful.until(lambda: clients.num_served > TWO_EACH, "traffic")
     assert clients.failures == []
 
 
@@ -111,11 +111,11 @@ def test_workers_and_streams_do_not_notice(fleet: Deployment, component: str, wh
     if redis_program(load_settings()) is None and component != "ray-node":
         pytest.fail("redis-server is not installed: what this shows cannot be shown")
     before = worker_pids(fleet)
-    with SteadyClients(f"http://127.0.0.1:{fleet.ports['GATEWAY']}", MODEL) as clients:
-        fleet.until(lambda: clients.num_served > 20, "traffic")
+    with SteadyClients(f"http://127.0.0.1:{fleet.ports['GATEWAY']}", MODEL, num_clients=NUM_CLIENTS) as clients:
+        fleet.until(lambda: clients.num_served > TWO_EACH, "traffic")
         kill(fleet, component, what)
         served = clients.num_served
-        fleet.until(lambda: clients.num_served > served + 20, "traffic afterwards")
+        fleet.until(lambda: clients.num_served > served + TWO_EACH, "traffic afterwards")
     assert clients.failures == []
     assert worker_pids(fleet) == before
 
@@ -133,6 +133,6 @@ def test_a_node_that_dies_takes_its_workers_along_and_the_fleet_is_built_anew(fl
     kill(fleet, "ray-node", "raylet")
     assert not set(before.values()) & set(worker_pids(fleet).values())
     assert any("takes all workers along" in line for line in fleet.state.progress)
-    with SteadyClients(f"http://127.0.0.1:{fleet.ports['GATEWAY']}", MODEL) as clients:
-        fleet.until(lambda: clients.num_served > 20, "traffic")
+    with SteadyClients(f"http://127.0.0.1:{fleet.ports['GATEWAY']}", MODEL, num_clients=NUM_CLIENTS) as clients:
+        fleet.until(lambda: clients.num_served > TWO_EACH, "traffic")
     assert clients.failures == []

@@ -41,7 +41,18 @@ def active(snapshot: FleetSnapshot) -> ProcessId:
 def test_a_standby_finishes_the_resize_of_a_plane_that_is_killed_and_no_request_fails(fleet: Deployment) -> None:
     token = (fleet.run_dir / "secrets" / "operator_token").read_text().strip()
     traffic = subprocess.Popen(
-        [sys.executable, "-m", "control.cli.main", "traffic", "--json", "--quiet", "--rate", "2", "--duration", "20"],
+        [
+            sys.executable,
+            "-m",
+            "control.cli.main",
+            "traffic",
+            "--json",
+            "--quiet",
+            "--rate",
+            "2",
+            "--duration",
+            str(LIMIT_S),
+        ],
         cwd=ROOT,
         env=fleet.environment,
         stdout=subprocess.PIPE,
@@ -67,6 +78,7 @@ def test_a_standby_finishes_the_resize_of_a_plane_that_is_killed_and_no_request_
         assert [each.num_ready for each in after.pools] == [2, 2, 0]
         assert [each.command_id for each in client.commands() if each.idempotency_key] == [command.command_id]
         fleet.until(lambda: "standing by: pid" in fleet.must("status"), "a new standby")
+    traffic.send_signal(signal.SIGINT)  # sends no more, and waits for what is open
     report = json.loads(traffic.communicate(timeout=LIMIT_S)[0].splitlines()[-1])
     assert report["failed"] == 0
     assert report["offered"] > 0

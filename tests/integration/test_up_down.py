@@ -1,16 +1,34 @@
-"""`up`, its processes, and `down`: what runs, what survives which death, and that nothing is left."""
+"""`up`, its processes, and `down`: what runs and listens, what survives which death, and that nothing is left.
+
+Nothing listens beyond loopback: not ours, not Ray's, not Streamlit's.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import signal
+from collections.abc import Iterator
 
 import httpx
+import psutil
 import pytest
 
 from control.processes import send_signal
 from tests.integration.deployment import Deployment
 
 pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def paced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """`phaseline up --detach --kind paced`, two workers in two processes; ended by `phaseline down`."""
+    deployment = Deployment(tmp_path_factory.mktemp("paced") / "run", PHASELINE_PACED_WORKERS_PER_PROCESS="1")
+    try:
+        deployment.must("up", "--detach", "--kind", "paced", "--workers", "2")
+        yield deployment
+    finally:
+        deployment.end()
 
 
 def test_up_brings_every_worker_to_its_role(paced: Deployment) -> None:
@@ -54,31 +72,30 @@ def test_a_command_waits_for_its_end(paced: Deployment) -> None:
 
 
 def test_a_killed_plane_comes_back_and_its_workers_never_left(paced: Deployment) -> None:
-    before = {each["worker_id"]: each["epoch"] for each in paced.json("status")["workers"]}
+    before = epochs(paced)
     plane = paced.root("plane")
     send_signal(plane, signal.SIGKILL)
     paced.until(lambda: paced.state.components["plane"].is_ready and paced.root("plane") != plane, "a new plane")
+    paced.until(lambda: paced.num_ready() == 2, "both workers")
+    assert epochs(paced) == before
 
-    def settled() -> bool:
-        done = paced.run("status", "--json")
-        return done.returncode == 0 and done.stdout.count('"state": "ready"') == 2
 
-    paced.until(settled, "both workers")
-    assert {each["worker_id"]: each["epoch"] for each in paced.json("status")["workers"]} == before
+def epochs(deployment: Deployment) -> dict[str, int]:
+    return {each.worker_id: each.epoch for each in deployment.snapshot().workers}
 
 
 def test_a_killed_worker_is_started_again_under_a_new_epoch_and_gets_its_role_back(paced: Deployment) -> None:
-    before = paced.json("status")["workers"][1]
-    send_signal(next(each for each in paced.processes() if each.pid == before["pid"]), signal.SIGKILL)
+    before = paced.snapshot().workers[1]
+    send_signal(next(each for each in paced.processes() if each.pid == before.pid), signal.SIGKILL)
 
     def is_back() -> bool:
-        now = paced.json("status")["workers"][1]
-        return bool(now["epoch"] > before["epoch"] and (now["role"], now["state"]) == ("decode", "ready"))
+        now = paced.snapshot().workers[1]
+        return now.epoch > before.epoch and (now.role, now.state) == ("decode", "ready")
 
     paced.until(is_back, "w1 under a new epoch")
-    now = paced.json("status")["workers"][1]
-    assert now["num_restarts"] == before["num_restarts"] + 1
-    assert f"process {before['pid']} ended without a word" in now["last_restart_reason"]
+    now = paced.snapshot().workers[1]
+    assert now.num_restarts == before.num_restarts + 1
+    assert f"process {before.pid} ended without a word" in now.last_restart_reason
 
 
 def test_up_takes_over_what_a_killed_supervisor_left(sim: Deployment) -> None:
@@ -111,3 +128,43 @@ def test_up_prints_a_link_that_logs_in_once(sim: Deployment) -> None:
     api = f"http://127.0.0.1:{sim.ports['API']}/api/v1/login"
     assert httpx.post(api, json={"code": code}, timeout=10.0).json()["principal"]["role"] == "operator"
     assert httpx.post(api, json={"code": code}, timeout=10.0).status_code == 401
+
+
+def listeners(deployment: Deployment) -> dict[tuple[str, int], str]:
+    """(address, port) -> process name, over every process of the deployment; UDP sockets that are bound count too."""
+    found = {}
+    for each in deployment.processes():
+        process = each.find()
+        if process is None:
+            continue
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for one in process.net_connections(kind="inet"):
+                if one.status == psutil.CONN_LISTEN or (one.type == 2 and one.laddr and not one.raddr):
+                    found[(one.laddr.ip, one.laddr.port)] = process.name()
+    return found
+
+
+def is_loopback(address: str) -> bool:
+    parsed = ipaddress.ip_address(address)
+    mapped = getattr(parsed, "ipv4_mapped", None)
+    return (mapped or parsed).is_loopback
+
+
+def test_every_listening_socket_is_on_loopback(paced: Deployment) -> None:
+    found = listeners(paced)
+    outside = {f"{name} on {address}:{port}" for (address, port), name in found.items() if not is_loopback(address)}
+    assert not outside
+    assert {port for _, port in found} >= set(paced.ports.values())
+
+
+def test_nothing_can_be_read_or_changed_without_a_token(paced: Deployment) -> None:
+    api = f"http://127.0.0.1:{paced.ports['API']}/api/v1"
+    assert httpx.get(f"{api}/fleets/-/snapshot", timeout=10.0).status_code == 401
+    body = {"action": {"verb": "resize", "prefill": 1, "decode": 1}}
+    assert httpx.post(f"{api}/commands", json=body, timeout=10.0).status_code == 401
+
+
+def test_secrets_are_readable_by_their_owner_alone(paced: Deployment) -> None:
+    secrets = [each for each in (paced.run_dir / "secrets").iterdir() if each.is_file()]
+    assert {"fleet_token", "operator_token", "ray_token"} <= {each.name for each in secrets}
+    assert {each.stat().st_mode & 0o077 for each in secrets} == {0}

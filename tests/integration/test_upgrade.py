@@ -44,8 +44,8 @@ def roots(fleet: Deployment) -> dict[str, ProcessId]:
     return {name: fleet.root(name) for name in fleet.state.components}
 
 
-def workers(fleet: Deployment) -> dict[str, tuple[str, str, int]]:
-    return {each["worker_id"]: (each["role"], each["state"], each["pid"]) for each in fleet.json("status")["workers"]}
+def workers(fleet: Deployment) -> dict[str, tuple[str, str, int | None]]:
+    return {each.worker_id: (each.role, each.state, each.pid) for each in fleet.snapshot().workers}
 
 
 def upgraded_by(fleet: Deployment, code: Path) -> tuple[int, dict[str, tuple[str, str]]]:
