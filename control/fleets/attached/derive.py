@@ -9,8 +9,12 @@ number for both phases and, in vLLM 0.32, counts a causal prompt as if every tok
   add up to what was computed.
 - a decode token has the mean prompt and half the mean answer to attend to.
 - a step that decodes is decode's, and so are the weights that it reads; on a prefill worker every step is prefill's.
+- a worker that only counts requests did what its role says, with the mean prompt of its fleet's router: a prefill
+  worker computed it, each in a pass of its own, a decode worker received it (`_by_requests`).
+- an engine that counts no steps made one for each token over the mean number of sequences that decoded, which is the
+  time between tokens of all of them per second: exact while it decodes without a pause, else somewhat too many.
 
-Without the model's shape there is no work, only tokens: None, which is not 0.
+Without the model's shape there is no work, only tokens: None, which is not 0. So it is where tokens are unknown.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from control.fleets.attached.engine_page import Buckets, Counters, EnginePage
+from control.fleets.attached.engine_page import Buckets, Counters, EnginePage, Prompts
 from control.types import Phase, Role
 from engine.work import ModelWork
 
@@ -36,9 +40,13 @@ class PhaseWork:
     bytes: float | None = None
 
 
-def derive(before: EnginePage, now: EnginePage, role: Role, work: ModelWork | None) -> Mapping[Phase, PhaseWork]:
-    """What was done between two pages of one life of an engine, in `role`."""
-    grown = grown_by(before.counters, now.counters)
+def derive(
+    before: EnginePage, now: EnginePage, role: Role, work: ModelWork | None, elapsed_s: float = 0.0
+) -> Mapping[Phase, PhaseWork]:
+    """What was done between two pages of one life of an engine, `elapsed_s` apart, in `role`."""
+    told = grown_by(before.counters, now.counters)
+    grown = _paced(_by_requests(told, role, now.prompts), role, elapsed_s)
+    is_counted = told.prefill_tokens is not None
     num_local = _local_prompts(grown, count_of(before.lengths, now.lengths))
     prefill_tokens = grown.prefill_tokens or 0.0
     decode_tokens = max(0.0, (grown.decode_tokens or 0.0) - num_local)
@@ -50,27 +58,56 @@ def derive(before: EnginePage, now: EnginePage, role: Role, work: ModelWork | No
     }
     if work is None:
         return found
-    pairs = pairs_of(before.lengths, now.lengths, prefill_tokens)
-    contexts = decode_tokens * mean_context(now.counters)
+    alike = 0.0 if is_counted else grown.num_requests or 0.0
+    pairs = pairs_of(before.lengths, now.lengths, prefill_tokens) if not alike else alike_pairs(prefill_tokens, alike)
+    context = mean_context(now.counters, now.prompts)
+    contexts = decode_tokens * (context or 0.0)
     weights, kv = work.body_bytes + work.head_bytes, work.kv_token_bytes
     has_steps = grown.steps is not None
     read = prefill_tokens + (grown.cached_tokens or 0.0)
     prefill_bytes = weights * found[Phase.PREFILL].steps + kv * (read + prefill_tokens)
     decode_bytes = weights * decode_steps + kv * (contexts + decode_tokens)
+    prefill_flops = (
+        work.flops_per_token * prefill_tokens + work.flops_per_pair * pairs + work.flops_per_sample * num_local
+    )
+    decode_flops = (work.flops_per_token + work.flops_per_sample) * decode_tokens + work.flops_per_pair * contexts
+    has_prefill = grown.prefill_tokens is not None
+    has_decode = role is Role.PREFILL or None not in (grown.decode_tokens, context)
     return {
         Phase.PREFILL: dataclasses.replace(
             found[Phase.PREFILL],
-            flops=work.flops_per_token * prefill_tokens
-            + work.flops_per_pair * pairs
-            + work.flops_per_sample * num_local,
-            bytes=prefill_bytes if has_steps else None,
+            flops=prefill_flops if has_prefill else None,
+            bytes=prefill_bytes if has_prefill and has_steps else None,
         ),
         Phase.DECODE: dataclasses.replace(
             found[Phase.DECODE],
-            flops=(work.flops_per_token + work.flops_per_sample) * decode_tokens + work.flops_per_pair * contexts,
-            bytes=decode_bytes if has_steps else None,
+            flops=decode_flops if has_decode else None,
+            bytes=decode_bytes if has_decode and has_steps else None,
         ),
     }
+
+
+def _by_requests(grown: Counters, role: Role, prompts: Prompts | None) -> Counters:
+    """What a worker did with its prompts that counts only requests; unknown without a word of its router."""
+    num = grown.num_requests
+    if grown.prefill_tokens is not None or num is None:
+        return grown
+    if role is Role.DECODE:
+        return dataclasses.replace(grown, prefill_tokens=0.0, cached_tokens=0.0)
+    if prompts is None:
+        return grown
+    computed, cached = num * prompts.computed_tokens, num * prompts.cached_tokens
+    steps = num if role is Role.PREFILL and grown.steps is None else grown.steps
+    return dataclasses.replace(grown, prefill_tokens=computed, cached_tokens=cached, steps=steps)
+
+
+def _paced(grown: Counters, role: Role, elapsed_s: float) -> Counters:
+    """With steps, where an engine counts none and says how long its sequences waited for their tokens."""
+    if grown.steps is not None or grown.itl_s is None or grown.decode_tokens is None or elapsed_s <= 0:
+        return grown
+    if role is not Role.DECODE:  # steps of prompts are between them: nobody says how many
+        return grown
+    return dataclasses.replace(grown, steps=grown.decode_tokens / max(1.0, grown.itl_s / elapsed_s))
 
 
 def grown_by(before: Counters, now: Counters) -> Counters:
@@ -130,12 +167,21 @@ def pairs_of(before: Buckets, now: Buckets, prefill_tokens: float) -> float:
     return (squares + prefill_tokens) / 2
 
 
-def mean_context(counters: Counters) -> float:
-    """Tokens that a decode token attends to, over all requests that this life of the engine has ended."""
-    num = counters.num_prompts or 0.0
-    if not num:
-        return 0.0
-    return ((counters.prompt_tokens or 0.0) + (counters.decode_tokens or 0.0) / 2) / num
+def alike_pairs(prefill_tokens: float, num_prompts: float) -> float:
+    """Query-key pairs of prompts whose lengths nobody says: as if they were equal, which is the least it can be."""
+    return prefill_tokens * (prefill_tokens / num_prompts + 1) / 2
+
+
+def mean_context(counters: Counters, prompts: Prompts | None = None) -> float | None:
+    """Tokens that a decode token attends to, over all requests that this life of the engine has ended. An engine that
+    does not count their prompts has the mean one of its router; None without that."""
+    num, tokens = counters.num_prompts, counters.prompt_tokens or 0.0
+    if num is None and prompts is not None and counters.num_requests is not None:
+        num = counters.num_requests
+        tokens = num * (prompts.computed_tokens + prompts.cached_tokens)
+    if num is None:
+        return None
+    return (tokens + (counters.decode_tokens or 0.0) / 2) / num if num else 0.0
 
 
 def _local_prompts(grown: Counters, num_ended: float) -> float:

@@ -1,11 +1,12 @@
 """Which series of which engine is which of our quantities: tables, and one reader for all of them.
 
 Decided here: names (the present one first, then those of other versions), labels, and what to say of a series that is
-not there. Read from vLLM 0.32.0 and SGLang 0.5.23. Rules for every engine:
+not there. Read from vLLM 0.32.0, SGLang 0.5.23 and Dynamo 1.6.1. Rules for every engine:
 
 - `_total` may be missing or doubled, Ray's `ray_vllm_x` is `vllm:x`; all ranks of one engine are added up.
 - `_created` series and everything that has no row here are not read.
 - a counter that stands at 0 while the engine has served is *off*, not 0, where a flag turns it on.
+- a page that something else put around an engine's own (Dynamo) is read as the engine's, and fills what that lacks.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from types import MappingProxyType
 from typing import Final
 from urllib.parse import urlsplit
 
-from control.fleets.attached.engine_page import Buckets, Counters, EnginePage, Gauges
+from control.fleets.attached.engine_page import Buckets, Counters, EnginePage, Gauges, filled
 from control.fleets.attached.exposition import Page, PageError, Sample, parse_page
 from control.fleets.attached.types import Finding
 
@@ -46,6 +47,8 @@ class Dialect:
     lengths: Series | None = None
     model_label: str = "model_name"
     path: str = ""  # where its page is, whatever the target says; that is then the list of its models, in JSON
+    around: tuple[Dialect, ...] = ()  # engines one of whose pages is in this one
+    who: str = ""  # the series whose label `worker_id` says whose page it is
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -54,7 +57,7 @@ class Dialect:
         parts += [*self.latencies.values(), *([self.lengths] if self.lengths else [])]
         names = {name.removesuffix("_total") for each in parts for name in each.names}
         spelled = {name.replace("vllm:", "ray_vllm_") for name in names} | {name.replace(":", "_") for name in names}
-        return (STARTED, *sorted(names | spelled))
+        return (STARTED, *sorted(names | spelled), *([self.who] if self.who else []))
 
 
 def _by_source(source: str) -> Series:
@@ -151,10 +154,43 @@ SGLANG: Final = Dialect(
     ),
 )
 
+_DYNAMO_GENERATE: Final = {"dynamo_endpoint": "generate"}
+
+#: The system page of a Dynamo worker (DYN_SYSTEM_PORT): its engine's series, and Dynamo's own around them. Its mock
+#: workers count no tokens; those of their answers are the times that they measured: first tokens and gaps after one.
+DYNAMO: Final = Dialect(
+    kind="dynamo",
+    counters=MappingProxyType(
+        {
+            "decode_tokens": (
+                Series(("vllm:inter_token_latency_seconds_count",)),
+                Series(("vllm:time_to_first_token_seconds_count",)),
+            ),
+            "itl_s": (Series(("vllm:inter_token_latency_seconds_sum",)),),
+            "num_requests": (Series(("dynamo_component_requests_total",), _DYNAMO_GENERATE),),
+        }
+    ),
+    gauges=MappingProxyType(
+        {
+            "num_running": Series(("dynamo_component_inflight_requests",), _DYNAMO_GENERATE),
+            "kv_usage": Series(("dynamo_component_gpu_cache_usage_percent",)),
+        }
+    ),
+    latencies=MappingProxyType(
+        {
+            "prefill": Series(
+                ("dynamo_component_request_duration_seconds",), {**_DYNAMO_GENERATE, "dynamo_component": "prefill"}
+            )
+        }
+    ),
+    around=(VLLM, SGLANG),
+    who="dynamo_component_uptime_seconds",
+)
+
 #: Any server of the OpenAI API: it is routed to, and nothing is known of its phases.
 OPENAI: Final = Dialect(kind="openai", counters={}, gauges={}, latencies={}, path="/v1/models")
 
-DIALECTS: Final[Mapping[str, Dialect]] = MappingProxyType({each.kind: each for each in (VLLM, SGLANG, OPENAI)})
+DIALECTS: Final[Mapping[str, Dialect]] = MappingProxyType({each.kind: each for each in (VLLM, SGLANG, DYNAMO, OPENAI)})
 
 
 def page_url(url: str, dialect: Dialect) -> str:
@@ -176,6 +212,17 @@ def read_page(text: str, dialect: Dialect) -> EnginePage:
     """One engine's page in our words. Raises PageError."""
     if dialect.path:
         return read_models(text)
+    if dialect.around:
+        engines = [read_page(text, each) for each in dialect.around]
+        return filled(max(engines, key=_num_found), _read_own(text, dialect))
+    return _read_own(text, dialect)
+
+
+def _num_found(page: EnginePage) -> int:
+    return sum(1 for each in page.findings if each.state == "found")
+
+
+def _read_own(text: str, dialect: Dialect) -> EnginePage:
     page = _plainly_named(parse_page(text, dialect.wanted))
     findings: list[Finding] = []
     has_served = any(each.value > 0 for name in _served(dialect) for each in page.named(name))
@@ -185,6 +232,7 @@ def read_page(text: str, dialect: Dialect) -> EnginePage:
     lengths = _buckets("lengths", dialect.lengths, page, findings) if dialect.lengths else ()
     started = page.named(STARTED)
     return EnginePage(
+        worker_id=next((each.labels.get("worker_id", "") for each in page.named(dialect.who)), ""),
         model_id=_model_of(page, dialect),
         started_unix_s=started[0].value if started else None,
         counters=Counters(**counters),

@@ -141,5 +141,10 @@ class AttachedFleet:
             client,
             every_s=self.plan.attachment.every_s,
             token_file=self.plan.token_file,
+            fill=lambda page: self._filled(target.worker_id, page),
             now=self._now,
         )
+
+    def _filled(self, worker_id: str, page: EnginePage) -> EnginePage:
+        """With what is known of this engine from elsewhere: here nothing."""
+        return page

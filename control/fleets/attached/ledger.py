@@ -109,9 +109,9 @@ class Ledger:
         elif has_restarted(before, page):
             started = self._seen_unix_s if page.started_unix_s is None else page.started_unix_s
             self._begin(role, min(max(started, self._seen_unix_s), at_unix_s), at_unix_s)
-            self._count(_from_zero(page), page)
+            self._count(_from_zero(page), page, at_unix_s - self._since_unix_s)
         else:
-            self._count(before, page)
+            self._count(before, page, at_unix_s - self._seen_unix_s)
         if role is not self.role:
             self.role, self._role_since_unix_s = role, at_unix_s
         self.page, self._seen_unix_s = page, at_unix_s
@@ -189,9 +189,9 @@ class Ledger:
         self._counters, self._histograms = {}, {}
         self.exported_flops = self.exported_bytes = None
 
-    def _count(self, before: EnginePage, now: EnginePage) -> None:
+    def _count(self, before: EnginePage, now: EnginePage, elapsed_s: float) -> None:
         role = self.role
-        done = derive(before, now, role, self.identity.work)
+        done = derive(before, now, role, self.identity.work, elapsed_s)
         exported = grown_by(before.counters, now.counters)
         if self.identity.work is None:
             done = _as_exported(done, role, exported, self.identity.num_devices)

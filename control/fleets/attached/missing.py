@@ -16,7 +16,7 @@ from control.types import Missing
 
 #: What shows the work of workers whose controller tells only that they are there.
 REMEDIES: Final = {
-    "dynamo": "its mock workers export none; attach real ones (dynamo.vllm) once more, as --kind vllm by their pages",
+    "dynamo": "start it with DYN_SYSTEM_PORT, and name that port with pages= unless discovery (etcd) does",
     "ray-serve": "attach the metrics pages of its Serve LLM engines a second time, as --kind vllm",
 }
 _BARE: Final = ("prefill_tokens", "decode_tokens", "kv_usage", "num_running", "num_waiting")

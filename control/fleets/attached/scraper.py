@@ -84,6 +84,7 @@ class Scraper:
         *,
         every_s: float,
         token_file: Path | None = None,
+        fill: Callable[[EnginePage], EnginePage] = lambda page: page,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.target = target
@@ -94,6 +95,7 @@ class Scraper:
         self._client = client
         self._every_s = every_s
         self._token_file = token_file
+        self._fill = fill  # with what is known of it from elsewhere
         self._now = now
         self._num_failed = 0
         self._version_epoch: int | None = None  # of the life that was asked for its version
@@ -127,11 +129,13 @@ class Scraper:
             page = await asyncio.to_thread(read_page, text, self._dialect)
             if not page.has_anything:
                 raise PageError(f"{self.target.url} has no series of {self._dialect.kind}")
+            if self.target.page_of not in ("", page.worker_id):
+                raise PageError(f"{self.target.url} is now the page of {page.worker_id or 'no worker'}")
         except PageError as error:
             self.problem = error.detail
             self._num_failed += 1
             return
-        self.ledger.add(page, self.target.role, asked_unix_s)
+        self.ledger.add(self._fill(page), self.target.role, asked_unix_s)
         self.problem, self._num_failed = "", 0
 
     def reading(self, now_unix_s: float) -> MeterReading | None:

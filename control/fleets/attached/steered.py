@@ -18,7 +18,7 @@ import msgspec
 from control.errors import FleetError
 from control.facts import PoolFacts
 from control.fleets.attached.attachment import Plan
-from control.fleets.attached.engine_page import EnginePage
+from control.fleets.attached.engine_page import EnginePage, filled
 from control.fleets.attached.fleet import AttachedFleet
 from control.fleets.attached.ledger import Ledger
 from control.fleets.attached.missing import missing_of
@@ -138,11 +138,15 @@ class SteeredFleet(AttachedFleet):
         bare = {name: each for name, each in self._members.items() if not each.metrics_url}
         self._ledgers = {name: self._ledger(each) for name, each in bare.items()}
         for name, each in bare.items():
-            self._ledgers[name].add(EnginePage(model_id=each.model_id), each.role, at_unix_s)
+            self._ledgers[name].add(each.told, each.role, at_unix_s)
         if {(m.worker_id, m.role, m.state) for m in before.values()} != {
             (m.worker_id, m.role, m.state) for m in self._members.values()
         }:
             self._on_change()
+
+    def _filled(self, worker_id: str, page: EnginePage) -> EnginePage:
+        member = self._members.get(worker_id)
+        return page if member is None else filled(page, member.told)
 
     def _ledger(self, member: Member) -> Ledger:
         known = self._ledgers.get(member.worker_id)

@@ -14,12 +14,13 @@ import httpx
 
 from control.fleets.attached.attachment import Plan
 from control.fleets.attached.dialects import DIALECTS, page_url, read_page
+from control.fleets.attached.engine_page import EnginePage, filled
 from control.fleets.attached.exposition import PageError
 from control.fleets.attached.gpu_join import gpus_of
 from control.fleets.attached.gpu_survey import gpu_notes, survey_gpus
 from control.fleets.attached.missing import bare_findings
 from control.fleets.attached.scraper import fetch_page, version_of
-from control.fleets.attached.steering.controllers import WITHOUT_PAGES, Address, open_steering
+from control.fleets.attached.steering.controllers import Address, open_steering
 from control.fleets.attached.steering.roster import Member, Roster, targets_of
 from control.fleets.attached.targets import RosterTargets, Target
 from control.fleets.attached.types import EngineSurvey, Survey
@@ -49,13 +50,14 @@ async def survey(plan: Plan) -> Survey:
 
 async def _engines(plan: Plan, client: httpx.AsyncClient, gate: asyncio.Semaphore) -> Sequence[EngineSurvey]:
     """As their pages say, or as the controller does of those that have none."""
+    roster = Roster() if plan.controller is None else await _roster(plan.controller)
     if plan.controller is not None:
-        roster = await _roster(plan.controller)
-        if plan.attachment.kind in WITHOUT_PAGES:
-            return [_as_listed(each, roster.version, plan.attachment.kind) for each in roster.members]
         assert isinstance(plan.source, RosterTargets)
         plan.source.listed = targets_of(roster.members)
-    return await asyncio.gather(*(_look(plan, target, client, gate) for target in plan.source.targets()))
+    told = {each.worker_id: each.told for each in roster.members}
+    looks = [_look(plan, each, told.get(each.worker_id), client, gate) for each in plan.source.targets()]
+    bare = (_as_listed(each, roster.version, plan.attachment.kind) for each in roster.members if not each.metrics_url)
+    return [*await asyncio.gather(*looks), *bare]
 
 
 def notes_of(plan: Plan, engines: Sequence[EngineSurvey]) -> tuple[str, ...]:
@@ -94,16 +96,21 @@ def _as_listed(member: Member, version: str, kind: str) -> EngineSurvey:
         role=member.role.value,
         version=version,
         problem=member.reason,
+        model=member.told.model_id,
         missing=bare_findings(kind),
     )
 
 
-async def _look(plan: Plan, target: Target, client: httpx.AsyncClient, gate: asyncio.Semaphore) -> EngineSurvey:
+async def _look(
+    plan: Plan, target: Target, told: EnginePage | None, client: httpx.AsyncClient, gate: asyncio.Semaphore
+) -> EngineSurvey:
+    """`told`: what the fleet's controller knows of it."""
     async with gate:
         kind = plan.attachment.kind
         try:
             text = await fetch_page(client, page_url(target.url, DIALECTS[kind]), plan.token_file)
             page = await asyncio.to_thread(read_page, text, DIALECTS[kind])
+            page = page if told is None else filled(page, told)
         except PageError as error:
             return EngineSurvey(
                 worker_id=target.worker_id, url=target.url, role=target.role.value, problem=error.detail

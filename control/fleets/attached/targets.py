@@ -28,12 +28,13 @@ _FORM: Final = "ROLE=URL or ROLE:NAME=URL, ROLE one of prefill, decode, mixed"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """One engine. `url` is of its metrics page."""
+    """One engine. `url` is of its metrics page. `page_of`: whose it must say it is; "" where pages do not say."""
 
     worker_id: str
     url: str
     role: Role
     gpus: tuple[str, ...] = ()  # that are said to be its (`gpu_join`)
+    page_of: str = ""
 
 
 class TargetSource(Protocol):

@@ -136,7 +136,9 @@ class FakeEtcd:
 
     def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
         if path == "/v3/kv/range":
-            return 200, {"kvs": [{"key": coded(k), "value": coded(v)} for k, v in self.keys.items()]}
+            root = plain(body["key"])
+            found = {k: v for k, v in self.keys.items() if k.startswith(root)}
+            return 200, {"kvs": [{"key": coded(k), "value": coded(v)} for k, v in found.items()]}
         compare = body["compare"][0]
         now = self.keys.get(plain(compare["key"]))
         same = now is None if compare["target"] == "VERSION" else now == plain(compare["value"])
@@ -147,14 +149,19 @@ class FakeEtcd:
 
 @dataclass(slots=True)
 class FakeDynamo:
-    """Its frontend's /health, with one endpoint that is no worker."""
+    """Its frontend's /health, with one endpoint that is no worker, and its page."""
 
     workers: dict[int, str] = field(default_factory=lambda: {255: "prefill", 14207702445456882354: "backend"})
+    page: str = ""
+    host: str = "127.0.0.1"
     url: str = ""
 
     def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
+        if path == "/metrics":
+            return 200, self.page
+        transport = {"tcp": f"{self.host}:4000/x/dynamo/generate"}
         rows = [
-            {"component": name, "endpoint": endpoint, "instance_id": number}
+            {"component": name, "endpoint": endpoint, "instance_id": number, "transport": transport}
             for number, name in self.workers.items()
             for endpoint in ("generate", "worker_kv_query")
         ]

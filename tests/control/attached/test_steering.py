@@ -12,6 +12,7 @@ from control.fleets.attached.steered import SteeredFleet
 from control.fleets.attached.steering.calls import Caller
 from control.fleets.attached.steering.controllers import open_steering
 from control.fleets.attached.steering.dynamo import DynamoSteering
+from control.fleets.attached.steering.etcd import Etcd
 from control.fleets.attached.steering.ray_serve import RayServeSteering
 from control.fleets.attached.steering.sglang_router import SglangRouterSteering
 from control.fleets.attached.survey import survey
@@ -121,7 +122,7 @@ async def test_deployments_are_pools_that_are_resized_and_what_keeps_ray_from_it
 async def test_a_wish_goes_into_the_virtual_connector_and_another_planners_is_seen():
     frontend, etcd = FakeDynamo(), FakeEtcd()
     async with served(frontend, etcd):
-        steering = DynamoSteering(Caller(frontend.url), Caller(etcd.url), "dynamo")
+        steering = DynamoSteering(Caller(frontend.url), Etcd(Caller(etcd.url)), "dynamo")
         roster = await steering.look()
         assert {each.worker_id: each.role for each in roster.members} == {
             "ff": Role.PREFILL,

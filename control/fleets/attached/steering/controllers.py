@@ -3,7 +3,8 @@
 `sglang-router=http://HOST:PORT` (`?switch=engine`: engines are told their role too), `smg=http://HOST:PORT`,
 `ray-serve=http://HEAD:8265/APPLICATION` (`?prefill=NAME&decode=NAME`: its deployments),
 `prometheus=http://HOST:9090?query=PROMQL` (`&role=LABEL&prefill=VALUE&decode=VALUE`: which label says the role),
-`dynamo=http://FRONTEND:8000` (`?etcd=http://HOST:2379&namespace=NAME`: its virtual connector).
+`dynamo=http://FRONTEND:8000` (`?etcd=http://HOST:2379&namespace=NAME`: its discovery and virtual connector;
+`?pages=PORTS`: where its workers have their system pages, if discovery is elsewhere).
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from urllib.parse import parse_qsl, urlsplit
 from control.errors import CommandRefused
 from control.fleets.attached.steering.calls import Caller
 from control.fleets.attached.steering.dynamo import DynamoSteering
+from control.fleets.attached.steering.dynamo_pages import ports_of
+from control.fleets.attached.steering.etcd import Etcd
 from control.fleets.attached.steering.prometheus import PrometheusSteering
 from control.fleets.attached.steering.ray_serve import RayServeSteering
 from control.fleets.attached.steering.roster import Steering
@@ -63,9 +66,9 @@ def _ray_serve(address: Address) -> Steering:
 
 
 def _dynamo(address: Address) -> Steering:
-    etcd = address.options.get("etcd")
-    namespace = address.options.get("namespace", "dynamo")
-    return DynamoSteering(address.caller(), Caller(etcd, "") if etcd else None, namespace)
+    options = address.options
+    etcd = Etcd(Caller(options["etcd"])) if "etcd" in options else None
+    return DynamoSteering(address.caller(), etcd, options.get("namespace", ""), ports_of(options.get("pages", "")))
 
 
 def _prometheus(address: Address) -> Steering:
@@ -89,16 +92,19 @@ CONTROLLERS: Final[Mapping[str, Kind]] = MappingProxyType(
         "prometheus": Kind(
             can=frozenset(),
             options=("query", "role", "prefill", "decode", "mixed"),
-            dialects=_ENGINES,
+            dialects=(*_ENGINES, "dynamo"),
             open=_prometheus,
         ),
         "dynamo": Kind(
-            can=frozenset({Capability.RESIZE}), options=("etcd", "namespace"), dialects=("dynamo",), open=_dynamo
+            can=frozenset({Capability.RESIZE}),
+            options=("etcd", "namespace", "pages"),
+            dialects=("dynamo",),
+            open=_dynamo,
         ),
     }
 )
 #: Kinds of fleets whose workers have no page that we read: what is known of them is their controller's word.
-WITHOUT_PAGES: Final = frozenset({"ray-serve", "dynamo"})
+WITHOUT_PAGES: Final = frozenset({"ray-serve"})
 
 
 def controller_can(attachment: Attachment) -> frozenset[Capability]:
@@ -121,6 +127,8 @@ def address_of(attachment: Attachment) -> Address:
     if parts.username or parts.password:
         raise CommandRefused("its address holds a password: name a file or env:NAME", field="controller", value=kind)
     options = dict(parse_qsl(parts.query))
+    if kind == "dynamo":
+        ports_of(options.get("pages", ""))
     unknown = sorted(set(options) - set(CONTROLLERS[kind].options))
     if unknown:
         bound = ", ".join(CONTROLLERS[kind].options) or "none"

@@ -3,56 +3,73 @@
 The connector is four keys in etcd: how many workers of each kind somebody wants, the number of that wish, and the
 number of the last one that was carried out. We write the wish; the operator's own controller (`VirtualConnectorClient`)
 carries it out. That it says so is not enough: the workers are counted. A wish that is not ours while ours is under way
-is another planner's: then we stop. etcd is asked over its JSON gateway, in one transaction: no wish is lost unseen.
+is another planner's: then we stop. One transaction writes a wish: none is lost unseen.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 from typing import Any, Final
+
+import httpx
 
 from control.errors import FleetError
 from control.facts import PoolFacts
-from control.fleets.attached.steering.calls import Caller, rows, table
+from control.fleets.attached.engine_page import Prompts
+from control.fleets.attached.scraper import fetch_page
+from control.fleets.attached.steering.calls import Caller, rows
+from control.fleets.attached.steering.dynamo_frontend import FrontendPage, Routed, mean_prompt, read_frontend, told_of
+from control.fleets.attached.steering.dynamo_pages import PageFinder, host_of, page_of_card
+from control.fleets.attached.steering.etcd import Etcd
 from control.fleets.attached.steering.roster import Member, Roster
 from control.fleets.base import FleetStep, StepOutcome
 from control.types import Role
 
+NAMESPACE: Final = "dynamo"
 KEYS: Final = {Role.PREFILL: "num_prefill_workers", Role.DECODE: "num_decode_workers"}
-#: Names of Dynamo's components that serve one phase.
+#: Names of Dynamo's components that serve one phase; "backend" serves both where no prefill worker was ever seen.
 COMPONENTS: Final = {"prefill": Role.PREFILL, "decode": Role.DECODE, "backend": Role.DECODE}
 
 
 class DynamoSteering:
-    """`etcd` None: there is no virtual connector, so it is only looked at."""
+    """`etcd` None: there is no virtual connector, so it is only looked at. `namespace` "": of all that are listed."""
 
-    def __init__(self, frontend: Caller, etcd: Caller | None, namespace: str) -> None:
+    def __init__(self, frontend: Caller, etcd: Etcd | None, namespace: str = "", ports: tuple[int, ...] = ()) -> None:
         self._frontend = frontend
         self._etcd = etcd
-        self._root = f"v1/{namespace}/planner/"
+        self._namespace = namespace
+        self._root = f"v1/{namespace or NAMESPACE}/planner/"
+        self._client = httpx.AsyncClient(trust_env=False, follow_redirects=False)
+        self._finder = PageFinder(ports, lambda url: fetch_page(self._client, url))
+        self._routed: Routed | None = None
+        self._prompts: Prompts | None = None
+        self._is_split = False
         self._ours: int | None = None  # the number of our last wish
         self._turn = asyncio.Lock()  # both pools are in one wish
 
     async def look(self) -> Roster:
-        health = await self._frontend.json("GET", "/health")
-        members = [each for row in rows(health, "instances") if (each := member_of(row)) is not None]
-        keys = {} if self._etcd is None else await self._read()
-        pools = {}
-        for role, name in KEYS.items() if self._etcd is not None else ():
-            num = sum(1 for each in members if each.role is role)
-            told = _number(keys.get(name))
-            target = told if told is not None and told >= 0 else None
-            pools[role] = PoolFacts(target=target, num_ready=num, rival=self._rival(keys))
-        return Roster(members=tuple(members), pools=pools)
+        health, page = await asyncio.gather(self._frontend.json("GET", "/health"), self._page())
+        listed = [row for row in rows(health, "instances") if self._is_worker(row)]
+        self._is_split |= "prefill" in page.phases or any(row["component"] == "prefill" for row in listed)
+        hosts = {f"{row['instance_id']:x}": host_of(row.get("transport")) for row in listed}
+        urls = await self._finder.find(hosts, await self._cards(hosts))
+        self._prompts = mean_prompt(self._routed, page.routed, self._prompts)
+        self._routed = page.routed
+        members = tuple(self._member(row, urls, page) for row in listed)
+        return Roster(members=members, pools={} if self._etcd is None else await self._pools(members))
 
     async def apply(self, step: FleetStep) -> StepOutcome:
         if self._etcd is None or step.verb != "scale" or step.role not in KEYS:
             return StepOutcome(accepted=False, detail="only a virtual connector in etcd is resized", retry_helps=False)
         async with self._turn:
-            before = _number((await self._read()).get("decision_id"))
+            before = _number((await self._etcd.under(self._root)).get("decision_id"))
             number = 0 if before is None else before + 1
-            written = await self._write(before, {KEYS[step.role]: str(step.size), "decision_id": str(number)})
+            wish = {KEYS[step.role]: str(step.size), "decision_id": str(number)}
+            written = await self._etcd.put(
+                {f"{self._root}{name}": value for name, value in wish.items()},
+                while_key=f"{self._root}decision_id",
+                holds=None if before is None else str(before),
+            )
             if not written:
                 return StepOutcome(accepted=False, detail="another planner has written its wish meanwhile")
             self._ours = number
@@ -60,8 +77,54 @@ class DynamoSteering:
 
     async def close(self) -> None:
         await self._frontend.close()
+        await self._client.aclose()
         if self._etcd is not None:
             await self._etcd.close()
+
+    async def _page(self) -> FrontendPage:
+        """Its page is a courtesy: without it the workers are still listed, and what it tells is unknown."""
+        try:
+            return read_frontend(await self._frontend.text("GET", "/metrics"))
+        except FleetError:
+            return FrontendPage()
+
+    async def _cards(self, workers: dict[str, str]) -> dict[str, str]:
+        """Pages by what discovery says in this etcd; asked only while one of them is not known."""
+        if self._etcd is None or not self._finder.missing(workers):
+            return {}
+        cards = await self._etcd.under("v1/mdc/")
+        return dict(found for each in cards.values() if (found := page_of_card(each)) is not None)
+
+    def _is_worker(self, row: dict[str, Any]) -> bool:
+        """One that generates; its other endpoints are no workers, and other namespaces other fleets."""
+        is_ours = self._namespace in ("", row.get("namespace", self._namespace))
+        generates = row.get("endpoint") == "generate" and row.get("component") in COMPONENTS
+        return is_ours and generates and isinstance(row.get("instance_id"), int)
+
+    def _member(self, row: dict[str, Any], urls: Any, page: FrontendPage) -> Member:
+        """Its id is hex, as on its own page."""
+        worker_id, component = f"{row['instance_id']:x}", row["component"]
+        is_mixed = component == "backend" and not self._is_split
+        return Member(
+            worker_id=worker_id,
+            role=Role.MIXED if is_mixed else COMPONENTS[component],
+            metrics_url=urls.get(worker_id, ""),
+            told=told_of(worker_id, page, self._prompts),
+            has_own_id=True,
+        )
+
+    async def _pools(self, members: tuple[Member, ...]) -> dict[Role, PoolFacts]:
+        assert self._etcd is not None
+        if not self._is_split:  # its workers have no pools of their own
+            return {}
+        keys = await self._etcd.under(self._root)
+        pools = {}
+        for role, name in KEYS.items():
+            told = _number(keys.get(name))
+            target = told if told is not None and told >= 0 else None
+            num = sum(1 for each in members if each.role is role)
+            pools[role] = PoolFacts(target=target, num_ready=num, rival=self._rival(keys))
+        return pools
 
     def _rival(self, keys: dict[str, str]) -> str:
         now = _number(keys.get("decision_id"))
@@ -70,45 +133,9 @@ class DynamoSteering:
         wish = ", ".join(f"{role} {keys.get(name, '?')}" for role, name in KEYS.items())
         return f"another planner has written wish {now} ({wish}) over ours ({self._ours})"
 
-    async def _read(self) -> dict[str, str]:
-        assert self._etcd is not None
-        body = {"key": _coded(self._root), "range_end": _coded(self._root[:-1] + chr(ord(self._root[-1]) + 1))}
-        found = rows(await self._etcd.json("POST", "/v3/kv/range", body), "kvs")
-        return {_plain(each.get("key")).removeprefix(self._root): _plain(each.get("value")) for each in found}
-
-    async def _write(self, before: int | None, values: dict[str, str]) -> bool:
-        """False: the last wish is another one than `before`, so nothing was written."""
-        assert self._etcd is not None
-        key = _coded(f"{self._root}decision_id")
-        same: dict[str, Any] = {"key": key, "target": "VERSION", "version": "0"}
-        if before is not None:
-            same = {"key": key, "target": "VALUE", "value": _coded(str(before))}
-        puts = [{"requestPut": {"key": _coded(f"{self._root}{k}"), "value": _coded(v)}} for k, v in values.items()]
-        body = {"compare": [{**same, "result": "EQUAL"}], "success": puts}
-        said = await self._etcd.json("POST", "/v3/kv/txn", body)
-        if not table(said, "header"):
-            raise FleetError(f"etcd does not answer as etcd does: {str(said)[:80]}")
-        return bool(said.get("succeeded"))
-
-
-def member_of(row: dict[str, Any]) -> Member | None:
-    """A worker that generates; its other endpoints are no workers. Ids are hex, as on its own pages."""
-    role, number = COMPONENTS.get(str(row.get("component"))), row.get("instance_id")
-    if row.get("endpoint") != "generate" or role is None or not isinstance(number, int):
-        return None
-    return Member(worker_id=f"{number:x}", role=role)
-
 
 def _number(text: str | None) -> int | None:
     try:
         return None if text is None else int(text)
     except ValueError as error:
         raise FleetError(f"the virtual connector holds {text!r} where a number is meant") from error
-
-
-def _coded(text: str) -> str:
-    return base64.b64encode(text.encode()).decode()
-
-
-def _plain(value: Any) -> str:
-    return base64.b64decode(str(value)).decode("utf-8", "replace")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from control.facts import PoolFacts
+from control.fleets.attached.engine_page import EnginePage
 from control.fleets.attached.targets import Target
 from control.fleets.base import FleetStep, StepOutcome
 from control.types import Role, WorkerState
@@ -14,14 +15,15 @@ from control.types import Role, WorkerState
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One worker. `metrics_url`: of its own page; "" when it has none."""
+    """One worker. `metrics_url`: of its own page; "" when it has none. `told`: what its controller says of its work."""
 
     worker_id: str
     role: Role
     state: WorkerState = WorkerState.READY
     reason: str = ""
     metrics_url: str = ""
-    model_id: str = ""
+    told: EnginePage = field(default_factory=EnginePage)
+    has_own_id: bool = False  # its page says `worker_id`, so that another worker at its address is noticed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,5 +50,12 @@ class Steering(Protocol):
 def targets_of(members: Iterable[Member]) -> tuple[Target, ...]:
     """Those that have a page of their own."""
     return tuple(
-        Target(worker_id=each.worker_id, url=each.metrics_url, role=each.role) for each in members if each.metrics_url
+        Target(
+            worker_id=each.worker_id,
+            url=each.metrics_url,
+            role=each.role,
+            page_of=each.worker_id if each.has_own_id else "",
+        )
+        for each in members
+        if each.metrics_url
     )
