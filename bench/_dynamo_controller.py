@@ -1,8 +1,10 @@
-"""The controller that Dynamo leaves to its operator: takes wishes from the virtual connector, says when they are done.
+"""Dynamo's own two ends of its virtual connector, in Dynamo's environment with ETCD_ENDPOINTS set.
 
-python bench/_dynamo_controller.py NAMESPACE    (in Dynamo's environment, ETCD_ENDPOINTS set)
+python bench/_dynamo_controller.py NAMESPACE                   the controller that Dynamo leaves to its operator
+python bench/_dynamo_controller.py NAMESPACE PREFILL DECODE    a wish, as its planner writes one
 
-Each wish is a line "PREFILL DECODE" on stdout; whoever reads it does what it says and answers with a line.
+The controller prints each wish as a line "PREFILL DECODE" on stdout; whoever reads it does what it says and answers
+with a line.
 """
 
 from __future__ import annotations
@@ -10,11 +12,11 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from dynamo._core import VirtualConnectorClient
+from dynamo._core import VirtualConnectorClient, VirtualConnectorCoordinator
 from dynamo.runtime import DistributedRuntime
 
 
-async def main(namespace: str) -> None:
+async def carry_out(namespace: str) -> None:
     loop = asyncio.get_running_loop()
     client = VirtualConnectorClient(DistributedRuntime(loop, "etcd", "tcp"), namespace)
     while True:
@@ -25,5 +27,13 @@ async def main(namespace: str) -> None:
         await client.complete(wish)
 
 
+async def plan(namespace: str, num_prefill: int, num_decode: int) -> None:
+    runtime = DistributedRuntime(asyncio.get_running_loop(), "etcd", "tcp")
+    planner = VirtualConnectorCoordinator(runtime, namespace, 1, 10, 3)
+    await planner.async_init()
+    await planner.update_scaling_decision(num_prefill, num_decode)
+
+
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1]))
+    name, *sizes = sys.argv[1:]
+    asyncio.run(plan(name, *map(int, sizes)) if sizes else carry_out(name))

@@ -10,11 +10,15 @@ import time
 import httpx
 
 from _deployment import ROOT, free_ports
-from _peer_site import LIMIT_S, Site, resize, undo
+from _peer_site import LIMIT_S, Site, Unmet, asked, resize, undo
 from _peers import PEERS, Dynamo, low_ports, running
 from control.types import Capability, CommandState
 
 ETCD = PEERS / "etcd" / "usr" / "bin" / "etcd"
+ANSWER_TOKENS = 30
+LOAD_S = 15.0
+#: Our counters against the frontend's own; what a look does not see of its first and last interval is not counted.
+NEAR = 0.03
 
 
 class SizedDynamo(Dynamo):
@@ -22,6 +26,10 @@ class SizedDynamo(Dynamo):
 
     obeys = True
     etcd_url = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._templates: dict[str, tuple[list[str], dict[str, str]]] = {}
 
     @classmethod
     def set_up(cls) -> None:
@@ -34,8 +42,11 @@ class SizedDynamo(Dynamo):
             package = next(folder.glob("etcd-server_*.deb"))
             subprocess.run(["dpkg", "-x", str(package), str(folder)], check=True)
 
+    def discovery(self) -> dict[str, str]:
+        return {"DYN_DISCOVERY_BACKEND": "etcd", "ETCD_ENDPOINTS": self.etcd_url}
+
     def run(self, name: str, command: list[str], environment: dict[str, str] | None = None) -> None:
-        self._templates = {**getattr(self, "_templates", {}), name: (command, environment or {})}
+        self._templates[name] = (command, environment or {})
         super().run(name, command, environment)
 
     def start(self) -> None:
@@ -47,11 +58,10 @@ class SizedDynamo(Dynamo):
         urls += ["--initial-cluster", f"default=http://127.0.0.1:{peer}"]
         self.run("etcd", [str(ETCD), "--data-dir", str(self.folder / "etcd"), *urls])
         super().start()
-        command = [str(self.python), str(ROOT / "bench" / "_dynamo_controller.py"), "dynamo"]
         with (self.folder / "controller.log").open("ab") as log:
             controller = subprocess.Popen(
-                command,
-                env={"ETCD_ENDPOINTS": self.etcd_url, "DYN_EVENT_PLANE": "zmq", "PATH": "/usr/bin:/bin"},
+                self._connector_end(),
+                env=self._connector_environment(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -59,6 +69,42 @@ class SizedDynamo(Dynamo):
             )
         self._processes["controller"] = controller
         threading.Thread(target=self._carry_out, args=(controller,), daemon=True).start()
+
+    def worker_id(self, name: str) -> str:
+        """As its own page says."""
+        port = self._templates[name][1]["DYN_SYSTEM_PORT"]
+        page = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+        line = next(each for each in page.splitlines() if each.startswith("dynamo_component_uptime_seconds{"))
+        return line.split('worker_id="')[1].split('"')[0]
+
+    def counted(self) -> dict[str, float]:
+        """What its frontend has counted: prompt tokens that were computed, answer tokens."""
+        page = httpx.get(f"{self.url}/metrics").text
+        rows = [line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#")]
+        router = "dynamo_component_router_"
+
+        def total(name: str, label: str = "") -> float:
+            return sum(float(value) for key, value in rows if key.startswith(name) and label in key)
+
+        asked_tokens = total(f"{router}input_sequence_tokens_sum", 'phase="prefill"')
+        cached = total(f"{router}kv_selected_cached_prefix_tokens_total", 'phase="prefill"')
+        return {"prefill": asked_tokens - cached, "decode": total("dynamo_frontend_output_tokens_total")}
+
+    def wish(self) -> tuple[int, int]:
+        """What the connector holds: prefill, decode."""
+        found = {name: self._key(name) for name in ("num_prefill_workers", "num_decode_workers")}
+        return int(found["num_prefill_workers"] or -1), int(found["num_decode_workers"] or -1)
+
+    def write_wish(self, prefill: int, decode: int) -> None:
+        """By the planner's own end of the connector."""
+        command = [*self._connector_end(), str(prefill), str(decode)]
+        subprocess.run(command, env=self._connector_environment(), check=True, capture_output=True, timeout=60)
+
+    def _connector_end(self) -> list[str]:
+        return [str(self.python), str(ROOT / "bench" / "_dynamo_controller.py"), "dynamo"]
+
+    def _connector_environment(self) -> dict[str, str]:
+        return {"ETCD_ENDPOINTS": self.etcd_url, "DYN_EVENT_PLANE": "zmq", "PATH": "/usr/bin:/bin"}
 
     def _carry_out(self, controller: subprocess.Popen[bytes]) -> None:
         assert controller.stdout is not None
@@ -84,22 +130,6 @@ class SizedDynamo(Dynamo):
                 command = [*command[:at], str(free_ports(1)[0]), *command[at + 1 :]]
             self.run(f"{role}{number}", command, environment | {"DYN_SYSTEM_PORT": str(low_ports(1)[0])})
 
-    def wish(self) -> tuple[int, int]:
-        """What the connector holds: prefill, decode."""
-        found = {name: self._key(name) for name in ("num_prefill_workers", "num_decode_workers")}
-        return int(found["num_prefill_workers"] or -1), int(found["num_decode_workers"] or -1)
-
-    def write_wish(self, prefill: int, decode: int) -> None:
-        """As another planner does."""
-        number = int(self._key("decision_id") or -1) + 1
-        for name, value in (
-            ("num_prefill_workers", prefill),
-            ("num_decode_workers", decode),
-            ("decision_id", number),
-        ):
-            body = {"key": _coded(f"v1/dynamo/planner/{name}"), "value": _coded(str(value))}
-            httpx.post(f"{self.etcd_url}/v3/kv/put", json=body).raise_for_status()
-
     def _key(self, name: str) -> str:
         body = {"key": _coded(f"v1/dynamo/planner/{name}")}
         found = httpx.post(f"{self.etcd_url}/v3/kv/range", json=body).json().get("kvs", [])
@@ -107,16 +137,19 @@ class SizedDynamo(Dynamo):
 
 
 def try_dynamo(site: Site) -> None:
-    """Observed while one is killed and one added; a resize obeyed, undone, ignored, and fought over."""
+    """Observed under load while one is killed and one added; a resize obeyed, undone, ignored, and fought over."""
     with running(SizedDynamo()) as peer:
         assert isinstance(peer, SizedDynamo)
-        controller = f"dynamo={peer.url}?etcd={peer.etcd_url}&namespace=dynamo"
-        site.attach(kind="dynamo", controller=controller, simulated=True)
+        site.attach(
+            kind="dynamo",
+            controller=f"dynamo={peer.url}?etcd={peer.etcd_url}&namespace=dynamo",
+            simulated=True,
+            model="llama-3.1-8b",
+            device="h100-sxm-80gb",
+        )
         site.until_pools(prefill=2, decode=2)
-        peer.kill("decode1")
-        site.note("decode1 killed with -9", f"not seen as ready after {site.until_pools(prefill=2, decode=1):.1f} s")
-        peer.start_again("decode1")
-        site.note("started again", f"seen after {site.until_pools(prefill=2, decode=2):.1f} s, under a new id")
+        _watch_lines(site, peer)
+        _watch_death_and_birth(site, peer)
         site.expect_refused("resize without permission", resize(decode=3))
         site.allow(Capability.RESIZE)
         site.until_pools(prefill=2, decode=2)
@@ -130,6 +163,63 @@ def try_dynamo(site: Site) -> None:
         peer.write_wish(1, 1)
         fought = site.client.wait(command.command_id, timeout_s=LIMIT_S)
         site.ended("another planner's wish", fought, CommandState.FAILED, "another planner", begun_s)
+
+
+def _watch_lines(site: Site, peer: SizedDynamo) -> None:
+    """Tokens of both phases, ours beside the frontend's; both lines known, each phase on its own role alone."""
+    with asked(f"{peer.url}/v1/completions", _body(peer), 8):  # series of a mock worker begin with its first request
+        time.sleep(3)
+    time.sleep(3)
+    before, since_unix_s = peer.counted(), time.time()
+    with asked(f"{peer.url}/v1/completions", _body(peer), 8) as load:
+        time.sleep(LOAD_S)
+    time.sleep(3)
+    after = peer.counted()
+    for phase in ("prefill", "decode"):
+        ours, true = site.total(f"{phase}_tokens", since_unix_s), after[phase] - before[phase]
+        text = f"{ours:.0f} counted, {true:.0f} by the frontend ({ours / true - 1:+.1%})"
+        site.note(f"{phase} tokens under load", text)
+        if abs(ours / true - 1) > NEAR:
+            raise Unmet(f"{phase} tokens: {text}")
+    for metric, role in (("prefill_compute_wall", "prefill"), ("decode_bandwidth_wall", "decode")):
+        line = site.line(metric, since_unix_s, "role").get(role, [])
+        known = [value for _, value in line if value is not None]
+        if not known or max(known) <= 0:
+            raise Unmet(f"no line {metric} of role {role}: {line}")
+        site.note(f"line {metric}", f"{len(known)} of {len(line)} seconds known, at most {max(known):.4f} (derived)")
+    site.note("load", load.words())
+
+
+def _watch_death_and_birth(site: Site, peer: SizedDynamo) -> None:
+    """The dead one's line ends in a gap, not in zeros; the new one has a line of its own."""
+    since_unix_s, dead = time.time(), peer.worker_id("decode1")
+    with asked(f"{peer.url}/v1/completions", _body(peer), 8) as load:
+        time.sleep(4)
+        peer.kill("decode1")
+        killed_unix_s = time.time()
+        seen_s = site.until_pools(prefill=2, decode=1)
+        gone_s = seen_s + site.until("no longer listed", lambda: dead not in site.workers())
+        site.note("decode1 killed with -9", f"not ready after {seen_s:.1f} s, off Dynamo's list after {gone_s:.1f} s")
+        peer.start_again("decode1")
+        site.note("started again", f"ready after {site.until_pools(prefill=2, decode=2):.1f} s, under a new id")
+        time.sleep(6)
+    born = peer.worker_id("decode1")
+    lines = site.line("decode_tokens", since_unix_s, "worker")
+    last = max((at for at, value in lines.get(dead, []) if value is not None), default=0.0) - killed_unix_s
+    site.note("line of the dead one", f"ends {last:+.1f} s after the kill, then a gap")
+    if not -4 < last < 6:
+        raise Unmet(f"the line of {dead} ends {last:.1f} s after it was killed: {lines.get(dead)}")
+    if not any(value for _, value in lines.get(born, [])):
+        raise Unmet(f"{born} has no line: {lines.get(born)}")
+    roles = {peer.worker_id(f"{role}{n}"): role for role in ("prefill", "decode") for n in range(2)}
+    if site.workers() != roles:
+        raise Unmet(f"roles {site.workers()}, should be {roles}")
+    site.note("roles", ", ".join(f"{name} {role}" for name, role in sorted(roles.items())))
+    site.note("load meanwhile", load.words())
+
+
+def _body(peer: SizedDynamo) -> dict[str, object]:
+    return {"model": peer.model_id, "prompt": "word " * 150, "max_tokens": ANSWER_TOKENS, "stream": True}
 
 
 def _coded(text: str) -> str:

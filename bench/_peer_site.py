@@ -56,6 +56,19 @@ class Site:
             for role in (Role.PREFILL, Role.DECODE)
         }
 
+    def workers(self) -> dict[str, str]:
+        """Roles by worker, as they are shown."""
+        return {each.worker_id: each.role.value for each in self.client.snapshot(self.name).workers}
+
+    def line(self, metric: str, since_unix_s: float, by: str) -> dict[str, list[tuple[float, float | None]]]:
+        """Second by second, by the name of each line."""
+        found = self.client.series(metric, since_unix_s, step_s=1, by=by, fleet_id=self.name)
+        return {each.label: [(point.t_unix_s, point.value) for point in each.points] for each in found.series}
+
+    def total(self, metric: str, since_unix_s: float) -> float:
+        lines = self.line(metric, since_unix_s, "fleet")
+        return sum(value for line in lines.values() for _, value in line if value is not None)
+
     def until(self, what: str, holds: Callable[[], bool], limit_s: float = 60.0) -> float:
         begun_s = time.monotonic()
         while True:
@@ -171,7 +184,7 @@ async def _ask(url: str, body: dict[str, Any], num_streams: int, load: Load, sto
     async def client(number: int, http: httpx.AsyncClient) -> None:
         while not stop.is_set():
             try:
-                told = {**body, "prompt": f"{number} {time.monotonic()}"} if body else None
+                told = {**body, "prompt": f"{number} {time.monotonic()} {body.get('prompt', '')}"} if body else None
                 answer = await (http.post(url, json=told) if told else http.get(url))
                 is_whole = answer.status_code == 200 and (not body or "[DONE]" in answer.text)
                 problem = "" if is_whole else f"{answer.status_code} {answer.text[-80:]!r}"

@@ -204,13 +204,8 @@ class Dynamo(Peer):
         port, *ports = free_ports(1 + self.num_prefill)
         system_ports = low_ports(self.num_prefill + self.num_decode)
         hosts = ("DYN_TCP_RPC_HOST", "DYN_TCP_RESPONSE_STREAM_HOST", "DYN_SYSTEM_HOST", "DYN_EVENT_PLANE_HOST")
-        environment = dict.fromkeys(hosts, "127.0.0.1") | {
-            "DYN_DISCOVERY_BACKEND": "file",
-            "DYN_FILE_KV": str(self.folder / "kv"),
-            "DYN_REQUEST_PLANE": "tcp",
-            "DYN_EVENT_PLANE": "zmq",
-            "HF_HUB_OFFLINE": "1",
-        }
+        environment = dict.fromkeys(hosts, "127.0.0.1") | self.discovery()
+        environment |= {"DYN_REQUEST_PLANE": "tcp", "DYN_EVENT_PLANE": "zmq", "HF_HUB_OFFLINE": "1"}
         self.url = f"http://127.0.0.1:{port}"
         frontend = [str(self.python), "-m", "dynamo.frontend", "--http-host", "127.0.0.1", "--http-port", str(port)]
         self.run("frontend", [*frontend, "--router-mode", "kv", "--migration-limit", "3"], environment)
@@ -223,6 +218,10 @@ class Dynamo(Peer):
                     command += ["--bootstrap-ports", str(ports.pop())]
                 self.run(f"{role}{number}", command, environment | {"DYN_SYSTEM_PORT": str(system_ports.pop())})
         self.until_whole()
+
+    def discovery(self) -> dict[str, str]:
+        """Where its processes find each other."""
+        return {"DYN_DISCOVERY_BACKEND": "file", "DYN_FILE_KV": str(self.folder / "kv")}
 
     def is_whole(self) -> bool:
         health, models = self.get("/health"), self.get("/v1/models")
