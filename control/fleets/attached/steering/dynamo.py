@@ -101,7 +101,7 @@ class DynamoSteering:
         generates = row.get("endpoint") == "generate" and row.get("component") in COMPONENTS
         return is_ours and generates and isinstance(row.get("instance_id"), int)
 
-    def _member(self, row: dict[str, Any], urls: Any, page: FrontendPage) -> Member:
+    def _member(self, row: dict[str, Any], urls: dict[str, str], page: FrontendPage) -> Member:
         """Its id is hex, as on its own page."""
         worker_id, component = f"{row['instance_id']:x}", row["component"]
         is_mixed = component == "backend" and not self._is_split

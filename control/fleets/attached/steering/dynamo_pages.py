@@ -71,7 +71,7 @@ class PageFinder:
     def missing(self, workers: Iterable[str]) -> list[str]:
         return [each for each in workers if each not in self._known]
 
-    async def find(self, hosts: Mapping[str, str], told: Mapping[str, str]) -> Mapping[str, str]:
+    async def find(self, hosts: Mapping[str, str], told: dict[str, str]) -> dict[str, str]:
         """URLs of the pages of these workers, as far as they are found. `told`: those that discovery has."""
         self._known = {name: url for name, url in (self._known | told).items() if name in hosts}
         self._num_missed = {name: self._num_missed.get(name, 0) + 1 for name in self.missing(hosts)}
