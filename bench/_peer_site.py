@@ -23,7 +23,8 @@ from control.client import Attachment, PhaselineClient
 from control.errors import ControlError
 from control.types import Action, Capability, Command, CommandRequest, CommandState, Role, Verb
 
-LIMIT_S = 40.0
+LIMIT_S = 90.0
+ENDS_S = 60.0
 
 
 class Unmet(Exception):
@@ -69,7 +70,7 @@ class Site:
         lines = self.line(metric, since_unix_s, "fleet")
         return sum(value for line in lines.values() for _, value in line if value is not None)
 
-    def until(self, what: str, holds: Callable[[], bool], limit_s: float = 60.0) -> float:
+    def until(self, what: str, holds: Callable[[], bool], limit_s: float = 120.0) -> float:
         begun_s = time.monotonic()
         while True:
             try:
@@ -126,10 +127,11 @@ def undo(command: Command) -> Action:
 
 @dataclass(frozen=True, slots=True)
 class LonePlane:
-    """A plane without workers, gateways and console, and how to talk to it."""
+    """A plane without workers, gateways and console, how to talk to it, and how to end it and start the next."""
 
     url: str
     token: str
+    restart: Callable[[], None]
 
 
 @contextmanager
@@ -140,19 +142,45 @@ def lone_plane() -> Iterator[LonePlane]:
         told = {"RUN_DIR": folder, "FLEET_KIND": "none", "API_PORT": str(port)}
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PHASELINE_")}
         environment |= {f"PHASELINE_{name}": value for name, value in told.items()} | {"PYTHONPATH": str(ROOT)}
-        with (run_dir / "plane.log").open("ab") as log:
-            command = [sys.executable, "-m", "control.plane_main"]
-            plane = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log)
+        log, token = run_dir / "plane.log", run_dir / "secrets" / "operator_token"
+        planes = [_begun_plane(environment, log)]
+
+        def restart() -> None:
+            _end_plane(planes.pop())
+            log.rename(run_dir / "plane-before.log")
+            planes.append(_begun_plane(environment, log))
+            _until_active(planes[0], log, token)
+
         try:
-            token, deadline_s = run_dir / "secrets" / "operator_token", time.monotonic() + READY_LIMIT_S
-            while not (token.exists() and b"active under fence" in (run_dir / "plane.log").read_bytes()):
-                if plane.poll() is not None or time.monotonic() > deadline_s:
-                    raise PeerFailed(f"the plane did not start: {(run_dir / 'plane.log').read_text()[-2000:]}")
-                time.sleep(0.1)
-            yield LonePlane(f"http://127.0.0.1:{port}", token.read_text().strip())
+            _until_active(planes[0], log, token)
+            yield LonePlane(f"http://127.0.0.1:{port}", token.read_text().strip(), restart)
         finally:
-            plane.terminate()
-            plane.wait(30)
+            for each in planes:
+                _end_plane(each)
+
+
+def _begun_plane(environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("ab") as file:
+        command = [sys.executable, "-m", "control.plane_main"]
+        return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=file, stderr=file)
+
+
+def _until_active(plane: subprocess.Popen[bytes], log: Path, token: Path) -> None:
+    deadline_s = time.monotonic() + READY_LIMIT_S
+    while not (token.exists() and b"active under fence" in log.read_bytes()):
+        if plane.poll() is not None or time.monotonic() > deadline_s:
+            raise PeerFailed(f"the plane did not start: {log.read_text()[-2000:]}")
+        time.sleep(0.1)
+
+
+def _end_plane(plane: subprocess.Popen[bytes]) -> None:
+    """Asked; one that a busy machine keeps from it is killed."""
+    plane.terminate()
+    try:
+        plane.wait(ENDS_S)
+    except subprocess.TimeoutExpired:
+        plane.kill()
+        plane.wait()
 
 
 @dataclass(slots=True)

@@ -27,11 +27,12 @@ from _deployment import ROOT, free_ports
 from engine.bench._setup import model_folder
 
 PEERS = ROOT / "data" / "run" / "peers"
-READY_LIMIT_S = 120.0
+READY_LIMIT_S = 300.0
 POLL_S = 0.05
 FAKE_STEP_S = 0.025
 DYNAMO = "1.6.1"
 SGLANG_ROUTER = "0.3.2"
+SMG = "1.13.0"
 DYNAMO_NEEDS = (
     "aiohttp", "kubernetes<33", "msgspec", "prometheus-client", "pyzmq", "redis<9", "tqdm", "transformers",
     "zstandard<1", "uvloop",
@@ -153,6 +154,8 @@ class SglangRouter(Peer):
     name = "sglang-router"
     model_id = "fake"
     what = f"sglang-router {SGLANG_ROUTER}, PD mode, fake workers ({1000 * FAKE_STEP_S:g} ms a token)"
+    module = "sglang_router.launch_router"
+    ports: dict[str, int]  # of the workers
 
     @classmethod
     def packages(cls) -> list[list[str]]:
@@ -162,7 +165,7 @@ class SglangRouter(Peer):
         port, metrics, *ports = free_ports(2 + self.num_prefill + self.num_decode)
         names = [f"prefill{each}" for each in range(self.num_prefill)]
         names += [f"decode{each}" for each in range(self.num_decode)]
-        command = [str(self.python), "-m", "sglang_router.launch_router", "--pd-disaggregation"]
+        command = [str(self.python), "-m", self.module, "--pd-disaggregation"]
         command += ["--host", "127.0.0.1", "--port", str(port), "--policy", "round_robin"]
         command += [
             "--prometheus-host",
@@ -172,7 +175,8 @@ class SglangRouter(Peer):
             "--health-check-interval-secs",
             "1",
         ]
-        for name, each in zip(names, ports, strict=True):
+        self.ports = dict(zip(names, ports, strict=True))
+        for name, each in self.ports.items():
             role = name[:-1]
             fake = str(ROOT / "bench" / "_fake_worker.py")
             self.run(name, [sys.executable, fake, role, str(each), str(FAKE_STEP_S)])
@@ -185,6 +189,18 @@ class SglangRouter(Peer):
         listed = self.get("/workers")
         workers = [] if listed is None else listed.get("workers", [])
         return len(workers) == self.num_prefill + self.num_decode and all(each.get("is_healthy") for each in workers)
+
+
+class Smg(SglangRouter):
+    """What sglang-router became: a role can be changed in place."""
+
+    name = "smg"
+    what = f"smg {SMG}, PD mode, fake workers ({1000 * FAKE_STEP_S:g} ms a token)"
+    module = "smg.launch_router"
+
+    @classmethod
+    def packages(cls) -> list[list[str]]:
+        return [[f"smg=={SMG}"]]
 
 
 class Dynamo(Peer):

@@ -4,9 +4,9 @@ python bench/peers.py --setup                     makes their environments under
 python bench/peers.py                             all of them
 python bench/peers.py --only dynamo ray-serve
 
-Dynamo's frontend with its mock workers and its virtual connector in etcd, sglang-router with fake workers, a Ray Serve
-application of two deployments, Debian's Prometheus. No model runs: what is tried is who obeys, who does not, and
-whether we say so. A system that does not start is a failure, with its log.
+Dynamo's frontend with its mock workers and its virtual connector in etcd, sglang-router and smg with fake workers, a
+Ray Serve application of two deployments, Debian's Prometheus. No model runs: what is tried is who obeys, who does not,
+and whether we say so. A system that does not start is a failure, with its log.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from typing import Any
 from _peer_dynamo import SizedDynamo, try_dynamo
 from _peer_prometheus import PromPeer, try_prometheus
 from _peer_ray_serve import RayServe, try_ray_serve
-from _peer_sglang_router import try_sglang_router
+from _peer_sglang_router import try_sglang_router, try_smg
 from _peer_site import Site, Unmet, lone_plane
-from _peers import PeerFailed, SglangRouter
+from _peers import PeerFailed, SglangRouter, Smg
 from control.errors import ControlError
 
 SYSTEMS: dict[str, tuple[type[Any], Callable[[Site], None]]] = {
     "dynamo": (SizedDynamo, try_dynamo),
     "sglang-router": (SglangRouter, try_sglang_router),
+    "smg": (Smg, try_smg),
     "ray-serve": (RayServe, try_ray_serve),
     "prometheus": (PromPeer, try_prometheus),
 }

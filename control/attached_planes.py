@@ -24,6 +24,7 @@ from control.fleets.attached.attachment import Plan, plan_of
 from control.fleets.attached.fleet import AttachedFleet
 from control.fleets.attached.permission import can_of, check_grantable
 from control.fleets.attached.routed import fleet_of
+from control.fleets.attached.steering.memory import Memory
 from control.fleets.attached.survey import survey
 from control.fleets.attached.types import AttachedInfo, Attachment, Looks, Permission, Survey
 from control.history.attachments import AttachmentRow
@@ -195,6 +196,16 @@ class AttachedPlanes:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
+    def _memory(self, name: str) -> Memory:
+        """What its last plane kept of it; what is kept from now on is durable before it counts."""
+
+        async def keep(text: str) -> None:
+            await asyncio.to_thread(self._history.remember_attached, name, text)
+            if name in self._rows:
+                self._rows[name] = replace(self._rows[name], memory=text)
+
+        return Memory(self._rows[name].memory, keep)
+
     async def _keep_hosting(self, plan: Plan) -> None:
         name = plan.attachment.name
         while True:
@@ -216,7 +227,8 @@ class AttachedPlanes:
         try:
             lease = await keeper.take()
             history.hold(name, lease.fence)
-            plane = await adopt(fleet_of(plan, self._settings.run_dir), history, self._settings, lease, self._version)
+            fleet = fleet_of(plan, self._settings.run_dir, self._memory(name))
+            plane = await adopt(fleet, history, self._settings, lease, self._version)
             keeping = asyncio.create_task(keeper.keep(), name=f"lease of {name}")
             self._planes[name] = plane
             try:

@@ -14,13 +14,14 @@ _table = schema.attached_fleets
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttachmentRow:
-    """One attached fleet. `told` and `allowed`: JSON."""
+    """One attached fleet. `told` and `allowed`: JSON. `memory`: what its adapter must know in the next plane."""
 
     name: str
     told: str
     who: str
     at_unix_s: float
     allowed: str = "[]"
+    memory: str = ""
 
 
 def put(connection: Connection, row: AttachmentRow) -> bool:
@@ -32,6 +33,11 @@ def put(connection: Connection, row: AttachmentRow) -> bool:
 def allow(connection: Connection, name: str, allowed: str) -> bool:
     """What may be done to it from now on. False when there is none of that name."""
     return connection.execute(update(_table).where(_table.c.name == name).values(allowed=allowed)).rowcount > 0
+
+
+def remember(connection: Connection, name: str, memory: str) -> bool:
+    """What its adapter must know in the next plane. False when there is none of that name."""
+    return connection.execute(update(_table).where(_table.c.name == name).values(memory=memory)).rowcount > 0
 
 
 def remove(connection: Connection, name: str) -> bool:

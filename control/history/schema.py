@@ -295,6 +295,7 @@ attached_fleets = Table(  # what an operator said to attach them, as JSON
     Column("who", Text, nullable=False),
     Column("at_unix_s", Double, nullable=False),
     Column("allowed", Text, nullable=False, server_default="[]"),  # permissions, as JSON
+    Column("memory", Text, nullable=False, server_default=""),  # of its adapter: what must outlive a plane
 )
 marks = Table(  # pruned-<step>: points before it are gone
     "marks",

@@ -169,6 +169,11 @@ class History:
         with self._writing("allow_attached") as connection:
             return attachments.allow(connection, name, allowed)
 
+    def remember_attached(self, name: str, memory: str) -> bool:
+        """False when none of that name is attached."""
+        with self._writing("remember_attached") as connection:
+            return attachments.remember(connection, name, memory)
+
     def remove_attachment(self, name: str) -> bool:
         """False when none of that name is attached."""
         with self._writing("remove_attachment") as connection:

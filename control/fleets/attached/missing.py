@@ -17,7 +17,7 @@ from control.types import Missing
 #: What shows the work of workers whose controller tells only that they are there.
 REMEDIES: Final = {
     "dynamo": "start it with DYN_SYSTEM_PORT, and name that port with pages= unless discovery (etcd) does",
-    "ray-serve": "attach the metrics pages of its Serve LLM engines a second time, as --kind vllm",
+    "ray-serve": "log_engine_metrics: true in its LLMConfig, and 10 s: Ray's metrics agents then have ray_vllm_ series",
 }
 _BARE: Final = ("prefill_tokens", "decode_tokens", "kv_usage", "num_running", "num_waiting")
 

@@ -20,6 +20,7 @@ from control.fleets.attached.fleet import AttachedFleet
 from control.fleets.attached.permission import acting, not_allowed
 from control.fleets.attached.steered import SteeredFleet
 from control.fleets.attached.steering.controllers import open_steering
+from control.fleets.attached.steering.memory import Memory
 from control.fleets.base import FleetStep, Observation, StepOutcome
 from control.fleets.fleet_token import fleet_token
 from control.types import Capability, Role, WorkerRoute, WorkerState
@@ -95,11 +96,11 @@ class RoutedFleet(AttachedFleet):
         )
 
 
-def fleet_of(plan: Plan, run_dir: Path) -> AttachedFleet:
+def fleet_of(plan: Plan, run_dir: Path, memory: Memory | None = None) -> AttachedFleet:
     """Steered, where it has a controller; routed, where an operator has allowed that. Raises SettingsError."""
     told = plan.attachment
     if plan.controller is not None:
-        return SteeredFleet(plan, open_steering(plan.controller))
+        return SteeredFleet(plan, open_steering(plan.controller, memory))
     if Capability.ROUTE not in acting(told, plan.allowed):
         return AttachedFleet(plan)
     return RoutedFleet(plan, BridgedWorkers(run_dir, told.name, fleet_token(run_dir), simulated=told.simulated))

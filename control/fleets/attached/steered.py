@@ -15,16 +15,16 @@ from typing import Final
 
 import msgspec
 
-from control.errors import FleetError
+from control.errors import ControlError, FleetError
 from control.facts import PoolFacts
 from control.fleets.attached.attachment import Plan
-from control.fleets.attached.engine_page import EnginePage, filled
+from control.fleets.attached.engine_page import Counters, EnginePage, filled
 from control.fleets.attached.fleet import AttachedFleet
 from control.fleets.attached.ledger import Ledger
 from control.fleets.attached.missing import missing_of
 from control.fleets.attached.scraper import SILENT_LOOKS
 from control.fleets.attached.steering.roster import Member, Roster, Steering, targets_of
-from control.fleets.attached.targets import RosterTargets, Target
+from control.fleets.attached.targets import MAX_TARGETS, RosterTargets, Target
 from control.fleets.attached.types import Looks
 from control.fleets.base import FleetStep, Observation, StepOutcome, WorkerLife
 from control.types import Capability, Missing, Role, WorkerState
@@ -90,7 +90,8 @@ class SteeredFleet(AttachedFleet):
         )
 
     def missing(self) -> tuple[Missing, ...]:
-        return missing_of(self.plan, self._pages(), self._ledgers)
+        told = {name: each.page for name, each in self._ledgers.items() if each.page and each.page.has_anything}
+        return missing_of(self.plan, self._pages() | told, self._ledgers.keys() - told.keys())
 
     async def apply(self, step: FleetStep) -> StepOutcome:
         """Ask, then look at once: whoever accepts an order and shows another state has not obeyed."""
@@ -99,7 +100,7 @@ class SteeredFleet(AttachedFleet):
             return StepOutcome(accepted=False, detail=why, retry_helps=False)
         try:
             outcome = await self._steering.apply(step)
-        except FleetError as error:
+        except ControlError as error:
             return StepOutcome(accepted=False, detail=error.detail)
         await self._look()
         pool = self._roster.pools.get(step.role)
@@ -126,11 +127,14 @@ class SteeredFleet(AttachedFleet):
     async def _look(self) -> None:
         """Never raises: what was known stays, and why there is nothing newer is told."""
         try:
-            self._roster = await self._steering.look()
-        except FleetError as error:
+            roster = await self._steering.look()
+            if len(roster.members) > MAX_TARGETS:
+                raise FleetError(f"{len(roster.members)} workers are listed, {MAX_TARGETS} at most are looked at")
+        except ControlError as error:
             self._source.problem, self._num_failed = error.detail, self._num_failed + 1
             return
-        self._source.problem, self._num_failed = "", 0
+        self._roster = roster
+        self._source.problem, self._num_failed = roster.problem, 0
         before = self._members
         self._members = {each.worker_id: each for each in self._roster.members}
         self._source.listed = targets_of(self._members.values())
@@ -138,7 +142,7 @@ class SteeredFleet(AttachedFleet):
         bare = {name: each for name, each in self._members.items() if not each.metrics_url}
         self._ledgers = {name: self._ledger(each) for name, each in bare.items()}
         for name, each in bare.items():
-            self._ledgers[name].add(each.told, each.role, at_unix_s)
+            self._add(self._ledgers[name], each, at_unix_s)
         if {(m.worker_id, m.role, m.state) for m in before.values()} != {
             (m.worker_id, m.role, m.state) for m in self._members.values()
         }:
@@ -147,6 +151,11 @@ class SteeredFleet(AttachedFleet):
     def _filled(self, worker_id: str, page: EnginePage) -> EnginePage:
         member = self._members.get(worker_id)
         return page if member is None else filled(page, member.told)
+
+    def _add(self, ledger: Ledger, member: Member, at_unix_s: float) -> None:
+        """What is told of it. Once something was, nothing is not news of it."""
+        if member.told.counters != Counters() or ledger.page is None or ledger.page.counters == Counters():
+            ledger.add(member.told, member.role, at_unix_s if member.told_unix_s is None else member.told_unix_s)
 
     def _ledger(self, member: Member) -> Ledger:
         known = self._ledgers.get(member.worker_id)

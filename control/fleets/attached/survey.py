@@ -89,7 +89,7 @@ async def _roster(address: Address) -> Roster:
 
 
 def _as_listed(member: Member, version: str, kind: str) -> EngineSurvey:
-    """What is known of a worker that has no page which we read: where it is, and what will stay unknown."""
+    """What is known of a worker that has no page of its own: what its controller says, and what will stay unknown."""
     return EngineSurvey(
         worker_id=member.worker_id,
         url=member.metrics_url,
@@ -97,7 +97,8 @@ def _as_listed(member: Member, version: str, kind: str) -> EngineSurvey:
         version=version,
         problem=member.reason,
         model=member.told.model_id,
-        missing=bare_findings(kind),
+        num_found=sum(1 for each in member.told.findings if each.state == "found"),
+        missing=tuple(each for each in member.told.findings if each.state != "found") or bare_findings(kind),
     )
 
 

@@ -51,17 +51,27 @@ def _talk(fake: Fake) -> Any:
 
 @dataclass(slots=True)
 class FakeSglangEngine:
-    """`num_running` falls by one at each look at its page."""
+    """`num_running` falls by one at each look at its page. Its role switch answers as 0.5.23's does."""
 
     num_running: int = 0
     switches: list[bool] = field(default_factory=list)  # prepare_only of each
     role_switch: bool = True
+    breaks: bool = False  # in the middle of a change that it said it could make
+    is_down: bool = False
+    graph_gb: float | None = None  # as it was told last
     url: str = ""
 
     def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
+        if self.is_down:
+            return 500, "down"
         if path == "/pd_role_switch":
             self.switches.append(body["prepare_only"])
-            return 200, {"success": self.role_switch, "message": "" if self.role_switch else "speculative decoding"}
+            self.graph_gb = body.get("decode_cuda_graph_memory_gb")
+            if not self.role_switch:
+                return 400, {"success": False, "message": "speculative decoding", "safe_to_restore": True}
+            if self.breaks and not body["prepare_only"]:
+                return 400, {"success": False, "message": "rebuild failed", "safe_to_restore": False}
+            return 200, {"success": True, "message": "ok"}
         page = f'sglang:num_running_reqs{{model_name="tiny"}} {self.num_running}\nsglang:num_queue_reqs 0\n'
         self.num_running = max(0, self.num_running - 1)
         return 200, page
@@ -75,6 +85,7 @@ class FakeRouter:
     calls: list[str] = field(default_factory=list)
     canary_status: int = 200
     obeys_post: bool = True
+    obeys_put: bool = False  # as smg
     url: str = ""
 
     def add(self, url: str, role: str) -> None:
@@ -93,19 +104,24 @@ class FakeRouter:
             self.workers.pop(path.rsplit("/", 1)[1])
             return 202, {"status": "accepted"}
         if method == "PUT":
+            if self.obeys_put:
+                self.workers[path.rsplit("/", 1)[1]]["worker_type"] = body["worker_type"]
             return 202, {"status": "accepted"}
         return (200, {"data": [{"id": "tiny"}]}) if path == "/v1/models" else (self.canary_status, {})
 
 
 @dataclass(slots=True)
 class FakeRay:
-    """Replicas follow their target at the next look, while `obeys`."""
+    """Replicas follow their target at the next look, while `obeys`. `agents`: its metrics agents; it can be one too."""
 
     targets: dict[str, int] = field(default_factory=lambda: {"Prefill:m": 1, "Decode:m": 2, "Ingress": 1})
     replicas: dict[str, int] = field(default_factory=lambda: {"Prefill:m": 1, "Decode:m": 2, "Ingress": 1})
     external_scaler: bool = True
     obeys: bool = True
     autoscaled: bool = False
+    agents: list[str] | None = field(default_factory=list)
+    agent_page: str = ""
+    ids: dict[str, str] = field(default_factory=dict)  # of the only replica of a deployment
     url: str = ""
 
     def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
@@ -114,13 +130,20 @@ class FakeRay:
                 return 412, {"error": "external_scaler_enabled is not set"}
             self.targets[path.split("/")[-2]] = body["target_num_replicas"]
             return 200, {"message": "accepted"}
+        if path == "/metrics":
+            return 200, self.agent_page
+        if path == "/api/prometheus/sd":
+            return 200, {} if self.agents is None else [{"labels": {"job": "ray"}, "targets": self.agents}]
         if self.obeys:
             self.replicas = dict(self.targets)
         found = {
             name: {
                 "target_num_replicas": self.targets[name],
                 "deployment_config": {"autoscaling_config": {"min_replicas": 1} if self.autoscaled else None},
-                "replicas": [{"replica_id": f"{name}-{n}", "state": "RUNNING"} for n in range(num)],
+                "replicas": [
+                    {"replica_id": self.ids.get(name, f"{name}-{n}"), "worker_id": f"w{n}", "state": "RUNNING"}
+                    for n in range(num)
+                ],
             }
             for name, num in self.replicas.items()
         }

@@ -75,8 +75,8 @@ async def test_an_engine_that_will_not_change_its_role_and_a_canary_that_fails_a
         flip = FleetStep(verb="flip", worker_id=member.worker_id, role=Role.PREFILL, fence=1)
         assert "does not change its role: speculative decoding" in (await steering.apply(flip)).detail
         assert engine.switches == [True]
-        (out,) = (await steering.look()).members
-        assert (out.state, out.reason) == (WorkerState.DRAINED, "taken out of the router")
+        (back,) = (await steering.look()).members
+        assert (back.state, back.role) == (WorkerState.READY, Role.DECODE)
         engine.role_switch, router.canary_status = True, 503
         assert "a request after it failed" in (await steering.apply(flip)).detail
         await steering.close()
@@ -183,12 +183,12 @@ async def test_a_dry_run_says_that_work_is_not_exported_and_what_shows_it():
     assert [(each.role, each.version) for each in found.engines] == [("prefill", "2.60.0"), *[("decode", "2.60.0")] * 2]
     (missing, *_) = found.engines[0].missing
     assert (missing.quantity, missing.state) == ("prefill_tokens", "absent")
-    assert "--kind vllm" in missing.remedy
+    assert "log_engine_metrics" in missing.remedy
 
 
 async def test_a_token_is_read_from_its_place_and_its_absence_named_without_it(tmp_path: Path):
     path = tmp_path / "token"
-    with pytest.raises(FleetError, match="cannot be reached") as caught:
+    with pytest.raises(FleetError, match="cannot be read from") as caught:
         await Caller("http://127.0.0.1:9", str(path)).json("GET", "/")
     path.write_text("secret-word")
     with pytest.raises(FleetError) as caught:

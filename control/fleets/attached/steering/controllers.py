@@ -1,6 +1,7 @@
 """What can steer a fleet: by kind, what it can do, and how its address is written.
 
-`sglang-router=http://HOST:PORT` (`?switch=engine`: engines are told their role too), `smg=http://HOST:PORT`,
+`sglang-router=http://HOST:PORT` (`?switch=engine`: engines are told their role too; `&graph_gb=8`: memory for the
+graphs of decode, which SGLang on a GPU wants to be told), `smg=http://HOST:PORT`,
 `ray-serve=http://HEAD:8265/APPLICATION` (`?prefill=NAME&decode=NAME`: its deployments),
 `prometheus=http://HOST:9090?query=PROMQL` (`&role=LABEL&prefill=VALUE&decode=VALUE`: which label says the role),
 `dynamo=http://FRONTEND:8000` (`?etcd=http://HOST:2379&namespace=NAME`: its discovery and virtual connector;
@@ -9,6 +10,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -20,6 +22,7 @@ from control.fleets.attached.steering.calls import Caller
 from control.fleets.attached.steering.dynamo import DynamoSteering
 from control.fleets.attached.steering.dynamo_pages import ports_of
 from control.fleets.attached.steering.etcd import Etcd
+from control.fleets.attached.steering.memory import Memory
 from control.fleets.attached.steering.prometheus import PrometheusSteering
 from control.fleets.attached.steering.ray_serve import RayServeSteering
 from control.fleets.attached.steering.roster import Steering
@@ -52,26 +55,33 @@ class Kind:
     can: frozenset[Capability]
     options: tuple[str, ...]
     dialects: tuple[str, ...]
-    open: Callable[[Address], Steering]
+    open: Callable[[Address, Memory], Steering]
 
 
-def _router(address: Address) -> Steering:
-    in_place, switch = address.kind == "smg", address.options.get("switch") == "engine"
-    return SglangRouterSteering(address.caller(), in_place=in_place, switch=switch, limit_s=address.limit_s)
+def _router(address: Address, memory: Memory) -> Steering:
+    graph_gb = address.options.get("graph_gb")
+    return SglangRouterSteering(
+        address.caller(),
+        memory,
+        in_place=address.kind == "smg",
+        switch=address.options.get("switch") == "engine",
+        graph_gb=float(graph_gb) if graph_gb else None,
+        limit_s=address.limit_s,
+    )
 
 
-def _ray_serve(address: Address) -> Steering:
+def _ray_serve(address: Address, _: Memory) -> Steering:
     names = {role: address.options[role.value] for role in Role if role.value in address.options}
     return RayServeSteering(address.caller(), address.path.strip("/") or "default", names)
 
 
-def _dynamo(address: Address) -> Steering:
+def _dynamo(address: Address, _: Memory) -> Steering:
     options = address.options
     etcd = Etcd(Caller(options["etcd"])) if "etcd" in options else None
     return DynamoSteering(address.caller(), etcd, options.get("namespace", ""), ports_of(options.get("pages", "")))
 
 
-def _prometheus(address: Address) -> Steering:
+def _prometheus(address: Address, _: Memory) -> Steering:
     query, label = address.options.get("query", "up"), address.options.get("role", "role")
     words = {address.options[role]: role for role in ("prefill", "decode", "mixed") if role in address.options}
     return PrometheusSteering(address.caller(), query, label, words)
@@ -81,7 +91,7 @@ _POOL: Final = frozenset({Capability.RESIZE, Capability.FLIP, Capability.DRAIN})
 _ENGINES: Final = ("sglang", "vllm")
 CONTROLLERS: Final[Mapping[str, Kind]] = MappingProxyType(
     {
-        "sglang-router": Kind(can=_POOL, options=("switch",), dialects=_ENGINES, open=_router),
+        "sglang-router": Kind(can=_POOL, options=("switch", "graph_gb"), dialects=_ENGINES, open=_router),
         "smg": Kind(can=_POOL, options=(), dialects=_ENGINES, open=_router),
         "ray-serve": Kind(
             can=frozenset({Capability.RESIZE}),
@@ -133,6 +143,9 @@ def address_of(attachment: Attachment) -> Address:
     if unknown:
         bound = ", ".join(CONTROLLERS[kind].options) or "none"
         raise CommandRefused(f"{kind} takes no {unknown[0]}", field="controller", value=unknown[0], bound=bound)
+    graph_gb = options.get("graph_gb", "0")
+    if not re.fullmatch(r"\d{1,3}(\.\d+)?", graph_gb):
+        raise CommandRefused("graph_gb is a number of GB", field="controller", value=graph_gb, bound="0..999")
     if attachment.kind not in CONTROLLERS[kind].dialects:
         bound = ", ".join(CONTROLLERS[kind].dialects)
         raise CommandRefused(f"{kind} steers no {attachment.kind}", field="kind", value=attachment.kind, bound=bound)
@@ -146,6 +159,6 @@ def address_of(attachment: Attachment) -> Address:
     )
 
 
-def open_steering(address: Address) -> Steering:
-    """Asks nothing yet."""
-    return CONTROLLERS[address.kind].open(address)
+def open_steering(address: Address, memory: Memory | None = None) -> Steering:
+    """Asks nothing yet. Without a memory nothing is kept: for a look."""
+    return CONTROLLERS[address.kind].open(address, memory or Memory())

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from control.errors import FleetError
-from control.fleets.attached.steering.calls import Caller, rows
+from control.fleets.attached.steering.calls import Caller, rows, table
 from control.fleets.attached.steering.roster import Member, Roster
 from control.fleets.attached.targets import ROLES, make_target
 from control.fleets.base import FleetStep, StepOutcome
@@ -28,7 +28,7 @@ class PrometheusSteering:
     async def look(self) -> Roster:
         """Raises FleetError, also where an engine has no role: half a fleet would be half a truth."""
         said = await self._server.json("GET", f"/api/v1/query?query={quote(self._query, safe='')}")
-        if said.get("status") != "success" or said.get("data", {}).get("resultType") != "vector":
+        if said.get("status") != "success" or table(said, "data").get("resultType") != "vector":
             raise FleetError(f"{self._query} gives no list of series: {str(said.get('error', 'not a vector'))[:200]}")
         found = {member.worker_id: member for row in rows(said, "data", "result") for member in [self._member(row)]}
         return Roster(members=tuple(found.values()))
@@ -40,7 +40,7 @@ class PrometheusSteering:
         await self._server.close()
 
     def _member(self, row: dict[str, Any]) -> Member:
-        labels = row.get("metric", {})
+        labels = table(row, "metric")
         told = str(labels.get(self._role_label, ""))
         role, instance = self._words.get(told, told), str(labels.get("instance", ""))
         if role not in ROLES or not instance:

@@ -15,7 +15,8 @@ from control.types import Role, WorkerState
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One worker. `metrics_url`: of its own page; "" when it has none. `told`: what its controller says of its work."""
+    """One worker. `metrics_url`: of its own page; "" when it has none. `told`: what its controller says of its work, as
+    of `told_unix_s` if not of this look."""
 
     worker_id: str
     role: Role
@@ -24,15 +25,20 @@ class Member:
     metrics_url: str = ""
     told: EnginePage = field(default_factory=EnginePage)
     has_own_id: bool = False  # its page says `worker_id`, so that another worker at its address is noticed
+    told_unix_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Roster:
-    """All workers at one look. `pools`: of a fleet whose pools have sizes and no fixed workers; else empty."""
+    """All workers at one look. `pools`: of a fleet whose pools have sizes and no fixed workers; else empty.
+
+    `problem`: what is not known of them beside, and why.
+    """
 
     members: tuple[Member, ...] = ()
     pools: Mapping[Role, PoolFacts] = field(default_factory=dict)
     version: str = ""
+    problem: str = ""
 
 
 class Steering(Protocol):
