@@ -86,6 +86,7 @@ class Caller:
         while True:
             num_calls += 1
             failure: int | Exception
+            told: FleetError
             try:
                 status, text = await self._once(method, url, body, headers, deadline_s)
                 if 200 <= status < 300:
