@@ -52,6 +52,8 @@ QUANTITIES: Mapping[str, str] = {
     "length_tokens": "Tokens by prompt length",
     "lengths": "Prompt lengths",
     "steps": "Steps",
+    "num_requests": "Requests answered",
+    "itl_s": "Time between tokens, in all",
     "prefill_busy_s": "Time in prefill steps (in-phase prefill)",
     "decode_busy_s": "Time in decode steps (in-phase decode)",
     "busy": "How long its steps took (in-phase utilization)",

@@ -12,6 +12,7 @@ import httpx
 from _deployment import ROOT, free_ports
 from _peer_site import LIMIT_S, Site, Unmet, asked, resize, undo
 from _peers import PEERS, Dynamo, low_ports, running
+from control.client import Attachment
 from control.types import Capability, CommandState
 
 ETCD = PEERS / "etcd" / "usr" / "bin" / "etcd"
@@ -69,6 +70,13 @@ class SizedDynamo(Dynamo):
             )
         self._processes["controller"] = controller
         threading.Thread(target=self._carry_out, args=(controller,), daemon=True).start()
+
+    def listed(self) -> set[str]:
+        return {f"{each['instance_id']:x}" for each in (self.get("/health") or {}).get("instances", [])}
+
+    def page_ports(self) -> list[int]:
+        found = (environment.get("DYN_SYSTEM_PORT") for _, environment in self._templates.values())
+        return sorted(int(port) for port in found if port)
 
     def worker_id(self, name: str) -> str:
         """As its own page says."""
@@ -148,6 +156,7 @@ def try_dynamo(site: Site) -> None:
             device="h100-sxm-80gb",
         )
         site.until_pools(prefill=2, decode=2)
+        _find_pages_by_port(site, peer)
         _watch_lines(site, peer)
         _watch_death_and_birth(site, peer)
         site.expect_refused("resize without permission", resize(decode=3))
@@ -163,6 +172,17 @@ def try_dynamo(site: Site) -> None:
         peer.write_wish(1, 1)
         fought = site.client.wait(command.command_id, timeout_s=LIMIT_S)
         site.ended("another planner's wish", fought, CommandState.FAILED, "another planner", begun_s)
+
+
+def _find_pages_by_port(site: Site, peer: SizedDynamo) -> None:
+    """As where discovery cannot be read: each page says whose it is."""
+    ports = ",".join(map(str, peer.page_ports()))
+    told = Attachment(name="by-port", kind="dynamo", controller=f"dynamo={peer.url}?pages={ports}")
+    engines = site.client.survey(told).engines
+    found = sum(1 for each in engines if each.url and not each.problem)
+    site.note("pages found by port alone", f"{found} of {len(engines)}")
+    if found != len(engines) or found != len(peer.listed()):
+        raise Unmet(f"pages by port: {engines}")
 
 
 def _watch_lines(site: Site, peer: SizedDynamo) -> None:
@@ -198,8 +218,10 @@ def _watch_death_and_birth(site: Site, peer: SizedDynamo) -> None:
         peer.kill("decode1")
         killed_unix_s = time.time()
         seen_s = site.until_pools(prefill=2, decode=1)
-        gone_s = seen_s + site.until("no longer listed", lambda: dead not in site.workers())
-        site.note("decode1 killed with -9", f"not ready after {seen_s:.1f} s, off Dynamo's list after {gone_s:.1f} s")
+        left_s = seen_s + site.until("no longer on Dynamo's list", lambda: dead not in peer.listed())
+        gone_s = left_s + site.until("no longer on ours", lambda: dead not in site.workers())
+        text = f"not ready after {seen_s:.1f} s; off Dynamo's list after {left_s:.1f} s, off ours after {gone_s:.1f} s"
+        site.note("decode1 killed with -9", text)
         peer.start_again("decode1")
         site.note("started again", f"ready after {site.until_pools(prefill=2, decode=2):.1f} s, under a new id")
         time.sleep(6)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
@@ -64,7 +65,17 @@ class SteeredFleet(AttachedFleet):
         self._task = asyncio.create_task(self._keep_looking(), name=f"roster of {self.fleet_id}")
 
     def pools(self) -> Mapping[Role, PoolFacts]:
-        return self._roster.pools
+        """As the controller says, less those that it still lists as ready and whose own page has fallen silent."""
+        silent = Counter(each.role for each in self._members.values() if self._is_silent(each))
+        return {
+            role: replace(pool, num_ready=pool.num_ready - silent[role], num_other=pool.num_other + silent[role])
+            for role, pool in self._roster.pools.items()
+        }
+
+    def _is_silent(self, member: Member) -> bool:
+        scraper = self.scrapers.get(member.worker_id)
+        has_fallen = scraper is not None and scraper.page is not None and not scraper.is_alive
+        return has_fallen and member.state is WorkerState.READY
 
     def looks(self) -> Looks:
         """As the controller lists them."""

@@ -177,11 +177,14 @@ class FakeDynamo:
     workers: dict[int, str] = field(default_factory=lambda: {255: "prefill", 14207702445456882354: "backend"})
     page: str = ""
     host: str = "127.0.0.1"
+    health: Any = None  # in place of what `workers` says
     url: str = ""
 
     def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
         if path == "/metrics":
             return 200, self.page
+        if self.health is not None:
+            return 200, self.health
         transport = {"tcp": f"{self.host}:4000/x/dynamo/generate"}
         rows = [
             {"component": name, "endpoint": endpoint, "instance_id": number, "transport": transport}

@@ -7,21 +7,27 @@ import json
 import pytest
 
 from control.errors import CommandRefused
+from control.fleets.attached.attachment import plan_of
 from control.fleets.attached.derive import derive
 from control.fleets.attached.dialects import DYNAMO, read_page
 from control.fleets.attached.engine_page import EnginePage, Prompts, filled
 from control.fleets.attached.exposition import PageError
+from control.fleets.attached.steered import SteeredFleet
 from control.fleets.attached.steering.calls import Caller
+from control.fleets.attached.steering.controllers import open_steering
 from control.fleets.attached.steering.dynamo import DynamoSteering
 from control.fleets.attached.steering.dynamo_frontend import Routed, mean_prompt, read_frontend, told_of
 from control.fleets.attached.steering.dynamo_pages import PageFinder, host_of, page_of_card, ports_of
 from control.fleets.attached.steering.etcd import Etcd
+from control.fleets.attached.types import Attachment
 from control.types import Phase, Role
 from tests.control.attached.fake_controllers import FakeDynamo, FakeEtcd, served
+from tests.control.attached.fake_engines import FakeEngine, engines, until
 from tests.control.attached.pages_of import PAGES, TINY
 
 PREFILL, DECODE = "f5bafeba1fc0b1d5", "f100d311739a7f69"
 APART_S = 6.03
+FILES = "/v1/metadata/dynamo/prefill/generate/m/config.json"
 
 
 def text_of(name: str) -> str:
@@ -61,11 +67,12 @@ def test_the_frontend_knows_workers_by_decimal_ids_and_we_by_hex_ones():
     assert len(page.kv_usage) == 4
     assert (page.model_id, page.phases) == ("mock", {"prefill", "decode"})
     assert page.routed == Routed(num=24, tokens=4176, cached_tokens=0)
-    told = told_of(PREFILL, page, Prompts(computed_tokens=174))
-    whole = filled(page_of("prefill-1"), told)
+    whole = filled(page_of("prefill-1"), told_of(PREFILL, Role.PREFILL, page, Prompts(computed_tokens=174)))
     assert whole.gauges.kv_usage == 0
-    assert "prefill_tokens" not in absent(whole)
-    assert told_of("7", page, None).gauges.kv_usage is None
+    assert not {"prefill_tokens", "decode_tokens"} & absent(whole)
+    nobody = told_of("7", Role.PREFILL, page, None)
+    assert nobody.gauges.kv_usage is None
+    assert "prefill_tokens" in absent(filled(page_of("prefill-1"), nobody))
 
 
 @pytest.mark.parametrize(
@@ -187,6 +194,18 @@ async def test_the_roster_has_roles_pages_and_what_the_frontend_knows():
         await steering.close()
 
 
+async def test_workers_are_read_from_the_list_of_a_real_frontend():
+    frontend = FakeDynamo(health=json.loads((PAGES / "dynamo-1.6.1-health.json").read_text()))
+    async with served(frontend):
+        steering = DynamoSteering(Caller(frontend.url), None, "dynamo")
+        found = {each.worker_id: each.role for each in (await steering.look()).members}
+        assert (found[PREFILL], found[DECODE], len(found)) == (Role.PREFILL, Role.DECODE, 4)
+        other = DynamoSteering(Caller(frontend.url), None, "another")
+        assert (await other.look()).members == ()
+        await steering.close()
+        await other.close()
+
+
 async def test_a_dynamo_that_never_had_a_prefill_worker_serves_both_phases_on_each():
     frontend = FakeDynamo(workers={int(DECODE, 16): "backend"})
     async with served(frontend):
@@ -194,3 +213,31 @@ async def test_a_dynamo_that_never_had_a_prefill_worker_serves_both_phases_on_ea
         (member,) = (await steering.look()).members
         assert (member.role, member.told.prompts) == (Role.MIXED, None)
         await steering.close()
+
+
+async def test_a_worker_whose_page_falls_silent_or_is_anothers_is_not_ready_though_it_is_still_listed():
+    prefill, decode = FakeEngine(text_of("prefill-1")), FakeEngine(text_of("decode-1"))
+    frontend, etcd = FakeDynamo(page=text_of("frontend-1")), FakeEtcd()
+    frontend.workers = {int(PREFILL, 16): "prefill", int(DECODE, 16): "backend"}
+    async with engines(prefill, decode), served(frontend, etcd):
+        for worker_id, engine in ((PREFILL, prefill), (DECODE, decode)):
+            card = {"instance_id": int(worker_id, 16), "card_json": {"path": f"{engine.url}{FILES}"}}
+            etcd.keys[f"v1/mdc/{worker_id}"] = json.dumps(card)
+        told = Attachment(
+            name="theirs", kind="dynamo", controller=f"dynamo={frontend.url}?etcd={etcd.url}", every_s=0.5
+        )
+        plan = plan_of(told)
+        assert plan.controller is not None
+        fleet = SteeredFleet(plan, open_steering(plan.controller))
+        await fleet.start(lambda: None)
+        await until(lambda: sum(each.is_alive for each in fleet.scrapers.values()) == 2)
+        assert {role: pool.num_ready for role, pool in fleet.pools().items()} == {Role.PREFILL: 1, Role.DECODE: 1}
+        seen = {each.worker_id: each for each in (await fleet.observe(10.0)).readings}
+        assert {name: each.role for name, each in seen.items()} == {PREFILL: Role.PREFILL, DECODE: Role.DECODE}
+        assert "num_waiting" in seen[PREFILL].unknown
+        decode.page = text_of("prefill-1")
+        await until(lambda: not fleet.scrapers[DECODE].is_alive)
+        assert f"is now the page of {PREFILL}" in fleet.scrapers[DECODE].problem
+        pool = fleet.pools()[Role.DECODE]
+        assert (pool.num_ready, pool.num_other) == (0, 1)
+        await fleet.close()

@@ -11,7 +11,7 @@ from control.fleets.attached.attachment import Plan, plan_of
 from control.fleets.attached.steered import SteeredFleet
 from control.fleets.attached.steering.calls import Caller
 from control.fleets.attached.steering.controllers import open_steering
-from control.fleets.attached.steering.dynamo import DynamoSteering
+from control.fleets.attached.steering.dynamo import RIVAL_S, DynamoSteering
 from control.fleets.attached.steering.etcd import Etcd
 from control.fleets.attached.steering.ray_serve import RayServeSteering
 from control.fleets.attached.steering.sglang_router import SglangRouterSteering
@@ -122,7 +122,8 @@ async def test_deployments_are_pools_that_are_resized_and_what_keeps_ray_from_it
 async def test_a_wish_goes_into_the_virtual_connector_and_another_planners_is_seen():
     frontend, etcd = FakeDynamo(), FakeEtcd()
     async with served(frontend, etcd):
-        steering = DynamoSteering(Caller(frontend.url), Etcd(Caller(etcd.url)), "dynamo")
+        clock = [0.0]
+        steering = DynamoSteering(Caller(frontend.url), Etcd(Caller(etcd.url)), "dynamo", now=lambda: clock[0])
         roster = await steering.look()
         assert {each.worker_id: each.role for each in roster.members} == {
             "ff": Role.PREFILL,
@@ -137,6 +138,8 @@ async def test_a_wish_goes_into_the_virtual_connector_and_another_planners_is_se
         assert (await steering.look()).pools[Role.DECODE].rival == ""
         etcd.keys |= {f"{root}decision_id": "2", f"{root}num_decode_workers": "1"}
         assert "another planner has written wish 2" in (await steering.look()).pools[Role.DECODE].rival
+        clock[0] = RIVAL_S + 1  # it has said nothing since
+        assert (await steering.look()).pools[Role.DECODE].rival == ""
         await steering.close()
 
 

@@ -2,13 +2,15 @@
 
 The connector is four keys in etcd: how many workers of each kind somebody wants, the number of that wish, and the
 number of the last one that was carried out. We write the wish; the operator's own controller (`VirtualConnectorClient`)
-carries it out. That it says so is not enough: the workers are counted. A wish that is not ours while ours is under way
-is another planner's: then we stop. One transaction writes a wish: none is lost unseen.
+carries it out. That it says so is not enough: the workers are counted. A wish that is not ours over ours is another
+planner's: then we stop, and leave the pools to it for RIVAL_S. One transaction writes a wish: none is lost unseen.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 from typing import Any, Final
 
 import httpx
@@ -26,6 +28,7 @@ from control.fleets.base import FleetStep, StepOutcome
 from control.types import Role
 
 NAMESPACE: Final = "dynamo"
+RIVAL_S: Final = 300.0
 KEYS: Final = {Role.PREFILL: "num_prefill_workers", Role.DECODE: "num_decode_workers"}
 #: Names of Dynamo's components that serve one phase; "backend" serves both where no prefill worker was ever seen.
 COMPONENTS: Final = {"prefill": Role.PREFILL, "decode": Role.DECODE, "backend": Role.DECODE}
@@ -34,7 +37,14 @@ COMPONENTS: Final = {"prefill": Role.PREFILL, "decode": Role.DECODE, "backend": 
 class DynamoSteering:
     """`etcd` None: there is no virtual connector, so it is only looked at. `namespace` "": of all that are listed."""
 
-    def __init__(self, frontend: Caller, etcd: Etcd | None, namespace: str = "", ports: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        frontend: Caller,
+        etcd: Etcd | None,
+        namespace: str = "",
+        ports: tuple[int, ...] = (),
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._frontend = frontend
         self._etcd = etcd
         self._namespace = namespace
@@ -44,7 +54,11 @@ class DynamoSteering:
         self._routed: Routed | None = None
         self._prompts: Prompts | None = None
         self._is_split = False
-        self._ours: int | None = None  # the number of our last wish
+        self._now = now
+        self._ours: int | None = None  # the number of our last wish; None: it has been another's for long
+        self._theirs: tuple[int, float] | None = (
+            None  # the newest wish that was written over ours, and when that was seen
+        )
         self._turn = asyncio.Lock()  # both pools are in one wish
 
     async def look(self) -> Roster:
@@ -105,11 +119,12 @@ class DynamoSteering:
         """Its id is hex, as on its own page."""
         worker_id, component = f"{row['instance_id']:x}", row["component"]
         is_mixed = component == "backend" and not self._is_split
+        role = Role.MIXED if is_mixed else COMPONENTS[component]
         return Member(
             worker_id=worker_id,
-            role=Role.MIXED if is_mixed else COMPONENTS[component],
+            role=role,
             metrics_url=urls.get(worker_id, ""),
-            told=told_of(worker_id, page, self._prompts),
+            told=told_of(worker_id, role, page, self._prompts),
             has_own_id=True,
         )
 
@@ -127,11 +142,16 @@ class DynamoSteering:
         return pools
 
     def _rival(self, keys: dict[str, str]) -> str:
-        now = _number(keys.get("decision_id"))
-        if self._ours is None or now is None or now <= self._ours:
+        newest = _number(keys.get("decision_id"))
+        if self._ours is None or newest is None or newest <= self._ours:
+            return ""
+        if self._theirs is None or self._theirs[0] != newest:
+            self._theirs = newest, self._now()
+        if self._now() - self._theirs[1] > RIVAL_S:
+            self._ours = self._theirs = None
             return ""
         wish = ", ".join(f"{role} {keys.get(name, '?')}" for role, name in KEYS.items())
-        return f"another planner has written wish {now} ({wish}) over ours ({self._ours})"
+        return f"another planner has written wish {newest} ({wish}) over ours ({self._ours})"
 
 
 def _number(text: str | None) -> int | None:

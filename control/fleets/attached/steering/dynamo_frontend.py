@@ -14,6 +14,7 @@ from typing import Final
 from control.fleets.attached.engine_page import EnginePage, Gauges, Prompts
 from control.fleets.attached.exposition import Page, parse_page
 from control.fleets.attached.types import Finding
+from control.types import Role
 
 BLOCKS: Final = "dynamo_frontend_worker_active_decode_blocks"
 TOTAL_BLOCKS: Final = "dynamo_frontend_model_total_kv_blocks"
@@ -70,12 +71,14 @@ def mean_prompt(before: Routed | None, now: Routed | None, last: Prompts | None)
     return Prompts(computed_tokens=max(0.0, tokens - cached) / num, cached_tokens=max(0.0, cached) / num)
 
 
-def told_of(worker_id: str, page: FrontendPage, prompts: Prompts | None) -> EnginePage:
-    """What this frontend knows of one worker."""
+def told_of(worker_id: str, role: Role, page: FrontendPage, prompts: Prompts | None) -> EnginePage:
+    """What this frontend knows of one worker; a phase that its role has no part in is not missed."""
     usage = page.kv_usage.get(worker_id)
     found = [Finding(quantity="kv_usage", state="found", series=BLOCKS)] if usage is not None else []
-    if prompts is not None:
+    if prompts is not None or role is Role.DECODE:
         found.append(Finding(quantity="prefill_tokens", state="found", series=f"{ROUTED} by its requests"))
+    if role is Role.PREFILL:
+        found.append(Finding(quantity="decode_tokens", state="found", series="none, as it prefills"))
     return EnginePage(model_id=page.model_id, gauges=Gauges(kv_usage=usage), prompts=prompts, findings=tuple(found))
 
 
