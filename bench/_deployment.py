@@ -6,14 +6,17 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from control.client import PhaselineClient
 from control.types import Action, Command, CommandRequest, CommandState, Verb
@@ -81,12 +84,34 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
+def ends_cleanly() -> Iterator[None]:
+    """SIGTERM and SIGHUP (`timeout`, a closed terminal) end this process as Ctrl-C does: by way of every `finally`, so
+    that what it started is ended too. Further ones are ignored while that goes on."""
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+
+    def leave(number: int, _frame: FrameType | None) -> NoReturn:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals come to the main thread alone
+        return
+    before = {number: signal.signal(number, leave) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
 def deployment(*up_arguments: str, root: Path = ROOT, **settings: Any) -> Iterator[Deployment]:
     """`phaseline up --detach` with these settings; everything is ended and removed afterwards.
 
     Converted models are shared with the checkout's own run folder. `root`: the checkout whose code is started.
     """
-    with tempfile.TemporaryDirectory(prefix="phaseline-bench-") as folder:
+    with ends_cleanly(), tempfile.TemporaryDirectory(prefix="phaseline-bench-") as folder:
         run_dir = Path(folder)
         gateway, api, console, ray = free_ports(4)
         models = ROOT / "data" / "run" / "models"
