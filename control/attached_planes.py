@@ -19,9 +19,10 @@ from dataclasses import replace
 from pydantic import TypeAdapter
 
 from control.adoption import adopt
-from control.errors import CommandRefused, ControlError, NotFound
+from control.errors import CommandRefused, ControlError, NotActive, NotFound
 from control.fleets.attached.attachment import Plan, plan_of
 from control.fleets.attached.fleet import AttachedFleet
+from control.fleets.attached.bridge_file import served_at
 from control.fleets.attached.permission import can_of, check_grantable
 from control.fleets.attached.routed import fleet_of
 from control.fleets.attached.steering.memory import Memory
@@ -64,11 +65,14 @@ class AttachedPlanes:
         self._problems: dict[str, str] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._turn = asyncio.Lock()  # one attaches or detaches at a time
+        self._is_loaded = False
 
     # --- what the API asks --------------------------------------------------------------------------------------------
 
     def infos(self) -> list[AttachedInfo]:
-        """All that are attached."""
+        """All that are attached. Raises NotActive until that is known: "none" would end what serves them."""
+        if not self._is_loaded:
+            raise NotActive("the attached fleets are not loaded yet")
         return [self._info(row) for row in self._rows.values()]
 
     def _info(self, row: AttachmentRow) -> AttachedInfo:
@@ -77,6 +81,7 @@ class AttachedPlanes:
         fleet = plane.fleet if plane is not None else None
         seen = fleet if isinstance(fleet, AttachedFleet) else None
         away = seen.plan.source.problem if seen is not None else ""
+        bridge = served_at(self._settings.run_dir, row.name)
         return AttachedInfo(
             attachment=attachment,
             who=row.who,
@@ -86,6 +91,8 @@ class AttachedPlanes:
             allowed=_permissions.validate_json(row.allowed),
             looks=seen.looks() if seen is not None else Looks(),
             missing=seen.missing() if seen is not None else (),
+            served_at=bridge.url if bridge else "",
+            served_by=bridge.pid if bridge else None,
         )
 
     async def survey(self, attachment: Attachment) -> Survey:
@@ -161,6 +168,7 @@ class AttachedPlanes:
                 for row in await asyncio.to_thread(self._history.attachments):
                     self._rows[row.name] = row
                     self._begin_recorded(row)
+                self._is_loaded = True
             await asyncio.Event().wait()
         finally:
             for task in self._tasks.values():

@@ -26,12 +26,16 @@ from control.fleets.ray_head import (
     ray_spec,
 )
 from control.fleets.redis_store import RedisStore, config_path, redis_store
+from control.served import Served
 from control.settings import Settings
 
 REDIS, RAY, RAY_NODE = "redis", "ray", "ray-node"
 PLANE, GATEWAY, CONSOLE, TRAFFIC = "plane", "gateway", "console", "traffic"
+SERVE = "serve"  # `serve-NAME`: our gateway in front of an attached fleet
 #: `down` ends them in this order, those of one kind together: no new work first, and the workers last.
-STOP_ORDER = (TRAFFIC, GATEWAY, CONSOLE, PLANE, RAY, REDIS)
+STOP_ORDER = (TRAFFIC, GATEWAY, SERVE, CONSOLE, PLANE, RAY, REDIS)
+#: They end once their streams have.
+DRAINED = (GATEWAY, SERVE)
 
 
 REDIS_COMES_BACK = "Ray's head ends with it, and both come back to the workers, which live on"
@@ -58,6 +62,7 @@ class Component:
     shares_listener: bool = (
         False  # gets the gateways' listening socket, and says on its own channel whether it is ready
     )
+    own_port: int = 0  # the socket that it gets is one of its own, on this port
     stopped_limit_s: float = 0.0  # killed when its process stands still (SIGSTOP) for so long; 0: left alone
     needs: tuple[str, ...] = ()  # ready before this one starts
     falls_with: str = ""  # when that one ends, this one is restarted after it
@@ -152,6 +157,25 @@ def components(settings: Settings, traffic: str = "") -> tuple[Component, ...]:
     if traffic:
         found.append(_traffic(settings, traffic))
     return tuple(found)
+
+
+def serve_component(settings: Settings, served: Served) -> Component:
+    """Our gateway in front of one attached fleet, as `phaseline serve` runs it."""
+    name = f"{SERVE}-{served.fleet}"
+    return Component(
+        name=name,
+        command=(
+            *(sys.executable, "-m", "control.cli.main", "serve", served.fleet),
+            *("--tokenizer", served.tokenizer, "--port", str(served.port)),
+        ),
+        environment=shared_environment(settings),
+        cwd=Path.cwd(),
+        log=log_path(settings, name),
+        stop_limit_s=settings.drain_limit_s + 5.0,
+        shares_listener=True,
+        own_port=served.port,
+        needs=(PLANE,),
+    )
 
 
 def log_path(settings: Settings, name: str) -> Path:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from control.components import GATEWAY, STOP_ORDER, kind_of
+from control.components import DRAINED, STOP_ORDER, kind_of
 from control.errors import ControlError, SettingsError
 from control.processes import ProcessId, end_processes, tree_of
 
@@ -153,7 +153,7 @@ def end_all(state: DeploymentState, say: Say, save: Callable[[], None], run_stop
         records = [each for each in state.components.values() if kind_of(each.name) == kind and each.processes]
         if not records:
             continue
-        if kind == GATEWAY:
+        if kind in DRAINED:
             names = " and ".join(each.name for each in records)
             say(f"{names} drain{'s' if len(records) == 1 else ''} (at most {records[0].stop_limit_s:.0f} s)")
         end_together(records, say)

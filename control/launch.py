@@ -37,6 +37,7 @@ from control.listener import bind_listener, reclaim_listener
 from control.ports import check_ports, ports_to_check
 from control.preparation import needs_model, prepare
 from control.processes import identify, send_signal, wait_ended
+from control.serving import served_components
 from control.settings import Settings, load_settings
 from control.supervisor import HANDOVER, Supervisor, end_leftovers, pause_file, records_for
 from control.traffic.plan import load_profile
@@ -62,13 +63,14 @@ def run_up(settings: Settings, traffic: str, say: Say, on_ready: Callable[[], No
         if not any(kind_of(each.name) in (RAY, REDIS) for each in (previous.running if previous else [])):
             forget_cluster(settings.run_dir)
         parts, records = check_start(settings, traffic, previous, takes_all=upgrades)
+        records |= records_for(served_components(settings), previous, takes_all=upgrades)
         if previous is not None:
             end_leftovers(previous, records, say)
         pause_file(settings.run_dir, TRAFFIC).unlink(missing_ok=True)
         state = _new_state(settings)
         state.components.update(records)
         listener = gateway_listener(settings, parts, records)
-        supervisor = Supervisor(settings.run_dir, parts, state, say, listener)
+        supervisor = Supervisor(settings.run_dir, parts, state, say, listener, settings)
         for each in records.values():
             if each.root is not None:
                 supervisor.say(f"{each.name} runs already (pid {each.root.pid}); taken over")
@@ -147,6 +149,7 @@ def _live(supervisor: Supervisor, settings: Settings, on_ready: Callable[[], Non
         if not supervisor.stop.is_set():
             supervisor.state.phase = "ready"
             supervisor.save()
+            supervisor.tick(time.monotonic())  # takes up the fleets that are served besides
             on_ready()
         if upgrade is not None:
             upgrade.run()

@@ -46,6 +46,7 @@ class Runner:
         self.still_since_s: float | None = None
         self.vital: ProcessId | None = None  # the child without which the root is of no use
         self.held_by: ProcessId | None = None  # not started while that process lives
+        self.listener: socket.socket | None = None  # its own, where it has one
 
     @property
     def pid(self) -> int:
@@ -68,6 +69,7 @@ class Runner:
             path, text = component.config_file
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_private(path, text)
+        listener = self.listener or listener
         inherits = [listener.fileno()] if component.shares_listener and listener is not None else []
         environment = {**component.environment, **({LISTEN_FD: str(inherits[0])} if inherits else {})}
         root, self.child = spawn(component.command, environment, component.log, component.cwd, inherits)

@@ -30,6 +30,8 @@ from control.deployment import (
 from control.errors import ControlError
 from control.processes import last_line, rotate_log
 from control.runner import Runner, backoff_s
+from control.serving import Serving
+from control.settings import Settings
 
 #: Supervisors of earlier versions do not know it and end at once, by which they lose nothing.
 HANDOVER = signal.SIGUSR1
@@ -52,8 +54,10 @@ class Supervisor:
         state: DeploymentState,
         say: Say,
         listener: socket.socket | None = None,
+        settings: Settings | None = None,
     ) -> None:
-        """`listener`: the gateways' socket, open for as long as this lives."""
+        """`listener`: the gateways' socket, open for as long as this lives. `settings`: of the fleets that are served
+        besides; None: there are none."""
         self.state = state
         self.stop = threading.Event()
         self.leaves = False  # when it stops, everything runs on for the next supervisor
@@ -62,6 +66,7 @@ class Supervisor:
         self._say_to = say
         self.runners = [Runner(each, state.components[each.name]) for each in components]
         self._by_name = {each.component.name: each for each in self.runners}
+        self._serving = Serving(settings, state, self.runners, self.say) if settings is not None else None
         self._next_rotation_s = 0.0
 
     def say(self, line: str) -> None:
@@ -101,8 +106,11 @@ class Supervisor:
 
     def tick(self, now_s: float) -> None:
         """Look at each component once: note an end, start what may start, probe what is not ready yet."""
+        if self._serving is not None and self.state.phase == "ready":
+            self._serving.follow(now_s)
         for runner in self.runners:
-            self._look_at(runner, now_s)
+            if self._serving is None or not self._serving.is_leaving(runner):
+                self._look_at(runner, now_s)
         if now_s >= self._next_rotation_s:
             self._next_rotation_s = now_s + 30.0
             for runner in self.runners:

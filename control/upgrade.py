@@ -27,7 +27,7 @@ from typing import Any, Final, TypeVar
 
 from control.auth import read_token
 from control.client import PhaselineClient
-from control.components import CONSOLE, GATEWAY, PLANE, RAY, RAY_NODE, TRAFFIC, kind_of
+from control.components import CONSOLE, GATEWAY, PLANE, RAY, RAY_NODE, SERVE, TRAFFIC, kind_of
 from control.errors import ControlError
 from control.host_rolling import HostPlan, outdated_hosts, plan_host
 from control.listener import ask_gateway
@@ -114,7 +114,10 @@ class Upgrade:
 
     def _steps(self) -> list[tuple[str, Callable[[], str]]]:
         steps: list[tuple[str, Callable[[], str]]] = [("supervisor", lambda: f"pid {os.getpid()}")]
-        kinds = ((GATEWAY, self._gateway), (PLANE, self._simply), (CONSOLE, self._simply), (TRAFFIC, self._simply))
+        kinds = (
+            *((GATEWAY, self._gateway), (SERVE, self._served), (PLANE, self._simply)),
+            *((CONSOLE, self._simply), (TRAFFIC, self._simply)),
+        )
         for kind, act in kinds:
             own = [each for each in self._supervisor.runners if kind_of(each.record.name) == kind]
             steps += [(each.record.name, partial(act, each)) for each in reversed(own)]
@@ -145,6 +148,23 @@ class Upgrade:
             raise UpgradeStopped(f"the new {runner.record.name} does not become ready: {why}; the old one serves on")
         if old.root is not None:
             send_signal(old.root, signal.SIGTERM)
+        self._until(lambda: old.root is None or not old.root.is_alive, old.stop_limit_s)
+        self._supervisor.forget(old)
+        return f"pid {runner.pid}"
+
+    def _served(self, runner: Runner) -> str:
+        """The new one waits, loaded, until the old one is told to stop: only one at a time gives an engine its role.
+        Streams end in the old one, new requests wait in the shared socket for the moment in between."""
+        if runner.child is not None:
+            return f"pid {runner.pid}, started by this upgrade"
+        old = self._supervisor.set_aside(runner)
+        if not self._comes_up(runner, lambda: runner.record.is_ready):
+            why = last_line(runner.component.log)
+            self._supervisor.bring_back(runner, old)
+            raise UpgradeStopped(f"the new {runner.component.name} does not start: {why}; the old one serves on")
+        if old.root is not None:
+            send_signal(old.root, signal.SIGTERM)
+        self._comes_up(runner, lambda: self._is_gateway_ready(runner))
         self._until(lambda: old.root is None or not old.root.is_alive, old.stop_limit_s)
         self._supervisor.forget(old)
         return f"pid {runner.pid}"

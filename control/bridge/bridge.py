@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 from urllib.parse import urlsplit
 
 import psutil
@@ -25,7 +25,7 @@ from control.bridge.speech import SPEECHES, Encode, Speech
 from control.bridge.tally import Work
 from control.bridge.worker import BridgedWorker
 from control.errors import CommandRefused
-from control.fleets.attached.bridge_file import Bridged, BridgeFile, read_bridge, write_bridge
+from control.fleets.attached.bridge_file import Bridged, BridgeFile, hold_bridge, read_bridge, write_bridge
 from control.fleets.attached.targets import Target, TargetSource
 from control.fleets.attached.types import Attachment
 from engine.connection import bind_loopback, bound_address
@@ -38,9 +38,11 @@ SILENT_S: Final = 20.0
 
 
 class Bridge:
-    """`run` until cancelled. `encode`: text to tokens, for engines that give no token ids."""
+    """`hold`, then `run` until cancelled. `encode`: text to tokens, for engines that give no token ids."""
 
-    def __init__(self, attachment: Attachment, source: TargetSource, *, token: str, path: Path, encode: Encode) -> None:
+    def __init__(
+        self, attachment: Attachment, source: TargetSource, *, token: str, path: Path, encode: Encode, url: str = ""
+    ) -> None:
         self.handoffs = Handoffs()
         self.workers: dict[str, BridgedWorker] = {}
         self._attachment = attachment
@@ -48,13 +50,28 @@ class Bridge:
         self._token = token
         self._path = path
         self._encode = encode
+        self._url = url
+        self._lock: IO[str] | None = None
         self._session = new_session()
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._is_closing = False
 
+    def hold(self) -> bool:
+        """Be this fleet's bridge: one alone gives roles and knows what runs. False while another process is."""
+        if self._lock is None:
+            self._lock = hold_bridge(self._path)
+        return self._lock is not None
+
+    def leave(self) -> None:
+        """Let the next process be it; what runs here goes on to its end."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
     async def run(self) -> None:
         """Raises CommandRefused when another bridge serves this fleet."""
-        check_alone(self._path, self._attachment.name)
+        if not self.hold():
+            raise served_already(self._path, self._attachment.name)
         try:
             while True:
                 await self._follow()
@@ -70,7 +87,9 @@ class Bridge:
         for worker in self.workers.values():
             await worker.close()
         await self._session.close()
-        self._path.unlink(missing_ok=True)
+        if self._lock is not None:
+            self._path.unlink(missing_ok=True)
+        self.leave()
 
     # --- what its workers ask ----------------------------------------------------------------------------------------
 
@@ -103,12 +122,12 @@ class Bridge:
 
     def changed(self) -> None:
         """Tell the plane. A folder that cannot be written is told in the log, and tried with the next change."""
-        if self._is_closing:
+        if self._is_closing or self._lock is None:
             return
         me = psutil.Process()
         workers = [Bridged(w.worker_id, w.address, w.epoch, w.why_down) for w in self.workers.values()]
         try:
-            write_bridge(self._path, BridgeFile(os.getpid(), me.create_time(), workers))
+            write_bridge(self._path, BridgeFile(os.getpid(), me.create_time(), workers, self._url))
         except OSError as error:
             log.error("%s cannot be written: %s", self._path, error)
 
@@ -116,8 +135,7 @@ class Bridge:
 
     async def _follow(self) -> None:
         wanted = {each.worker_id: each for each in self._source.targets()}
-        gone = [n for n, w in self.workers.items() if n not in wanted or base_url(wanted[n]) != w.http.url]
-        for worker_id in gone:
+        for worker_id in [name for name, each in self.workers.items() if _has_left(each, wanted.get(name))]:
             self._watches.pop(worker_id).cancel()
             await self.workers.pop(worker_id).close()
             self.changed()
@@ -156,6 +174,11 @@ async def _watch(worker: BridgedWorker) -> None:
         await asyncio.sleep(PROBE_EVERY_S)
 
 
+def _has_left(worker: BridgedWorker, target: Target | None) -> bool:
+    """The targets list it no more and its work has ended, or they list another engine under its name."""
+    return worker.leave() if target is None else base_url(target) != worker.http.url
+
+
 def speech_of(kind: str) -> Speech:
     """Raises CommandRefused for a kind of fleet that is only looked at."""
     if kind not in SPEECHES:
@@ -171,8 +194,10 @@ def base_url(target: Target) -> str:
     return f"{parts.scheme}://{parts.netloc}"
 
 
-def check_alone(path: Path, fleet_id: str) -> None:
-    """One bridge a fleet: it alone gives roles and knows what runs. Raises CommandRefused."""
+def served_already(path: Path, fleet_id: str) -> CommandRefused:
+    """Two of them would each count room without the other's requests, and give roles against each other."""
     known = read_bridge(path)
-    if known is not None and known.pid != os.getpid() and known.is_alive:
-        raise CommandRefused(f"process {known.pid} serves fleet {fleet_id} already", field="name", value=fleet_id)
+    who = f"process {known.pid}" + (f" at {known.url}/v1" if known.url else "") if known else "another process"
+    return CommandRefused(
+        f"{who} serves fleet {fleet_id} already", field="name", value=fleet_id, bound="one process a fleet"
+    )

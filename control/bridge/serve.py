@@ -13,21 +13,23 @@ import signal
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from control.bridge.bridge import Bridge, speech_of
+from control.bridge.bridge import Bridge, served_already, speech_of
 from control.errors import ControlError, NotAllowed, NotFound
 from control.fleets.attached.attachment import plan_of
 from control.fleets.attached.bridge_file import bridge_folder, bridge_path
 from control.fleets.attached.types import AttachedInfo
 from control.fleets.fleet_token import fleet_token
 from control.gateway.app import running
-from control.gateway.main import make_gateway, make_plane_link, make_server
-from control.listener import Channel, bind_listener
+from control.gateway.main import READY_LIMIT_S, make_gateway, make_plane_link, make_server, until_ready
+from control.listener import Channel, bind_listener, inherited_listener
 from control.settings import Settings
 from control.types import Capability
+from engine.host import format_address
 from engine.text import ModelText
 
 log = logging.getLogger("phaseline.bridge")
 LOOK_EVERY_S: Final = 2.0
+HOLD_POLL_S: Final = 0.05
 
 
 class Attached(Protocol):
@@ -49,46 +51,78 @@ def allowed_of(client: Attached, name: str) -> AttachedInfo:
 
 async def serve(settings: Settings, info: AttachedInfo, text: ModelText, look: Callable[[], AttachedInfo]) -> None:
     """Until SIGTERM, SIGINT, or the permission ends. `settings`: of this gateway, with the fleet's name as its id."""
-    told = info.attachment
-    speech_of(told.kind)
-    folder = bridge_folder(settings.run_dir, told.name)
-    bridge = Bridge(
-        told,
-        plan_of(told).source,
-        token=fleet_token(settings.run_dir),
-        path=bridge_path(settings.run_dir, told.name),
-        encode=text.encode,
-    )
-    gateway_id = f"gw-{told.name}-{secrets.token_hex(4)}"
+    bridge = bridge_of(settings, info, text)
+    try:
+        await _serve(settings, info.attachment.name, text, look, bridge)
+    finally:
+        await bridge.close()
+
+
+async def _serve(
+    settings: Settings, name: str, text: ModelText, look: Callable[[], AttachedInfo], bridge: Bridge
+) -> None:
+    """Under the supervisor it gets its socket from there, and waits for the one that it replaces."""
+    inherited = inherited_listener()
+    if inherited is None and not bridge.hold():
+        raise served_already(bridge_path(settings.run_dir, name), name)
+    listener = inherited or bind_listener(settings.host, settings.gateway_port)
+    gateway_id = f"gw-{name}-{secrets.token_hex(4)}"
     gateway = make_gateway(settings, gateway_id)
     gateway.text = text
-    listener = bind_listener(settings.host, settings.gateway_port)
     channel = Channel(listener, gateway.status)
     server = make_server(settings, gateway, channel)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, server.handle_exit, number, None)
     link = make_plane_link(
-        settings, gateway, gateway_id, accepts=lambda table: table.fleet_id == told.name, folder=folder / "gateway"
+        *(settings, gateway, gateway_id),
+        accepts=lambda table: table.fleet_id == name,
+        folder=bridge_folder(settings.run_dir, name) / "gateway",
     )
+
+    def stop(number: int = signal.SIGTERM) -> None:
+        bridge.leave()
+        server.handle_exit(number, None)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
+    channel.open()
+    while not server.should_exit and not bridge.hold():  # noqa: ASYNC110  another process holds it
+        await asyncio.sleep(HOLD_POLL_S)
     async with running(gateway):
         tasks = [
             asyncio.create_task(bridge.run(), name="bridge"),
             asyncio.create_task(link.run(), name="plane link"),
-            asyncio.create_task(while_allowed(look, lambda: server.handle_exit(signal.SIGTERM, None))),
+            asyncio.create_task(while_allowed(look, stop)),
         ]
-        tasks[0].add_done_callback(lambda _task: server.handle_exit(signal.SIGTERM, None))
+        tasks[0].add_done_callback(lambda _task: stop())
         try:
-            log.info("fleet %s is served on %s", told.name, listener.getsockname())
-            await server.serve(sockets=[listener])
+            if inherited is not None:
+                await until_ready(gateway, server, READY_LIMIT_S)
+            if not server.should_exit:
+                log.info("fleet %s is served on %s", name, listener.getsockname())
+                await server.serve(sockets=[listener])
             await link.flush()
         finally:
             for task in tasks:
                 task.cancel()
             ended = await asyncio.gather(*tasks, return_exceptions=True)
             link.keep_unsent()
+            channel.close()
     for each in ended:
         if isinstance(each, Exception):
             raise each
+
+
+def bridge_of(settings: Settings, info: AttachedInfo, text: ModelText) -> Bridge:
+    """Raises CommandRefused for a kind of fleet that is only looked at."""
+    told = info.attachment
+    speech_of(told.kind)
+    return Bridge(
+        told,
+        plan_of(told).source,
+        token=fleet_token(settings.run_dir),
+        path=bridge_path(settings.run_dir, told.name),
+        encode=text.encode,
+        url=f"http://{format_address(settings.host, settings.gateway_port)}",
+    )
 
 
 async def while_allowed(

@@ -26,7 +26,7 @@ from control.bridge.peers import Yard
 from engine.connection import Connection
 from engine.duty import Duty
 from engine.lifecycle import SERVES, keeps_leases
-from engine.types import Role
+from engine.types import Role, WorkerState
 from engine.wire import Cancel, Order, OrderResult, Ping, Pong, Pull, ReleaseLease, Status, Submit
 
 log = logging.getLogger("phaseline.bridge")
@@ -80,6 +80,14 @@ class BridgedWorker(Asks):
         if self._server is not None:
             self._server.close()
 
+    def leave(self) -> bool:
+        """Its engine is of this fleet no more: take nothing new. True once all that ran has ended, and peers know."""
+        if not self.is_up or self.duty.state in (WorkerState.DRAINED, WorkerState.UNASSIGNED):
+            return True
+        self.duty.take(Order("targets", self.duty.fence, "drain", self.duty.role, "the targets list it no more"))
+        self._settle()
+        return False
+
     # --- peers -------------------------------------------------------------------------------------------------------
 
     def _on_close(self, key: str, connection: Connection) -> None:
@@ -115,9 +123,13 @@ class BridgedWorker(Asks):
     # --- role and state ----------------------------------------------------------------------------------------------
 
     def _order(self, key: str, order: Order) -> None:
-        problem = self._distrusted(order) or self.duty.take(order)
+        distrusted = self._distrusted(order)
+        problem = distrusted or self.duty.take(order)
         self._settle()
-        self._send(key, OrderResult(order.order_id, not problem, self.duty.role, self.duty.state, problem))
+        result = OrderResult(
+            order.order_id, not problem, self.duty.role, self.duty.state, problem, is_final=bool(distrusted)
+        )
+        self._send(key, result)
 
     def _distrusted(self, order: Order) -> str:
         if order.verb != "flip" or self._distrust is None or self._distrust[0] is not order.role:

@@ -51,7 +51,10 @@ def attach(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be seen.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Look at engines that somebody else runs. Observes only, until `allow` says otherwise."""
+    """Look at engines that somebody else runs. It only observes, until `allow` says what else may be done.
+
+    Attached again in the same words it stays as it is. Exit code 1 with --dry-run: not all engines answer.
+    """
     attachment = Attachment(
         name=name,
         kind=kind,
@@ -90,7 +93,10 @@ Act = Annotated[list[Capability], typer.Argument(help="route, resize, flip, drai
 def allow(
     name: Annotated[str, typer.Argument(help="Which attached fleet.")], capabilities: Act, as_json: JsonFlag = False
 ) -> None:
-    """Let something be done to an attached fleet. Until then it is observed only."""
+    """Let something be done to an attached fleet, each thing on its own. Until then it is only observed.
+
+    route: send requests through `phaseline serve`; flip, resize, drain: change roles, pools, single workers.
+    """
     with connect() as client:
         infos = [client.allow(name, each) for each in capabilities]
     print_json(infos[-1]) if as_json else say(f"{name}: {may_words(infos[-1])}")
@@ -99,7 +105,7 @@ def allow(
 def forbid(
     name: Annotated[str, typer.Argument(help="Which attached fleet.")], capabilities: Act, as_json: JsonFlag = False
 ) -> None:
-    """Do something to an attached fleet no more."""
+    """Take back what `allow` gave. Without `route`, `serve` ends once its open requests have."""
     with connect() as client:
         infos = [client.forbid(name, each) for each in capabilities]
     print_json(infos[-1]) if as_json else say(f"{name}: {may_words(infos[-1])}")
@@ -111,7 +117,10 @@ def may_words(info: AttachedInfo) -> str:
 
 
 def detach(name: Annotated[str, typer.Argument(help="Which attached fleet.")], as_json: JsonFlag = False) -> None:
-    """Stop looking at a fleet. Its history stays, and its engines do not notice."""
+    """Stop looking at a fleet. Its history stays, and its engines do not notice.
+
+    A `serve` in front of it ends once its open requests have.
+    """
     with connect() as client:
         client.detach(name)
     print_json({"name": name, "detached": True}) if as_json else say(f"{name} is detached")
@@ -125,12 +134,12 @@ def fleets(as_json: JsonFlag = False) -> None:
         print_json({"fleets": ids, "attached": infos})
         return
     known = {each.attachment.name: each for each in infos}
-    rows = [(each, "own", "", "", "") for each in ids if each not in known]
+    rows = [(each, "own", "", "", "", "") for each in ids if each not in known]
     rows += [
-        (name, each.attachment.kind, each.problem or "looked at", may_words(each), each.who)
+        (name, each.attachment.kind, each.problem or "looked at", may_words(each), each.served_at, each.who)
         for name, each in sorted(known.items())
     ]
-    print_table(("fleet", "kind", "state", "may", "attached by"), rows)
+    print_table(("fleet", "kind", "state", "may", "served at", "attached by"), rows)
 
 
 def _surveyed(attachment: Attachment) -> Survey:

@@ -17,7 +17,9 @@ from control.cli.shell import Exit, JsonFlag, connect, percent, plain, print_jso
 from control.client import ENDED, PhaselineClient
 from control.components import PLANE, kind_of
 from control.deployment import read_state
-from control.errors import CommandRefused, SettingsError
+from control.errors import CommandRefused, ControlError, SettingsError
+from control.fleets.attached.types import AttachedInfo
+from control.served import read_served
 from control.settings import load_settings
 from control.stories import departure_words
 from control.types import (
@@ -50,10 +52,13 @@ def status(as_json: JsonFlag = False) -> None:
     """The fleet now: health, pools, each worker."""
     with connect() as client:
         snapshot = client.snapshot()
+        served = served_fleets(client, snapshot.fleet_id)
     if as_json:
-        print_json(snapshot)
+        print_json(plain(snapshot) | {"served": [served_row(each) for each in served]})
         return
     _show_head(snapshot)
+    for each in served:
+        say(served_line(each))
     if snapshot.plane is not None:
         say(plane_line(snapshot.plane, standbys(snapshot.plane)))
     columns = ("worker", "role", "state", "pid", "host", "device", "KV", "running", "waiting", "restarts", "reason")
@@ -70,6 +75,27 @@ def _show_head(snapshot: FleetSnapshot) -> None:
     say(f"pools: {', '.join(pools) or 'none'}; version {snapshot.desired.version}, seen {snapshot.stale_s:.1f} s ago")
     for notice in snapshot.notices:
         say(f"note: {notice}")
+
+
+def served_fleets(client: PhaselineClient, fleet_id: str) -> list[AttachedInfo]:
+    """Attached fleets that our gateway serves: this one, or all of them where it is the plane's own."""
+    try:
+        infos = client.attached()
+    except ControlError:  # the plane begins, or is of a version that has none
+        return []
+    own = [each for each in infos if each.attachment.name == fleet_id]
+    return [each for each in own or infos if each.served_by is not None]
+
+
+def served_row(info: AttachedInfo) -> dict[str, object]:
+    return {"fleet": info.attachment.name, "url": info.served_at, "pid": info.served_by}
+
+
+def served_line(info: AttachedInfo) -> str:
+    """ "fleet prod is served at http://127.0.0.1:8010/v1 (pid 17, kept by the supervisor)"."""
+    name = info.attachment.name
+    kept = "kept by the supervisor" if read_served(load_settings().run_dir, name) else "until its Ctrl-C"
+    return f"fleet {name} is served at {info.served_at}/v1 (pid {info.served_by}, {kept})"
 
 
 def standbys(active: PlaneStatus) -> list[int]:

@@ -1,44 +1,201 @@
-"""`phaseline serve`: our gateway in front of an attached fleet."""
+"""`phaseline serve`: our gateway in front of an attached fleet, here until Ctrl-C, or kept by the supervisor.
+
+Decided here: what is refused before anything is started. Not here: anything about a request (`control.bridge.serve`),
+and how the supervisor keeps it (`control.serving`).
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
+import httpx
 import typer
 import uvloop
 
 from control.cli.shell import JsonFlag, connect, print_json, say
-from control.errors import SettingsError
-from control.settings import load_settings
+from control.components import SERVE
+from control.deployment import ComponentRecord, DeploymentState, read_state
+from control.errors import CommandRefused, FleetError, NotAllowed, NotFound, PlaneUnreachable, SettingsError
+from control.fleets.attached.bridge_file import served_at
+from control.listener import LISTEN_FD
+from control.ports import check_ports
+from control.processes import last_line
+from control.served import Served, read_served, remove_served, write_served
+from control.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from control.fleets.attached.types import AttachedInfo
+    from engine.text import ModelText
+
+POLL_S: Final = 0.2
+START_LIMIT_S: Final = 60.0
+READY_LIMIT_S: Final = 10.0
 
 
 def serve_fleet(
     name: Annotated[str, typer.Argument(help="Which attached fleet; `phaseline allow NAME route` first.")],
-    tokenizer: Annotated[Path, typer.Option(help="Folder with the model's tokenizer.json.", metavar="FOLDER")],
-    port: Annotated[int, typer.Option(help="Where the OpenAI API listens.")] = 8010,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Folder with the model's tokenizer.json.", metavar="FOLDER")
+    ] = None,
+    port: Annotated[int, typer.Option(help="Where the OpenAI API listens.", min=1, max=65535)] = 8010,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Return once it serves; the supervisor of `up` keeps it.")
+    ] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="End what --detach began, after the open requests.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Serve the OpenAI API in front of an attached fleet, until Ctrl-C. Roles, weights and drains are the plane's."""
+    """Serve the OpenAI API in front of an attached fleet. Roles, weights and drains are the plane's.
+
+    Here until Ctrl-C; with --detach it is started again should it die, and by the next `up`, until --stop.
+    """
+    settings = load_settings()
+    if stop:
+        _stop(settings, name, as_json)
+        return
+    if tokenizer is None:
+        raise SettingsError("serve needs --tokenizer, a folder with the model's tokenizer.json", field="tokenizer")
+    if detach:
+        _detach(settings, Served(fleet=name, tokenizer=str(tokenizer.resolve()), port=port), as_json)
+        return
+    _serve_here(settings, name, tokenizer, port, as_json)
+
+
+def _serve_here(settings: Settings, name: str, tokenizer: Path, port: int, as_json: bool) -> None:
     from control.bridge.serve import allowed_of, serve  # the gateway is loaded by this verb alone
-    from engine.errors import EngineError
-    from engine.text import ModelText
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each look at the plane
-    try:
-        text = ModelText(tokenizer)
-    except EngineError as error:
-        raise SettingsError(str(error), field="tokenizer", value=str(tokenizer)) from error
-    settings = load_settings()
+    is_kept = LISTEN_FD in os.environ  # by the supervisor
     with connect(settings) as client:
-        info = allowed_of(client, name)
+
+        def look() -> AttachedInfo:
+            try:
+                return allowed_of(client, name)
+            except (NotAllowed, NotFound):
+                if is_kept:
+                    remove_served(settings.run_dir, name)  # it would be started again and again
+                raise
+
+        info = look()
+        text = text_of(tokenizer)
+        if not is_kept:
+            check_ports([(settings.host, "port", port)])
+            _tell_url(settings, name, port, f"until Ctrl-C, or `phaseline forbid {name} route`", as_json)
         own = settings.model_copy(update={"fleet_id": name, "gateway_port": port})
-        url = f"http://{settings.host}:{port}"
-        if as_json:
-            print_json({"fleet": name, "url": url})
-        else:
-            say(f"fleet {name} is served at {url}/v1 until Ctrl-C, or `phaseline forbid {name} route`")
-        uvloop.run(serve(own, info, text, lambda: allowed_of(client, name)))
+        uvloop.run(serve(own, info, text, look))
+
+
+def _detach(settings: Settings, served: Served, as_json: bool) -> None:
+    """Ask the supervisor for it, and return once it serves. Raises FleetError, and asks no more, when it does not."""
+    from control.bridge.bridge import speech_of
+    from control.bridge.serve import allowed_of
+
+    _running_state(settings)
+    known = read_served(settings.run_dir, served.fleet)
+    if known is not None and known != served:
+        raise CommandRefused(
+            f"fleet {served.fleet} is served already, on port {known.port} with {known.tokenizer}; "
+            f"`phaseline serve {served.fleet} --stop` ends that",
+            field="name",
+            value=served.fleet,
+        )
+    with connect(settings) as client:
+        speech_of(allowed_of(client, served.fleet).attachment.kind)
+    if known is None:
+        _check_alone(settings, served.fleet)
+        text_of(Path(served.tokenizer))
+        check_ports([(settings.host, "port", served.port)])
+        write_served(settings.run_dir, served)
+    _await_start(settings, served)
+    waits_for = _why_not_ready(f"http://{settings.host}:{served.port}")
+    until = f"until `phaseline serve {served.fleet} --stop`" + (f"; not ready yet: {waits_for}" if waits_for else "")
+    _tell_url(settings, served.fleet, served.port, until, as_json)
+
+
+def _check_alone(settings: Settings, name: str) -> None:
+    running = served_at(settings.run_dir, name)
+    if running is not None:
+        raise CommandRefused(
+            f"process {running.pid} serves fleet {name} already, at {running.url}/v1; it was started without --detach",
+            field="name",
+            value=name,
+            bound="one process a fleet",
+        )
+
+
+def _await_start(settings: Settings, served: Served) -> None:
+    name, deadline_s = f"{SERVE}-{served.fleet}", time.monotonic() + START_LIMIT_S
+    while time.monotonic() < deadline_s:
+        record = _record(settings, name)
+        if record is not None and record.is_ready:
+            return
+        is_failing = record is not None and (record.num_restarts > 1 or (record.last_exit and not record.num_restarts))
+        if record is not None and is_failing:
+            remove_served(settings.run_dir, served.fleet)
+            why = last_line(Path(record.log)).removeprefix("phaseline: ") or record.last_exit
+            raise FleetError(f"{name} does not start: {why} [{record.log}]")
+        if read_served(settings.run_dir, served.fleet) is None:
+            raise FleetError(f"{name} has ended: {last_line(Path(record.log)) if record else 'it was stopped'}")
+        time.sleep(POLL_S)
+    remove_served(settings.run_dir, served.fleet)
+    raise FleetError(f"the supervisor has not started {name} within {START_LIMIT_S:.0f} s: is it of an older version?")
+
+
+def _why_not_ready(url: str) -> str:
+    """ "" when requests are served; it may wait for its engines."""
+    deadline_s, why = time.monotonic() + READY_LIMIT_S, "it does not answer"
+    while time.monotonic() < deadline_s:
+        with suppress(httpx.HTTPError, ValueError):
+            answer = httpx.get(f"{url}/readyz", timeout=2.0, trust_env=False)
+            if answer.status_code == 200:
+                return ""
+            why = str(answer.json().get("reason", why))
+        time.sleep(POLL_S)
+    return why
+
+
+def _stop(settings: Settings, name: str, as_json: bool) -> None:
+    state = _running_state(settings)
+    component = f"{SERVE}-{name}"
+    if not remove_served(settings.run_dir, name) and component not in state.components:
+        raise NotFound(f"no fleet {name} is served by `phaseline serve {name} --detach`", field="name", value=name)
+    deadline_s = time.monotonic() + settings.drain_limit_s + START_LIMIT_S
+    while _record(settings, component) is not None:
+        if time.monotonic() > deadline_s:
+            raise FleetError(f"{component} has not ended; `phaseline logs {component}` may say why")
+        time.sleep(POLL_S)
+    print_json({"fleet": name, "served": False}) if as_json else say(f"fleet {name} is served no more")
+
+
+def _running_state(settings: Settings) -> DeploymentState:
+    state = read_state(settings.run_dir)
+    if state is None or not state.supervisor.is_alive:
+        raise PlaneUnreachable(f"no supervisor runs in {settings.run_dir}; `phaseline up --detach` starts it")
+    return state
+
+
+def _record(settings: Settings, component: str) -> ComponentRecord | None:
+    state = read_state(settings.run_dir)
+    return state.components.get(component) if state is not None else None
+
+
+def text_of(folder: Path) -> ModelText:
+    """Raises SettingsError."""
+    from engine.errors import EngineError
+    from engine.text import ModelText
+
+    try:
+        return ModelText(folder)
+    except EngineError as error:
+        raise SettingsError(str(error), field="tokenizer", value=str(folder)) from error
+
+
+def _tell_url(settings: Settings, name: str, port: int, until: str, as_json: bool) -> None:
+    url = f"http://{settings.host}:{port}"
+    print_json({"fleet": name, "url": url}) if as_json else say(f"fleet {name} is served at {url}/v1 {until}")

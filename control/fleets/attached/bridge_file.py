@@ -1,12 +1,15 @@
 """Where the bridge of an attached fleet listens, as a file in the run folder: written by the bridge, read by the plane.
 
-Decided here: its form, and that a file which cannot be read is as none.
+Decided here: its form, that a file which cannot be read is as none, and that one process at a time holds a fleet's
+bridge: a lock, which the kernel takes back when that process ends.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
+from typing import IO
 
 import msgspec
 
@@ -23,11 +26,13 @@ class Bridged(msgspec.Struct, frozen=True):
 
 
 class BridgeFile(msgspec.Struct, frozen=True):
-    """`pid` and `started_unix_s`: the process, so that a leftover of one that has ended is known as such."""
+    """`pid` and `started_unix_s`: the process, so that a leftover of one that has ended is known as such. `url`: where
+    clients reach the gateway that runs in it."""
 
     pid: int
     started_unix_s: float
     workers: list[Bridged]
+    url: str = ""
 
     @property
     def is_alive(self) -> bool:
@@ -56,3 +61,21 @@ def read_bridge(path: Path) -> BridgeFile | None:
         return msgspec.json.decode(path.read_bytes(), type=BridgeFile)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
+
+
+def served_at(run_dir: Path, fleet_id: str) -> BridgeFile | None:
+    """What serves this fleet now; None: nothing does."""
+    found = read_bridge(bridge_path(run_dir, fleet_id))
+    return found if found is not None and found.is_alive else None
+
+
+def hold_bridge(path: Path) -> IO[str] | None:
+    """The right to be this fleet's bridge, until it is closed; None while another process has it. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = open(path.with_suffix(".lock"), "a")  # noqa: SIM115  it is held for as long as the bridge lives
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock

@@ -65,6 +65,8 @@ class AttachedInfo:
     allowed: tuple[Permission, ...] = ()
     looks: Looks = Looks()
     missing: tuple[Missing, ...] = ()
+    served_at: str = ""  # where clients reach our gateway in front of it; "" while none runs
+    served_by: int | None = None  # the process
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
