@@ -21,8 +21,8 @@ from pydantic import TypeAdapter
 from control.adoption import adopt
 from control.errors import CommandRefused, ControlError, NotActive, NotFound
 from control.fleets.attached.attachment import Plan, plan_of
-from control.fleets.attached.fleet import AttachedFleet
 from control.fleets.attached.bridge_file import served_at
+from control.fleets.attached.fleet import AttachedFleet
 from control.fleets.attached.permission import can_of, check_grantable
 from control.fleets.attached.routed import fleet_of
 from control.fleets.attached.steering.memory import Memory

@@ -17,6 +17,7 @@ from control.commands import ENDED, Planned, advance, plan_action
 from control.errors import CommandRefused, ControlError, HistoryError, NotFound, StaleVersion
 from control.events import Events
 from control.facts import FleetFacts, Refusal
+from control.first_desired import starting_command
 from control.guards import pools_of
 from control.history.deferred import JournalWrite, encode
 from control.history.store import History
@@ -53,6 +54,7 @@ class Desk:
     desired: Desired
     unfinished: dict[int, Command] = field(default_factory=dict)
     departures: tuple[Departure, ...] = ()  # as the gateways told last
+    failed: dict[int, Command] | None = None  # that may have to be taken back; None: of this fleet nothing is
     _ended: dict[int, Command] = field(default_factory=dict)  # just now: what left their workers is not all told yet
     _newest_id: int = 0  # of the commands that this desk knows
     _is_unsure: bool = False  # the answer to a command's commit was lost: it may be durable
@@ -133,6 +135,28 @@ class Desk:
                 self._journal(command, command.state, steps, result)
             if in_all or now_unix_s - command.updated_unix_s > LATE_WORD_S:
                 self._ended.pop(command.command_id, None)
+
+    def note_failed(self, command: Command) -> None:
+        """Whether it is taken back is decided by `control.amends`."""
+        if self.failed is not None and command.state is CommandState.FAILED:
+            self.failed[command.command_id] = command
+
+    def remark(self, command: Command, text: str, now_unix_s: float) -> None:
+        """A line in the journal of a command that has ended."""
+        step = CommandStep(at_unix_s=now_unix_s, text=text)
+        self._journal(command, command.state, (step,), "; ".join(filter(None, (command.result, text))))
+
+    async def follow(self, after: Desired, why: str, now_unix_s: float) -> None:
+        """The registry has other workers now. Durable before anything acts on it. Raises HistoryError."""
+        async with self._lock:
+            await self._catch_up(now_unix_s)
+            if after.version != self.desired.version + 1:
+                return  # a command came in between: the next look compares again
+            draft = starting_command(self.fleet_id, self.desired, after, now_unix_s, why, "targets")
+            self._is_unsure = True
+            await self.recorder.write(self.history.record_command, draft)
+            self._is_unsure = False
+            self.desired = after
 
     async def command(self, command_id: int) -> Command:
         """One command with its journal. Raises NotFound."""
@@ -297,8 +321,9 @@ class Desk:
             self.recorder.later(self.history.update_command, *arguments, frame=partial(encode, line))
         self.unfinished[command.command_id] = changed
         if state in ENDED:
-            del self.unfinished[command.command_id]
+            self.unfinished.pop(command.command_id, None)
             self._ended[command.command_id] = changed
+            self.note_failed(changed)
         self._announce(changed)
 
     def _announce(self, command: Command) -> None:

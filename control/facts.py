@@ -70,6 +70,7 @@ class FleetFacts:
     refusals: Mapping[str, str] = field(default_factory=dict)  # why a capability is not in `can`
     pools: Mapping[Role, PoolFacts] = field(default_factory=dict)
     max_pool: int = 0  # bound of their sizes
+    takes_back: bool = False  # a change of roles that has failed is undone by the plane
     yields: bool = False  # somebody else runs it: nothing is ordered but while a command is under way
     tpot_s: float | None = None
     expected_output_tokens: int = 128

@@ -18,12 +18,13 @@ from functools import partial
 from pydantic import TypeAdapter
 
 from control.accounting import Accountant, UtilizationView
+from control.amends import Amends
 from control.bottleneck_watch import BottleneckWatch
 from control.desk import Desk, refusal_error
 from control.errors import FleetError, StaleFence
 from control.events import Events
 from control.facts import FleetFacts
-from control.fleets.base import Fleet, Foreign, Observation, Steered, is_followed, is_observed_only
+from control.fleets.base import Fleet, Foreign, Observation, Routed, Steered, is_followed, is_observed_only
 from control.gateways import Gateways
 from control.history.deferred import TickWrite, encode
 from control.history.store import History, RequestQuery
@@ -129,6 +130,7 @@ class Plane:
         self._ordered: Mapping[str, Ordered] = {}
         self._effective = Effective(desired=desk.desired)
         self._orders = Orders(fleet.apply, self.wake)
+        self._amends = Amends(desk, self.preview, self.submit)
         self._snapshot: FleetSnapshot | None = None
         self._snapshot_bytes = b""
 
@@ -176,6 +178,7 @@ class Plane:
         self._closing = True
         self.wake()
         self.events.close()
+        await self._amends.close()
         await self._orders.close()
         await self.monitor.close()
         await self.gateways.hub.close()
@@ -188,6 +191,7 @@ class Plane:
             async with asyncio.timeout(CLOSE_TICK_S), self._running:
                 pass  # the tick that was under way has ended
         self.events.close()
+        await self._amends.close()
         await self._orders.close()
         await self.monitor.close()
         await self.gateways.hub.close()
@@ -219,13 +223,15 @@ class Plane:
             self._order(fleet, now)
 
         limit, since = self.settings.drain_limit_s, self._identity.started_unix_s
-        if isinstance(self.fleet, Steered):
+        if isinstance(self.fleet, Routed | Steered):
             limit = self.fleet.limit_s
         look = partial(
             progress_of, fleet=fleet, outcomes=self._orders.outcomes, tables=self.gateways.tables_seen(), limit_s=limit
         )
         for each in [look(c, now_unix_s=seen, since_unix_s=since) for c in self.desk.unfinished.values()]:
             self.desk.apply(each)
+        if isinstance(self.fleet, Routed):
+            self._amends.look(self.fleet.registered_roles(), seen)
         self.desk.note_departures(self.gateways.traffic.departures(now), seen)
 
         self._record_samples(ingested, now)
@@ -259,7 +265,8 @@ class Plane:
         busy, max_moves = self._orders.busy, self.settings.max_moves
         away = [each.worker_id for each in self.fleet.routes() if each.state is WorkerState.FAILED]
         followed = is_followed(self.fleet)  # who stands in for whom there is not ours to decide
-        wanted = Effective(desired=self.desired) if followed else effective_roles(self.desired, fleet, away)
+        leaving = self.fleet.leaving if isinstance(self.fleet, Routed) else frozenset()
+        wanted = Effective(desired=self.desired) if followed else effective_roles(self.desired, fleet, away, leaving)
         self._effective = wanted
         decided = reconcile(wanted.desired, fleet, self._ordered, self._fence, now, busy, max_moves, wanted.reasons)
         self._ordered = decided.ordered
@@ -279,6 +286,7 @@ class Plane:
             expected_output_tokens=self._expected_output,
             utilization=self._utilization,
             refusals=self.fleet.refusals if isinstance(self.fleet, Foreign) else {},
+            takes_back=isinstance(self.fleet, Routed),
         )
         if isinstance(self.fleet, Steered):
             return replace(facts, pools=self.fleet.pools(), max_pool=self.fleet.max_pool, yields=True)

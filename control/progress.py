@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from control.changes import Changes, changes_between
 from control.departures import departures_since, total_of
 from control.facts import FleetFacts, WorkerFacts, natural
+from control.first_desired import INITIAL_WHO
 from control.fleets.base import StepOutcome
 from control.pools import pool_key, pool_line
 from control.reconcile import holds, words_of
@@ -65,7 +66,8 @@ def progress_of(
     new = tuple(line for line in lines if _last(command, line.worker_id) != (line.state, line.text))
     is_late = now_unix_s - max(command.created_unix_s, since_unix_s) > limit_s
     passed_s = limit_s if is_late else None
-    event, result = _ending(command, changes, lines, passed_s, now_unix_s, yields=fleet.yields)
+    stays = stays_words(command, changes, fleet)
+    event, result = _ending(command, changes, lines, passed_s, now_unix_s, stays)
     if not event and command.state == CommandState.ACCEPTED:
         event = "start"
     return Progress(command_id=command.command_id, steps=new, event=event, result=result)
@@ -180,10 +182,10 @@ def _ending(
     lines: list[CommandStep],
     passed_limit_s: float | None,
     now_unix_s: float,
-    *,
-    yields: bool,
+    stays: str,
 ) -> tuple[str, str]:
-    """(event, result): finished, failed, or neither yet. `passed_limit_s`: the limit, once it has passed."""
+    """(event, result): finished, failed, or neither yet. `passed_limit_s`: the limit, once it has passed. `stays`: what
+    becomes of what is left undone."""
     if all(line.state == "done" for line in lines):
         took = max(0.0, now_unix_s - command.created_unix_s)
         routing = next((line.text for line in lines if line.worker_id is None), "")
@@ -192,15 +194,19 @@ def _ending(
         ) if changes else "nothing to change"
     left = "; ".join(line.text for line in lines if line.state != "done")
     if all(line.state in ("done", "failed") for line in lines):
-        stays = "Nothing more is ordered" if yields else f"Desired stays at version {command.version_after}"
-        return "fail", f"{left}. {stays}; undo restores the former state"
+        return "fail", f"{left}. {stays}"
     if passed_limit_s is not None:
-        stays = f"Desired stays at version {command.version_after} and the plane goes on"
-        return "fail", (
-            f"not reached within {passed_limit_s:g} s: {left}. "
-            f"{'Nothing more is ordered' if yields else stays}; undo restores the former state"
-        )
+        return "fail", f"not reached within {passed_limit_s:g} s: {left}. {stays}"
     return "", ""
+
+
+def stays_words(command: Command, changes: Changes, fleet: FleetFacts) -> str:
+    """What becomes of a command's wish once it has failed."""
+    if fleet.takes_back and changes.roles and command.who != INITIAL_WHO:
+        return "It is taken back: the former roles are ordered again"
+    if fleet.yields:
+        return "Nothing more is ordered; undo restores the former state"
+    return f"Desired stays at version {command.version_after} and the plane goes on; undo restores the former state"
 
 
 def _last(command: Command, worker_id: str | None) -> tuple[str, str] | None:

@@ -18,7 +18,7 @@ from control.errors import ControlError
 from control.listener import bind_listener, reclaim_listener
 from control.processes import send_signal
 from control.runner import Runner, backoff_s
-from control.served import all_served, served_folder
+from control.served import Served, all_served
 from control.settings import Settings
 
 
@@ -30,7 +30,7 @@ class Serving:
         self._state = state
         self._runners = runners
         self._say = say
-        self._stamp = -1
+        self._asked: tuple[Served, ...] = ()
         self._wanted: dict[str, Component] = {}
         self._leaving_s: dict[str, float] = {}  # since when
         self._failed: dict[str, tuple[int, float]] = {}  # how often in a row, and when it is tried again
@@ -45,7 +45,7 @@ class Serving:
         known = {each.component.name for each in self._runners}
         for name in self._failed.keys() - self._wanted.keys():
             del self._failed[name]
-            self._state.components.pop(name, None)
+            end_component(self._state.components.pop(name), self._say)
         for name, component in self._wanted.items():
             if name not in known and now_s >= self._failed.get(name, (0, 0.0))[1]:
                 self._take_up(component, now_s)
@@ -55,14 +55,10 @@ class Serving:
         return runner.component.name in self._leaving_s
 
     def _look(self) -> None:
-        """The folder's own time changes whenever a file in it comes, goes, or is replaced."""
-        try:
-            stamp = served_folder(self._settings.run_dir).stat().st_mtime_ns
-        except FileNotFoundError:
-            stamp = 0
-        if stamp != self._stamp:
-            self._stamp = stamp
-            found = [serve_component(self._settings, each) for each in all_served(self._settings.run_dir)]
+        asked = all_served(self._settings.run_dir)
+        if asked != self._asked:
+            self._asked = asked
+            found = [serve_component(self._settings, each) for each in asked]
             self._wanted = {each.name: each for each in found}
 
     def _take_up(self, component: Component, now_s: float) -> None:

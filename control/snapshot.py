@@ -160,6 +160,7 @@ def fleet_facts(
     expected_output_tokens: int,
     utilization: UtilizationView | None,
     refusals: Mapping[str, str] = MappingProxyType({}),
+    takes_back: bool = False,
 ) -> FleetFacts:
     """The same readings as planning and reconcile want them."""
     stopped = {each.worker_id for each in lives if each.is_stopped}
@@ -185,6 +186,7 @@ def fleet_facts(
         gone={each.worker_id: each.problem for each in lives if each.problem and each.worker_id not in workers},
         can=can,
         refusals=refusals,
+        takes_back=takes_back,
         tpot_s=tpot_s,
         expected_output_tokens=expected_output_tokens,
         prefill_tokens_per_s=_worker_rate(utilization),

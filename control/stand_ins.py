@@ -26,8 +26,17 @@ class Effective:
     notice: str = ""
 
 
-def effective_roles(desired: Desired, fleet: FleetFacts, away: Collection[str] = ()) -> Effective:
-    """Desired state with stand-ins. `away`: workers whose connection has just ended, whatever else is seen of them."""
+def effective_roles(
+    desired: Desired, fleet: FleetFacts, away: Collection[str] = (), leaving: frozenset[str] = frozenset()
+) -> Effective:
+    """Desired state with stand-ins. `away`: workers whose connection has just ended, whatever else is seen of them.
+    `leaving`: those that are of the fleet no more, and are drained."""
+    found = _with_stand_ins(replace(desired, drained=desired.drained | leaving), fleet, away)
+    reasons = dict.fromkeys(leaving & desired.roles.keys(), "it is of this fleet no more")
+    return replace(found, reasons={**found.reasons, **reasons})
+
+
+def _with_stand_ins(desired: Desired, fleet: FleetFacts, away: Collection[str]) -> Effective:
     finishers = [w for w in _serving(desired) if WorkKind.LOCAL in SERVES[desired.roles[w]]]
     lost = [w for w in finishers if _is_lost(w, fleet, away)]
     if not finishers or not all(w in lost or _is_coming(w, fleet) for w in finishers):

@@ -295,6 +295,7 @@ class OrderResult(Message, frozen=True):
     role: Role
     state: WorkerState
     error: str = ""
+    is_final: bool = False  # refused, and asked again it would be refused again
 
 
 class Ping(Message, frozen=True):

@@ -67,6 +67,7 @@ def serve_fleet(
 
 
 def _serve_here(settings: Settings, name: str, tokenizer: Path, port: int, as_json: bool) -> None:
+    from control.bridge.bridge import speech_of
     from control.bridge.serve import allowed_of, serve  # the gateway is loaded by this verb alone
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
@@ -83,6 +84,7 @@ def _serve_here(settings: Settings, name: str, tokenizer: Path, port: int, as_js
                 raise
 
         info = look()
+        speech_of(info.attachment.kind)
         text = text_of(tokenizer)
         if not is_kept:
             check_ports([(settings.host, "port", port)])

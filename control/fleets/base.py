@@ -116,8 +116,15 @@ class Foreign(Protocol):
 class Routed(Protocol):
     """A fleet of others' engines whose roles are ours to give, as every request comes through our gateways."""
 
+    limit_s: float  # in which a command must be seen to hold
+
+    @property
+    def leaving(self) -> frozenset[str]:
+        """Workers that the registry has no more, and that have work yet: they are drained."""
+
     def registered_roles(self) -> dict[str, Role]:
-        """The roles to begin with, by worker; workers that are not in it are not of this fleet."""
+        """The roles to begin with, by worker; workers that are not in it are not of this fleet. Those that are leaving
+        are, until they have left."""
 
 
 def is_followed(fleet: Fleet) -> bool:

@@ -98,7 +98,7 @@ class WorkerLink:
         finally:
             self._orders.pop(order_id, None)
         self._heard(result.role, result.state)
-        return StepOutcome(accepted=result.ok, detail=result.error)
+        return StepOutcome(accepted=result.ok, detail=result.error, retry_helps=not result.is_final)
 
     async def close(self) -> None:
         """End the connection and stop connecting."""

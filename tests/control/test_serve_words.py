@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from control.auth import open_auth
 from control.cli.main import app
-from control.cli.shell import Exit, exit_code, one_line, remote
+from control.cli.shell import Exit, exit_code, one_line, plain
 from control.deployment import DeploymentState, make_run_dir, write_state
 from control.errors import ControlError
 from control.fleets.attached.types import AttachedInfo, Attachment, Permission
@@ -44,17 +44,11 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     open_auth(folder, 1.0)
     me = identify(os.getpid())
     assert me is not None
-    write_state(folder, DeploymentState(supervisor=me, phase="ready", started_unix_s=1.0, settings={}))
     with PlaneServer({("GET", "/api/v1/attached"): [plain(each) for each in ATTACHED]}) as plane:
-        remote["url"] = plane.url
+        host, _, port = plane.url.removeprefix("http://").partition(":")
+        where = {"host": host, "api_port": int(port)}
+        write_state(folder, DeploymentState(supervisor=me, phase="ready", started_unix_s=1.0, settings=where))
         yield folder
-    remote.update(url="", token_file="")
-
-
-def plain(each: AttachedInfo) -> object:
-    from control.cli.shell import plain as as_json
-
-    return as_json(each)
 
 
 def refused(*words: str) -> tuple[Exit, str]:
@@ -96,11 +90,11 @@ def test_serve_names_who_has_the_port(run_dir: Path, tokenizer: str, how: tuple[
 @pytest.mark.parametrize("how", [(), ("--detach",)])
 def test_serve_names_the_file_that_a_folder_lacks(run_dir: Path, tmp_path: Path, how: tuple[str, ...]) -> None:
     code, line = refused("serve", "open", "--tokenizer", str(tmp_path / "nowhere"), *how)
-    assert (code, "nowhere/tokenizer.json" in line) == (Exit.BAD_INPUT, True)
+    assert (code, "nowhere" in line and "tokenizer.json" in line) == (Exit.BAD_INPUT, True)
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "tokenizer.json").write_text("{")
     code, line = refused("serve", "open", "--tokenizer", str(tmp_path / "half"), *how)
-    assert (code, "half/tokenizer.json" in line) == (Exit.BAD_INPUT, True)
+    assert (code, "half" in line and "tokenizer.json" in line) == (Exit.BAD_INPUT, True)
 
 
 @pytest.mark.parametrize("how", [(), ("--detach",)])

@@ -14,12 +14,14 @@ LIMIT_S = 120.0
 class SteadyClients:
     """Threads, each with connections of its own. The same prompt must always get the same text (seed and position)."""
 
-    def __init__(self, url: str, model: str, *, num_clients: int = 4, max_tokens: int = 60) -> None:
+    def __init__(self, url: str, model: str, *, num_clients: int = 4, max_tokens: int = 60, **fields: object) -> None:
+        """`fields`: of every request, over those below."""
         self.failures: list[str] = []
         self.num_served = 0
         self._url = f"{url}/v1/completions"
         self._model = model
         self._max_tokens = max_tokens
+        self._fields = fields
         self._texts: dict[int, str] = {}
         self._lock = threading.Lock()
         self._ends = threading.Event()
@@ -53,6 +55,7 @@ class SteadyClients:
             "seed": number,
             "ignore_eos": True,
             "stream": True,
+            **self._fields,
         }
         parts: list[str] = []
         last = ""

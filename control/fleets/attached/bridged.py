@@ -25,9 +25,10 @@ class BridgedWorkers:
         self._token = token
         self._simulated = simulated
         self._links: dict[str, WorkerLink] = {}
+        self._closing: set[asyncio.Task[None]] = set()
         self._fences: dict[str, int] = {}
         self._reasons: dict[str, str] = {}
-        self._stamp = 0
+        self._stamp = 0, 0
         self._file: BridgeFile | None = None
         self._on_change: Callable[[], None] = lambda: None
 
@@ -38,16 +39,19 @@ class BridgedWorkers:
     def follow(self) -> None:
         """Look where the bridge is now."""
         try:
-            stamp = self._path.stat().st_mtime_ns
+            found = self._path.stat()
+            stamp = found.st_ino, found.st_mtime_ns  # two writes may have one time, and never one inode
         except OSError:
-            stamp = 0
+            stamp = 0, 0
         if stamp != self._stamp:
             self._stamp, self._file = stamp, read_bridge(self._path)
-        found = self._file
-        self.problem = "" if found and found.is_alive else _away(self._fleet_id)
-        if self.problem or found is None:
+        bridge = self._file
+        self.problem = "" if bridge and bridge.is_alive else _away(self._fleet_id)
+        if self.problem or bridge is None:
             return
-        for each in found.workers:
+        for worker_id in self._links.keys() - {each.worker_id for each in bridge.workers}:
+            self._forget(worker_id)
+        for each in bridge.workers:
             self._reasons[each.worker_id] = each.problem
             if each.worker_id not in self._links:
                 self._links[each.worker_id] = WorkerLink(
@@ -59,6 +63,20 @@ class BridgedWorkers:
                 )
             if each.epoch:
                 self._links[each.worker_id].aim(each.address, each.epoch)
+
+    def _forget(self, worker_id: str) -> None:
+        """The bridge has it no more."""
+        closing = asyncio.get_running_loop().create_task(self._links.pop(worker_id).close())
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+        self._fences.pop(worker_id, None)
+        self._reasons.pop(worker_id, None)
+        self._on_change()
+
+    def has_work(self, worker_id: str) -> bool:
+        """It serves, or drains: not all that was sent there has ended for certain."""
+        route = self.route(worker_id)
+        return route is not None and route.state in (WorkerState.READY, WorkerState.DRAINING)
 
     def route(self, worker_id: str) -> WorkerRoute | None:
         """Role and state by the bridge's word; None: it has said nothing yet, or none runs."""
@@ -94,7 +112,7 @@ class BridgedWorkers:
         return outcome
 
     async def close(self) -> None:
-        await asyncio.gather(*(link.close() for link in self._links.values()))
+        await asyncio.gather(*(link.close() for link in self._links.values()), *self._closing)
         self._links = {}
 
 

@@ -123,7 +123,7 @@ class AttachedFleet:
         """Begin with engines that are new, end with those that have left, and tell the others their role."""
         if self._client is None:
             return
-        wanted = {each.worker_id: each for each in self.plan.source.targets()}
+        wanted = self._wanted()
         gone = [n for n, each in self.scrapers.items() if n not in wanted or wanted[n].url != each.target.url]
         await asyncio.gather(*(self.scrapers.pop(name).stop() for name in gone))
         for name, target in wanted.items():
@@ -132,6 +132,10 @@ class AttachedFleet:
             else:
                 self.scrapers[name] = self._scraper(target, self._client)
                 self.scrapers[name].start()
+
+    def _wanted(self) -> dict[str, Target]:
+        """Who is looked at."""
+        return {each.worker_id: each for each in self.plan.source.targets()}
 
     def _scraper(self, target: Target, client: httpx.AsyncClient) -> Scraper:
         return Scraper(

@@ -1,7 +1,9 @@
 """An attached fleet whose requests come through our gateway: its engines' roles are what we say, not what they are.
 
-Decided here: where a worker's role and state come from (the bridge's word), which order needs which permission, and the
-roles to begin with (the registry's). Observation, counters and their epochs are `AttachedFleet`'s.
+Decided here: where a worker's role and state come from (the bridge's word), which order needs which permission, the
+roles to begin with (the registry's; a role that changes there later is told and not followed), and that an engine which
+leaves the registry is of the fleet until its work has ended. Observation, counters and their epochs are
+`AttachedFleet`'s.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from control.fleets.attached.permission import acting, not_allowed
 from control.fleets.attached.steered import SteeredFleet
 from control.fleets.attached.steering.controllers import open_steering
 from control.fleets.attached.steering.memory import Memory
+from control.fleets.attached.targets import Target
 from control.fleets.base import FleetStep, Observation, StepOutcome
 from control.fleets.fleet_token import fleet_token
 from control.types import Capability, Role, WorkerRoute, WorkerState
@@ -38,12 +41,19 @@ class RoutedFleet(AttachedFleet):
 
     def __init__(self, plan: Plan, bridged: BridgedWorkers, now: Callable[[], float] = time.time) -> None:
         super().__init__(plan, now)
+        self.limit_s = plan.attachment.limit_s
         self._bridged = bridged
         self._roles: dict[str, Role] = {}  # as last heard
+        self._first_roles: dict[str, Role] = {}  # as the registry had them when the engine came
+        self._leaving: dict[str, Target] = {}
+
+    @property
+    def leaving(self) -> frozenset[str]:
+        return frozenset(self._leaving)
 
     def registered_roles(self) -> dict[str, Role]:
         """As the registry has them: what to begin with."""
-        return {each.worker_id: each.role for each in self.plan.source.targets()}
+        return {each.worker_id: each.role for each in self._wanted().values()}
 
     async def start(self, on_change: Callable[[], None]) -> None:
         self._bridged.start(on_change)
@@ -52,13 +62,13 @@ class RoutedFleet(AttachedFleet):
     async def observe(self, now_unix_s: float) -> Observation:
         """The engines' pages, with the roles and states that the bridge tells."""
         seen = await super().observe(now_unix_s)
-        problem = (self._bridged.problem,) if self._bridged.problem else ()
-        return replace(
-            seen, readings=tuple(self._as_bridged(each) for each in seen.readings), problems=(*seen.problems, *problem)
-        )
+        problems = [*seen.problems, *filter(None, [self._bridged.problem]), *self._unfollowed()]
+        return replace(seen, readings=tuple(self._as_bridged(each) for each in seen.readings), problems=tuple(problems))
 
     async def apply(self, step: FleetStep) -> StepOutcome:
         needed = NEEDS.get(step.verb, ())
+        if step.worker_id in self._leaving:
+            needed = ()  # whoever keeps the registry has said so
         if needed and not self.capabilities.intersection(needed):
             detail = not_allowed(self.plan.attachment, needed[0]).detail
             return StepOutcome(accepted=False, detail=detail, retry_helps=False)
@@ -73,13 +83,37 @@ class RoutedFleet(AttachedFleet):
 
     async def _follow_registry(self) -> None:
         """What an engine does is counted in the role that it has here."""
-        await super()._follow_registry()
         self._bridged.follow()
+        await super()._follow_registry()
         for name, scraper in self.scrapers.items():
             role = self._bridged.role(name) or self._roles.get(name)
             if role is not None:
                 self._roles[name] = role
                 scraper.set_role(role)
+
+    def _wanted(self) -> dict[str, Target]:
+        """With those that have left the registry and work yet."""
+        listed = super()._wanted()
+        targets = {name: each.target for name, each in self.scrapers.items()}
+        self._leaving = {
+            name: target for name, target in targets.items() if name not in listed and self._bridged.has_work(name)
+        }
+        return {**listed, **self._leaving}
+
+    def _unfollowed(self) -> list[str]:
+        """Roles that were changed in the registry, and not by a command."""
+        listed = super()._wanted()
+        for name in self._first_roles.keys() - listed.keys():
+            del self._first_roles[name]
+        told = []
+        for name, target in listed.items():
+            first = self._first_roles.setdefault(name, target.role)
+            if target.role not in (first, self._roles.get(name, first)):
+                told.append(
+                    f"the targets say {name} is {target.role} now; a routed fleet's roles are given by commands: "
+                    f"`phaseline --fleet {self.fleet_id} flip {name} {target.role}`"
+                )
+        return told
 
     def _as_bridged(self, reading: MeterReading) -> MeterReading:
         route = self._bridged.route(reading.worker_id)

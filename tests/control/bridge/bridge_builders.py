@@ -20,7 +20,7 @@ from gateway_builders import SPLIT_ALWAYS, load_text, serving, until
 from control.bridge.bridge import Bridge
 from control.fleets.attached.bridge_file import bridge_path
 from control.fleets.attached.bridged import BridgedWorkers
-from control.fleets.attached.targets import ListedTargets, make_target
+from control.fleets.attached.targets import RosterTargets, make_target
 from control.fleets.attached.types import Attachment
 from control.fleets.base import FleetStep, StepOutcome
 from control.gateway.admission import Admission
@@ -45,6 +45,7 @@ class Prod:
     gateway: Gateway
     text: ModelText
     client: httpx.AsyncClient
+    registry: RosterTargets
     policy: RoutingPolicy
     _version: int = field(default=0)
 
@@ -88,8 +89,9 @@ async def prod(
         await server.start()
     kind = next(iter(servers.values())).kind
     attachment = Attachment(name=FLEET, kind=kind, simulated=True)
-    source = ListedTargets(make_target(each.url, roles[name].value, name) for name, each in servers.items())
-    bridge = Bridge(attachment, source, token="secret", path=bridge_path(folder, FLEET), encode=text.encode)
+    registry = RosterTargets()
+    registry.listed = tuple(make_target(each.url, roles[name].value, name) for name, each in servers.items())
+    bridge = Bridge(attachment, registry, token="secret", path=bridge_path(folder, FLEET), encode=text.encode)
     bridged = BridgedWorkers(folder, FLEET, "secret", simulated=True)
     fleet = Fleet(Hello("gw-test", "gateway", "secret"))
     gateway = Gateway(
@@ -105,7 +107,7 @@ async def prod(
     serve = asyncio.create_task(bridge.run())
     async with running(gateway), serving(gateway) as url:
         client = httpx.AsyncClient(base_url=url, timeout=30.0)
-        place = Prod(dict(servers), bridge, bridged, gateway, text, client, policy)
+        place = Prod(dict(servers), bridge, bridged, gateway, text, client, registry, policy)
         try:
             await _placed(place, roles)
             yield place

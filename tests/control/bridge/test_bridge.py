@@ -7,10 +7,11 @@ import json
 from pathlib import Path
 
 import httpx
-from bridge_builders import Prod, followed, prod
+from bridge_builders import FLEET, Prod, followed, prod
 from fake_servers import BLOCK, FakeServer, answer_of
 from gateway_builders import LOCAL_ALWAYS, until
 
+from control.fleets.attached.bridge_file import bridge_path, hold_bridge
 from control.types import Role, RouteRule, WorkerState
 
 PAIR = {"p": Role.PREFILL, "d": Role.DECODE}
@@ -223,3 +224,27 @@ async def test_a_streamed_answer_has_every_token_once(tmp_path: Path) -> None:
         events = [json.loads(line) for line in lines if line != "[DONE]"]
         text = "".join(each["choices"][0]["text"] for each in events if each["choices"])
         assert text == text_of(place, PROMPT, 20)
+
+
+async def test_an_engine_that_leaves_the_targets_ends_its_streams_first(tmp_path: Path) -> None:
+    servers = {name: FakeServer(name=name, pace_s=0.05) for name in ("a", "b")}
+    async with prod(tmp_path, dict.fromkeys(servers, Role.MIXED), LOCAL_ALWAYS, **servers) as place:
+        asked = [asyncio.create_task(place.complete(PROMPT, 40)) for _ in range(4)]
+        await until(lambda: servers["b"].num_running > 0)
+        place.registry.listed = tuple(each for each in place.registry.listed if each.worker_id == "a")
+        await followed(place, lambda: "b" not in place.bridge.workers)
+        assert {said(each) for each in await asyncio.gather(*asked)} == {text_of(place, PROMPT, 40)}
+        assert servers["b"].num_running == 0
+        await followed(place, lambda: [each.worker_id for each in place.bridged.routes()] == ["a"])
+        assert place.bridged.route("b") is None
+
+
+async def test_one_process_at_a_time_is_a_fleets_bridge(tmp_path: Path) -> None:
+    async with prod(tmp_path, {"a": Role.MIXED}, LOCAL_ALWAYS, a=FakeServer()) as place:
+        path = bridge_path(tmp_path, FLEET)
+        assert hold_bridge(path) is None
+        place.bridge.leave()
+        lock = hold_bridge(path)
+        assert lock is not None
+        assert said(await place.complete(PROMPT)) == text_of(place, PROMPT, 12)  # what it has begun it ends
+        lock.close()

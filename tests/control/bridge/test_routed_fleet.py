@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,17 @@ async def plane_of(folder: Path, told: Attachment, may: tuple[Permission, ...], 
         history.close()
 
 
+def write_targets(file: Path, **engines: tuple[str, FakeServer]) -> None:
+    """Role and server by name, as Prometheus has them."""
+    groups = [
+        {"targets": [server.url.removeprefix("http://")], "labels": {"role": role, "worker_id": name}}
+        for name, (role, server) in engines.items()
+    ]
+    scratch = file.with_suffix(".new")
+    scratch.write_text(json.dumps(groups))
+    scratch.replace(file)
+
+
 @contextlib.asynccontextmanager
 async def site(folder: Path, *, with_bridge: bool = True) -> AsyncIterator[tuple[Attachment, dict[str, FakeServer]]]:
     """A vLLM pair, attached, with a bridge before it."""
@@ -59,8 +72,9 @@ async def site(folder: Path, *, with_bridge: bool = True) -> AsyncIterator[tuple
     servers = {name: FakeServer(name=name, kept=kept) for name in ("p", "d")}
     for each in servers.values():
         await each.start()
-    targets = (f"prefill:p={servers['p'].url}", f"decode:d={servers['d'].url}")
-    told = Attachment(name=FLEET, kind="vllm", targets=targets, every_s=0.5, simulated=True)
+    file = folder / "targets.json"
+    write_targets(file, p=("prefill", servers["p"]), d=("decode", servers["d"]))
+    told = Attachment(name=FLEET, kind="vllm", targets_file=str(file), every_s=0.5, simulated=True)
     bridge = Bridge(
         told, plan_of(told).source, token=fleet_token(folder), path=bridge_path(folder, FLEET), encode=lambda _: []
     )
@@ -114,23 +128,89 @@ async def test_roles_outlive_the_plane_that_gave_them(tmp_path: Path) -> None:
             assert plane.desired.roles == {"p": Role.MIXED, "d": Role.DECODE}
 
 
-async def test_a_role_that_does_not_prove_itself_leaves_the_command_failed_in_words(tmp_path: Path) -> None:
+async def test_a_flip_whose_canary_fails_is_told_and_taken_back(tmp_path: Path) -> None:
     async with site(tmp_path) as (told, servers), plane_of(tmp_path, told, allowed(*ALL)) as plane:
         await until(lambda: roles_of(plane) == READY, LIMIT_S)
         for name in ("p", "d"):
             servers[name].loses_kv = True
         assert (await done(plane, Action(verb=Verb.FLIP, worker_id="p", role=Role.MIXED))).state == "done"
-        action = Action(verb=Verb.FLIP, worker_id="p", role=Role.PREFILL)
-        word = (await plane.preview(CommandRequest(action=action))).needs_confirmation
-        command = await plane.submit(CommandRequest(action=action, confirmation=word), OPERATOR)
-        unfinished = plane.desk.unfinished
-
-        def is_told() -> bool:
-            known = unfinished.get(command.command_id)
-            return known is not None and any("canary" in step.text for step in known.steps)
-
-        await until(is_told, LIMIT_S)
+        failed = await done(plane, Action(verb=Verb.FLIP, worker_id="p", role=Role.PREFILL))
+        assert failed.state is CommandState.FAILED
+        assert "canary" in failed.result
+        assert "taken back" in failed.result
+        await until(lambda: plane.desired.roles["p"] is Role.MIXED and not plane.desk.unfinished, LIMIT_S)
         assert roles_of(plane)["p"] == (Role.MIXED, WorkerState.READY)
+        undo, flip = (await plane.commands(2, None))[:2]
+        assert (undo.who, undo.undo_of, undo.state) == ("phaseline", flip.command_id, CommandState.DONE)
+        assert (flip.command_id, flip.undone_by) == (failed.command_id, undo.command_id)
+
+
+async def test_a_failed_flip_that_a_plane_died_before_taking_back_is_taken_back_by_the_next(tmp_path: Path) -> None:
+    async with site(tmp_path) as (told, _):
+        async with plane_of(tmp_path, told, allowed(*ALL)) as plane:
+            await until(lambda: roles_of(plane) == READY, LIMIT_S)
+            before = plane.desired
+        after = replace(before, version=before.version + 1, roles={**before.roles, "p": Role.MIXED})
+        with contextlib.closing(History.open(f"sqlite:///{tmp_path}/history.db")) as history:
+            flip = Action(verb=Verb.FLIP, worker_id="p", role=Role.MIXED)
+            recorded = history.record_command(
+                replace(plain_command(flip), base_version=before.version, version_after=after.version,
+                        desired_before=before, desired_after=after)
+            )  # fmt: skip
+            history.update_command(recorded.command_id, CommandState.FAILED, None, "the canary failed")
+        async with plane_of(tmp_path, told, allowed(*ALL), fence=2) as plane:
+            await until(lambda: plane.desired.roles["p"] is Role.PREFILL, LIMIT_S)
+            await until(lambda: roles_of(plane) == READY, LIMIT_S)
+            assert (await plane.command(recorded.command_id)).undone_by is not None
+
+
+def plain_command(action: Action) -> Command:
+    now = time.time()
+    return Command(
+        command_id=0, fleet_id=FLEET, action=action, state=CommandState.ACCEPTED, who="ann", why="", base_version=0,
+        idempotency_key="", version_after=0, created_unix_s=now, updated_unix_s=now,
+    )  # fmt: skip
+
+
+async def test_a_flip_that_a_plane_left_half_way_is_ended_by_the_next(tmp_path: Path) -> None:
+    async with site(tmp_path) as (told, _):
+        async with plane_of(tmp_path, told, allowed(*ALL)) as plane:
+            await until(lambda: roles_of(plane) == READY, LIMIT_S)
+            action = Action(verb=Verb.FLIP, worker_id="p", role=Role.MIXED)
+            word = (await plane.preview(CommandRequest(action=action))).needs_confirmation
+            command = await plane.submit(CommandRequest(action=action, confirmation=word), OPERATOR)
+        async with plane_of(tmp_path, told, allowed(*ALL), fence=2) as plane:
+            await until(lambda: command.command_id not in plane.desk.unfinished, LIMIT_S)
+            assert (await plane.command(command.command_id)).state is CommandState.DONE
+            assert roles_of(plane)["p"] == (Role.MIXED, WorkerState.READY)
+
+
+async def test_an_engine_that_comes_to_the_targets_gets_its_role_and_one_that_goes_is_drained(tmp_path: Path) -> None:
+    file = tmp_path / "targets.json"
+    async with site(tmp_path) as (told, servers), plane_of(tmp_path, told, allowed(Capability.ROUTE)) as plane:
+        await until(lambda: roles_of(plane) == READY, LIMIT_S)
+        servers["m"] = FakeServer(name="m")
+        await servers["m"].start()
+        pair = {"p": ("prefill", servers["p"]), "d": ("decode", servers["d"])}
+        write_targets(file, **pair, m=("mixed", servers["m"]))
+        await until(lambda: roles_of(plane) == {**READY, "m": (Role.MIXED, WorkerState.READY)}, LIMIT_S)
+        assert plane.gateways.tables.current is not None
+        assert {each.worker_id for each in plane.gateways.tables.current.workers} == {"p", "d", "m"}
+        write_targets(file, **pair)
+        await until(lambda: plane.desired.roles.keys() == {"p", "d"}, LIMIT_S)
+        await until(lambda: {each.worker_id for each in plane.gateways.tables.current.workers} == {"p", "d"}, LIMIT_S)
+        newest = (await plane.commands(2, None))[:2]
+        assert [each.why for each in newest] == ["the targets no longer list m", "the targets list m too"]
+
+
+async def test_a_role_that_changes_in_the_targets_is_told_and_not_followed(tmp_path: Path) -> None:
+    async with site(tmp_path) as (told, servers), plane_of(tmp_path, told, allowed(*ALL)) as plane:
+        await until(lambda: roles_of(plane) == READY, LIMIT_S)
+        write_targets(tmp_path / "targets.json", p=("mixed", servers["p"]), d=("decode", servers["d"]))
+        await until(lambda: b"the targets say p is mixed now" in plane.snapshot_json(), LIMIT_S)
+        assert roles_of(plane) == READY
+        assert (await done(plane, Action(verb=Verb.FLIP, worker_id="p", role=Role.MIXED))).state is CommandState.DONE
+        await until(lambda: b"the targets say p is mixed now" not in plane.snapshot_json(), LIMIT_S)
 
 
 async def test_without_the_permission_to_flip_it_only_routes(tmp_path: Path) -> None:
