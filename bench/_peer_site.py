@@ -127,11 +127,16 @@ def undo(command: Command) -> Action:
 
 @dataclass(frozen=True, slots=True)
 class LonePlane:
-    """A plane without workers, gateways and console, how to talk to it, and how to end it and start the next."""
+    """A plane without workers, gateways and console, how to talk to it, and how to end it and start the next.
+
+    `environment`: of the command line.
+    """
 
     url: str
     token: str
     restart: Callable[[], None]
+    run_dir: Path
+    environment: dict[str, str]
 
 
 @contextmanager
@@ -153,7 +158,7 @@ def lone_plane() -> Iterator[LonePlane]:
 
         try:
             _until_active(planes[0], log, token)
-            yield LonePlane(f"http://127.0.0.1:{port}", token.read_text().strip(), restart)
+            yield LonePlane(f"http://127.0.0.1:{port}", token.read_text().strip(), restart, run_dir, environment)
         finally:
             for each in planes:
                 _end_plane(each)

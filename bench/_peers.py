@@ -50,6 +50,8 @@ class Peer(ABC):
     model_id: str
     what: str  # in words, for the table
     has_steady_text = True  # the same prompt gives the same text
+    ready_limit_s = READY_LIMIT_S
+    frontend = "frontend"  # whose log tells why it is not whole
 
     def __init__(self) -> None:
         self.url = ""
@@ -118,13 +120,13 @@ class Peer(ABC):
         begin()
 
     def until_whole(self) -> None:
-        deadline_s = time.monotonic() + READY_LIMIT_S
+        deadline_s = time.monotonic() + self.ready_limit_s
         while not self.is_whole():
             for name, process in self._processes.items():
                 if process.poll() is not None:
                     raise PeerFailed(f"{self.name}: {name} ended with {process.returncode}: {self.log(name)}")
             if time.monotonic() > deadline_s:
-                raise PeerFailed(f"{self.name}: not whole within {READY_LIMIT_S:g} s: {self.log('frontend')}")
+                raise PeerFailed(f"{self.name}: not whole within {self.ready_limit_s:g} s: {self.log(self.frontend)}")
             time.sleep(POLL_S)
 
     def log(self, name: str) -> str:

@@ -5,8 +5,9 @@ python bench/peers.py                             all of them
 python bench/peers.py --only dynamo ray-serve
 
 Dynamo's frontend with its mock workers and its virtual connector in etcd, sglang-router and smg with fake workers, a
-Ray Serve application of two deployments, Debian's Prometheus. No model runs: what is tried is who obeys, who does not,
-and whether we say so. A system that does not start is a failure, with its log.
+Ray Serve application of two deployments, Debian's Prometheus: no model runs there, what is tried is who obeys, who does
+not, and whether we say so. And two vLLM servers over NIXL with a small random model behind our gateway: flips under
+load, a killed server. A system that does not start is a failure, with its log.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from _peer_prometheus import PromPeer, try_prometheus
 from _peer_ray_serve import RayServe, try_ray_serve
 from _peer_sglang_router import try_sglang_router, try_smg
 from _peer_site import Site, Unmet, lone_plane
+from _peer_vllm import try_vllm
 from _peers import PeerFailed, SglangRouter, Smg
+from _vllm_pair import VllmPair
 from control.errors import ControlError
 
 SYSTEMS: dict[str, tuple[type[Any], Callable[[Site], None]]] = {
@@ -33,6 +36,7 @@ SYSTEMS: dict[str, tuple[type[Any], Callable[[Site], None]]] = {
     "smg": (Smg, try_smg),
     "ray-serve": (RayServe, try_ray_serve),
     "prometheus": (PromPeer, try_prometheus),
+    "vllm": (VllmPair, try_vllm),
 }
 
 

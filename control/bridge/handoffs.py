@@ -1,7 +1,8 @@
 """KV that waits in a foreign engine for another one to fetch it: by lease, the words that the fetching one is told.
 
-Decided here: how long we keep those words. The engine has a limit of its own (vLLM: VLLM_NIXL_ABORT_REQUEST_TIMEOUT,
-480 s), and no call frees the KV before it: what is not fetched stays in the engine until then.
+Decided here: how long we keep those words. The engine has a limit of its own, and no call frees the KV before it. vLLM
+0.32 takes the blocks back `kv_lease_duration` (30 s, unless told otherwise) after the prompt, or the last word of a
+server that fetches, and tells nobody: who fetches later reads what lies there then. So ours is well below it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, Final
 
 from control.bridge.speech import KEEP_KV
 
-LIMIT_S: Final = 60.0
+LIMIT_S: Final = 20.0
 
 
 @dataclass(frozen=True, slots=True)

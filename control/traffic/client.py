@@ -25,6 +25,7 @@ class Outcome:
     output_tokens: int = 0
     status: int = 0  # 0: no answer
     error: str = ""
+    retry_after_s: float | None = None  # as a refusal says it
     route: str = ""
     ttft_s: float | None = None
     e2e_s: float | None = None
@@ -159,6 +160,8 @@ async def exchange(
             outcome.route = response.headers.get("X-Phaseline-Route", "")
             if response.status != 200:
                 outcome.error = (await response.text())[:300]
+                told = response.headers.get("Retry-After", "")
+                outcome.retry_after_s = float(told) if told.isdecimal() else None
             else:
                 await _read_stream(response, outcome, scheduled_s, keep_text)
     except (aiohttp.ClientError, TimeoutError, msgspec.MsgspecError, OSError) as error:
