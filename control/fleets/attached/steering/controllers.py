@@ -5,7 +5,8 @@ graphs of decode, which SGLang on a GPU wants to be told), `smg=http://HOST:PORT
 `ray-serve=http://HEAD:8265/APPLICATION` (`?prefill=NAME&decode=NAME`: its deployments),
 `prometheus=http://HOST:9090?query=PROMQL` (`&role=LABEL&prefill=VALUE&decode=VALUE`: which label says the role),
 `dynamo=http://FRONTEND:8000` (`?etcd=http://HOST:2379&namespace=NAME`: its discovery and virtual connector;
-`?pages=PORTS`: where its workers have their system pages, if discovery is elsewhere).
+`?pages=PORTS`: where its workers have their system pages, if discovery is elsewhere),
+`production-stack=http://ROUTER:PORT?file=PATH` (its router's dynamic config file, on the plane's host).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 from urllib.parse import parse_qsl, urlsplit
@@ -23,6 +25,7 @@ from control.fleets.attached.steering.dynamo import DynamoSteering
 from control.fleets.attached.steering.dynamo_pages import ports_of
 from control.fleets.attached.steering.etcd import Etcd
 from control.fleets.attached.steering.memory import Memory
+from control.fleets.attached.steering.production_stack import FILE_ENDINGS, ProductionStackSteering
 from control.fleets.attached.steering.prometheus import PrometheusSteering
 from control.fleets.attached.steering.ray_serve import RayServeSteering
 from control.fleets.attached.steering.roster import Steering
@@ -30,7 +33,7 @@ from control.fleets.attached.steering.sglang_router import SglangRouterSteering
 from control.fleets.attached.types import Attachment
 from control.types import Capability, Role
 
-FORM: Final = "KIND=URL, KIND one of sglang-router, smg, ray-serve, dynamo, prometheus"
+FORM: Final = "KIND=URL, KIND one of sglang-router, smg, ray-serve, dynamo, prometheus, production-stack"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +84,11 @@ def _dynamo(address: Address, _: Memory) -> Steering:
     return DynamoSteering(address.caller(), etcd, options.get("namespace", ""), ports_of(options.get("pages", "")))
 
 
+def _production_stack(address: Address, memory: Memory) -> Steering:
+    path = Path(address.options.get("file", ""))
+    return ProductionStackSteering(address.caller(), path, memory, limit_s=address.limit_s)
+
+
 def _prometheus(address: Address, _: Memory) -> Steering:
     query, label = address.options.get("query", "up"), address.options.get("role", "role")
     words = {address.options[role]: role for role in ("prefill", "decode", "mixed") if role in address.options}
@@ -99,6 +107,7 @@ CONTROLLERS: Final[Mapping[str, Kind]] = MappingProxyType(
             dialects=("ray-serve",),
             open=_ray_serve,
         ),
+        "production-stack": Kind(can=_POOL, options=("file",), dialects=("vllm",), open=_production_stack),
         "prometheus": Kind(
             can=frozenset(),
             options=("query", "role", "prefill", "decode", "mixed"),
@@ -146,6 +155,10 @@ def address_of(attachment: Attachment) -> Address:
     graph_gb = options.get("graph_gb", "0")
     if not re.fullmatch(r"\d{1,3}(\.\d+)?", graph_gb):
         raise CommandRefused("graph_gb is a number of GB", field="controller", value=graph_gb, bound="0..999")
+    if kind == "production-stack" and Path(options.get("file", "")).suffix not in FILE_ENDINGS:
+        raise CommandRefused(
+            "its router's dynamic config is a file", field="controller", value=kind, bound=f"?file=PATH, {FILE_ENDINGS}"
+        )
     if attachment.kind not in CONTROLLERS[kind].dialects:
         bound = ", ".join(CONTROLLERS[kind].dialects)
         raise CommandRefused(f"{kind} steers no {attachment.kind}", field="kind", value=attachment.kind, bound=bound)
