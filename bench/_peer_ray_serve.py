@@ -16,7 +16,8 @@ from control.types import Capability, CommandState
 RAY = "2.60.0"
 #: Ray's workers push their numbers every 10 s.
 PUSHED_S = 15.0
-PROMPT_TOKENS, OUTPUT_TOKENS = 700, 40  # of each request, as `_ray_serve_app.py` makes them up
+#: Of each request, as `_ray_serve_app.py` makes them up.
+MADE_UP = {"prefill_tokens": 700, "decode_tokens": 40}
 
 
 class RayServe(Peer):
@@ -61,6 +62,7 @@ def try_ray_serve(site: Site) -> None:
         assert isinstance(peer, RayServe)
         with asked(peer.url, {}, 4):
             time.sleep(PUSHED_S)  # so that all series are there when counting begins
+        attached_unix_s = time.time()
         site.attach(
             kind="ray-serve",
             controller=f"ray-serve={peer.dashboard_url}/pd",
@@ -73,7 +75,7 @@ def try_ray_serve(site: Site) -> None:
         site.until_pools(prefill=1, decode=2)
         site.expect_refused("resize to 0", resize(decode=0))
         time.sleep(PUSHED_S)
-        begun_unix_s = time.time()
+        before = {metric: site.total(metric, attached_unix_s) for metric in MADE_UP}
         with asked(peer.url, {}, 4) as load:
             time.sleep(2)
             done = site.expect("prefill 1 -> 2 and decode 2 -> 1", resize(prefill=2, decode=1), CommandState.DONE)
@@ -83,18 +85,13 @@ def try_ray_serve(site: Site) -> None:
         if load.failed:
             raise Unmet(f"requests failed: {load.words()}")
         time.sleep(2 * PUSHED_S)
-        _count(site, load.done, begun_unix_s)
+        _count(site, load.done, before, attached_unix_s)
 
 
-def _count(site: Site, num_requests: int, begun_unix_s: float) -> None:
+def _count(site: Site, num_requests: int, before: dict[str, float], since_unix_s: float) -> None:
     """What the lines add up to, of what was really asked: a replica that left takes its last seconds with it."""
-    since_unix_s = begun_unix_s - 5
-    for metric, each in (("prefill_tokens", PROMPT_TOKENS), ("decode_tokens", OUTPUT_TOKENS)):
-        found = site.client.series(metric, since_unix_s, time.time(), step_s=1, fleet_id=site.name)
-        counted = sum(
-            value for line in found.series for value in [each.value for each in line.points] if value is not None
-        )
-        true = each * num_requests
+    for metric, each in MADE_UP.items():
+        counted, true = site.total(metric, since_unix_s) - before[metric], each * num_requests
         site.note(metric, f"{counted:.0f} counted of {true} that the made-up engines say ({counted / true:.1%})")
-        if not 0 < counted <= true * 1.01:
+        if not 0 < counted <= true * 1.001:
             raise Unmet(f"{metric}: {counted:.0f} counted, of {true}")

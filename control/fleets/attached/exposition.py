@@ -1,13 +1,16 @@
 """A Prometheus text page as samples, within bounds: a hostile or broken page costs one target its reading, no more.
 
 Decided here: what is taken of a page, and which values are refused. Not here: what a series means (`dialects`). Parsing
-is prometheus_client's; lines that nobody asked for are dropped before it, as engines export far more than we read.
+is prometheus_client's; lines that nobody asked for are dropped before it, as engines export far more than we read. What
+stands before a line's number is the same at each look, and mostly on each engine: it is parsed once and remembered.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -19,6 +22,11 @@ MAX_PAGE_BYTES: Final = 8 * 1024 * 1024
 #: Samples of the series that we read; a vLLM engine has about 400.
 MAX_SAMPLES: Final = 20_000
 MAX_LINE_BYTES: Final = 4096
+#: Of what is remembered: heads of lines, and how long each may be. Together some MiB at most.
+MAX_HEADS: Final = 16_384
+MAX_HEAD_BYTES: Final = 512
+#: A line without a timestamp, an exemplar, escapes or braces within its labels; all others are parsed as they come.
+_PLAIN: Final = re.compile(r"([a-zA-Z_:][\w:]*(?:\{[^{}\\]*\})?) +([-+.\deE]+)")
 
 
 class PageError(FleetError):
@@ -58,12 +66,33 @@ def parse_page(text: str, prefixes: Iterable[str]) -> Page:
     found: dict[str, list[Sample]] = {}
     refused: dict[str, str] = {}
     try:
-        for family in text_string_to_metric_families("\n".join(lines) + "\n"):
-            for sample in family.samples:
-                if math.isfinite(sample.value):
-                    found.setdefault(sample.name, []).append(Sample(sample.labels, sample.value))
-                else:
-                    refused[sample.name] = f"{sample.name} is {sample.value}: unknown"
+        for name, labels, value in _samples(lines):
+            if math.isfinite(value):
+                found.setdefault(name, []).append(Sample(labels, value))
+            else:
+                refused[name] = f"{name} is {value}: unknown"
     except ValueError as error:
         raise PageError(f"not a Prometheus text page: {error}") from error
     return Page({name: tuple(samples) for name, samples in found.items()}, tuple(refused.values()))
+
+
+def _samples(lines: Iterable[str]) -> Iterator[tuple[str, Mapping[str, str], float]]:
+    """Name, labels, value. Raises ValueError."""
+    others = []
+    for line in lines:
+        plain = _PLAIN.fullmatch(line)
+        if plain is None or len(plain[1]) > MAX_HEAD_BYTES:
+            others.append(line)
+        else:
+            yield *_head(plain[1]), float(plain[2])
+    for family in text_string_to_metric_families("\n".join(others) + "\n"):
+        for sample in family.samples:
+            yield sample.name, sample.labels, sample.value
+
+
+@functools.lru_cache(MAX_HEADS)
+def _head(text: str) -> tuple[str, Mapping[str, str]]:
+    """Name and labels of a line, from what stands before its number."""
+    (family,) = text_string_to_metric_families(f"{text} 0\n")
+    (sample,) = family.samples
+    return sample.name, sample.labels

@@ -25,7 +25,7 @@ from control.fleets.attached.engine_page import Counters, EnginePage
 
 PREFIX: Final = "ray_vllm_"
 #: A page that stands still for so long is one of an idle engine: pushes are 10 s apart (`metrics_report_interval_ms`).
-STILL_S: Final = 25.0
+STILL_S: Final = 15.0
 _REPLICA: Final = re.compile(r'[{,]ReplicaId="([^"]*)"')
 _WORKER: Final = re.compile(r'[{,]WorkerId="([^"]*)"')
 #: Of counters that are one series by source.
