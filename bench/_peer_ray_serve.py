@@ -8,6 +8,8 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
+
 from _deployment import ROOT, free_ports
 from _peer_site import Site, Unmet, asked, resize, undo
 from _peers import Peer, running
@@ -29,6 +31,10 @@ class RayServe(Peer):
     dashboard_url = ""
     token_file = Path()
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._own: set[psutil.Process] = set()
+
     @classmethod
     def packages(cls) -> list[list[str]]:
         return [[f"ray[serve]=={RAY}"]]
@@ -43,17 +49,30 @@ class RayServe(Peer):
         environment |= {"RAY_USAGE_STATS_ENABLED": "0"}
         self.run("frontend", [str(self.python), app, str(dashboard), str(http)], environment)
         self.until_whole()
+        self._remember_own()
 
     def is_whole(self) -> bool:
         return "\nready" in f"\n{self.log('frontend')}"
 
     def clear(self) -> None:
-        """Ray's own processes end when their driver is asked to, not when it is killed."""
+        """Ray's own processes end when their driver is asked to, not when it is killed. Those that do not, we end."""
+        self._remember_own()
         if "frontend" in self._processes:
             self._processes["frontend"].terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._processes["frontend"].wait(60)
         super().clear()
+        _, left = psutil.wait_procs(self._own, timeout=30)
+        for each in left:
+            print(f"  ray-serve: {each.pid} {each.name()} was still there, and was ended", flush=True)
+            each.kill()
+        psutil.wait_procs(left, timeout=30)
+
+    def _remember_own(self) -> None:
+        """All that runs below the driver, by id and start time."""
+        with contextlib.suppress(psutil.NoSuchProcess, KeyError):
+            driver = psutil.Process(self._processes["frontend"].pid)
+            self._own |= set(driver.children(recursive=True))
 
 
 def try_ray_serve(site: Site) -> None:
