@@ -12,6 +12,8 @@ from multiprocessing.connection import Connection
 LABELS = 'engine="0",model_name="bench"'
 TOKENS_PER_S = 100.0
 FLOOD_BYTES = 50 * 1024 * 1024
+#: So many bytes: one says so at once, one says no length.
+FLOODS = ("flood", "endless")
 #: As many further series as a vLLM 0.32 engine has, which nobody reads.
 OTHERS = "".join(f"vllm:other_{n}{{{LABELS}}} {n}\n" for n in range(600))
 
@@ -50,12 +52,13 @@ async def serve(kinds: Sequence[str], told: Connection) -> None:
                     if kind == "hang":
                         await asyncio.sleep(3600.0)
                     body = page(kind, time.monotonic() - begun_s).encode()
-                    size = FLOOD_BYTES if kind == "flood" else len(body)
-                    writer.write(f"HTTP/1.1 200 OK\r\ncontent-length: {size}\r\n\r\n".encode())
+                    size = FLOOD_BYTES if kind in FLOODS else len(body)
+                    length = "connection: close" if kind == "endless" else f"content-length: {size}"
+                    writer.write(f"HTTP/1.1 200 OK\r\n{length}\r\n\r\n".encode())
                     for _ in range(size // len(body)):
                         writer.write(body)
                         await writer.drain()
-                    if kind == "flood":
+                    if kind in FLOODS:
                         break
             writer.close()
 
@@ -74,7 +77,7 @@ def _main(kinds: Sequence[str], told: Connection) -> None:
 
 @contextlib.contextmanager
 def fake_engines(kinds: Sequence[str]) -> Iterator[list[str]]:
-    """Their addresses, in the order of `kinds`: good | hang | dead | flood | nan | resets."""
+    """Their addresses, in the order of `kinds`: good | hang | dead | flood | endless | nan | resets."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_main, args=(tuple(kinds), theirs), daemon=True)

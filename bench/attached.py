@@ -32,7 +32,7 @@ from control.lease import Lease, this_process
 from control.plane import Plane
 from control.settings import Settings
 
-BAD = ("hang", "dead", "flood", "nan", "resets")
+BAD = ("hang", "dead", "flood", "endless", "nan", "resets")
 WARM_UP_S = 10.0
 
 

@@ -40,9 +40,14 @@ async def fetch_page(client: httpx.AsyncClient, url: str, token_file: Path | Non
     size = 0
     try:
         headers = {} if token_file is None else await asyncio.to_thread(_bearer, token_file)
+        headers["Accept-Encoding"] = "identity"  # a small answer cannot become a large one
         async with asyncio.timeout(LOOK_LIMIT_S), client.stream("GET", url, headers=headers) as answer:
             if answer.status_code != 200:
                 raise PageError(f"{url} answers {answer.status_code}")
+            if answer.headers.get("content-encoding", "identity") != "identity":
+                raise PageError(f"{url} answers compressed, unasked")
+            if int(answer.headers.get("content-length") or 0) > MAX_PAGE_BYTES:
+                raise PageError(f"{url} has more than {MAX_PAGE_BYTES} bytes", field="page")
             async for part in answer.aiter_bytes():
                 size += len(part)
                 if size > MAX_PAGE_BYTES:
@@ -50,7 +55,7 @@ async def fetch_page(client: httpx.AsyncClient, url: str, token_file: Path | Non
                 parts.append(part)
     except TimeoutError as error:
         raise PageError(f"{url} has not answered within {LOOK_LIMIT_S:g} s") from error
-    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
         raise PageError(f"{url} cannot be read: {error or type(error).__name__}") from error
     return b"".join(parts).decode("utf-8", "replace")
 

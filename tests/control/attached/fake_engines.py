@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
 class FakeEngine:
-    """`page` is what it answers with; `fault`: "" | hang | flood | error | garbage | other."""
+    """`page` is what it answers with; `fault`: "" | hang | flood | bomb | error | garbage | other."""
 
     page: str = ""
     fault: str = ""
@@ -36,6 +37,10 @@ class FakeEngine:
                         writer.write(b"vllm:flood 1\n" * 80_660)
                         await writer.drain()
                     return
+                elif self.fault == "bomb":
+                    body = gzip.compress(b"vllm:flood 1\n" * 100_000)
+                    head = f"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: {len(body)}\r\n\r\n"
+                    writer.write(head.encode() + body)
                 elif self.fault == "error":
                     self._say(writer, "503 Service Unavailable", "no")
                 else:

@@ -71,7 +71,7 @@ async def test_it_is_observed_only() -> None:
 
 async def test_bad_engines_cost_only_themselves() -> None:
     good = FakeEngine(text_of("decode-1"))
-    bad = [FakeEngine(fault=fault) for fault in ("hang", "flood", "error", "garbage", "other")]
+    bad = [FakeEngine(fault=fault) for fault in ("hang", "flood", "bomb", "error", "garbage", "other")]
     async with engines(good, *bad):
         told = attachment(f"decode:good={good.url}", *(f"prefill:{each.fault}={each.url}" for each in bad))
         async with fleet_of(told) as fleet:
@@ -82,6 +82,7 @@ async def test_bad_engines_cost_only_themselves() -> None:
             assert problems["good"] == ""
             assert "has not answered within" in problems["hang"]
             assert "has more than" in problems["flood"]
+            assert "answers compressed, unasked" in problems["bomb"]
             assert "answers 503" in problems["error"]
             assert "not a Prometheus text page" in problems["garbage"]
             assert "has no series of vllm" in problems["other"]
