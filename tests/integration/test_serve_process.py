@@ -1,0 +1,72 @@
+"""`phaseline serve` as a process beside a real plane, in front of fake vLLM servers that hand KV to each other."""
+
+from __future__ import annotations
+
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from control.processes import send_signal
+from tests.integration.foreign_site import NAME, Site, site
+from tests.integration.steady_clients import SteadyClients
+
+pytestmark = pytest.mark.integration
+PAIR = {"p": "prefill", "d": "decode"}
+
+
+def served_more(clients: SteadyClients, place: Site, count: int = 6) -> None:
+    """So many further streams end well."""
+    wanted = clients.num_served + count
+    place.place.until(lambda: clients.num_served >= wanted or bool(clients.failures), "more streams")
+    assert not clients.failures
+
+
+def test_a_served_fleet_lives_through_flips_kills_and_an_upgrade_and_ends_whole(tmp_path: Path) -> None:
+    with site(tmp_path, **PAIR) as here:
+        place = here.place
+        refused = place.run("serve", NAME, *here.words, "--detach")
+        assert (refused.returncode, f"phaseline allow {NAME} route" in refused.stderr) == (4, True)
+        place.must("allow", NAME, "route", "flip", "drain")
+        assert f"{here.url}/v1" in here.serve()
+        here.serve()  # the same words again: nothing changes
+        assert f"{here.url}/v1 (pid {place.root('serve-prod').pid}, kept by" in place.must("status")
+        second = place.run("serve", NAME, "--tokenizer", here.tokenizer, "--port", str(here.port + 1))
+        assert (second.returncode, "serves fleet prod already" in second.stderr) == (4, True)
+        here.until_ready(**PAIR)
+
+        here.of("route", "set", "min_remote_prefill_tokens=16", "max_local_output_tokens=8", "--wait")
+        with here.clients() as clients:
+            served_more(clients, here)
+            assert here.engines.servers["d"].num_pulled > 0
+            here.of("flip", "p", "mixed", "--confirm", "prefill", "--wait")
+            served_more(clients, here)
+            send_signal(place.root("plane"), signal.SIGKILL)
+            served_more(clients, here)
+            here.until_ready(p="mixed", d="decode")
+            here.engines.kill("d")
+            served_more(clients, here)
+            here.engines.start(here.engines.servers["d"])
+            here.until_ready(p="mixed", d="decode")
+            served_more(clients, here)
+            before = place.root("serve-prod")
+            notes = {each["name"]: each["state"] for each in place.json("upgrade")["steps"]}
+            assert notes["serve-prod"] == "done"
+            assert place.root("serve-prod") != before
+            served_more(clients, here)
+        assert not clients.failures
+
+        before = place.root("serve-prod")
+        send_signal(before, signal.SIGKILL)
+        place.until(lambda: place.root_or_none("serve-prod") not in (None, before), "serve again")
+        here.until_ready(p="mixed", d="decode")
+        whole = here.stream(8)[0]
+        with ThreadPoolExecutor() as pool:
+            streams = [pool.submit(here.stream, 150) for _ in range(3)]
+            place.until(lambda: here.engines.num_running > 0, "open streams")
+            place.must("forbid", NAME, "route")
+        assert {each.result() for each in streams} == {(streams[0].result()[0], "[DONE]")}
+        assert (len(streams[0].result()[0]), streams[0].result()[0][:8]) == (150, whole)
+        place.until(lambda: "serve-prod" not in place.state.components, "the end of the process")
+        assert "is served at" not in place.must("status")
