@@ -272,6 +272,7 @@ def _gateway(settings: Settings, index: int) -> Component:
 
 
 def _console(settings: Settings) -> Component:
+    """Started at once: it loads while Ray starts, and whoever opens it before the plane is there is told so."""
     main = app_main()
     return Component(
         name=CONSOLE,
@@ -285,7 +286,6 @@ def _console(settings: Settings) -> Component:
         log=log_path(settings, CONSOLE),
         stop_limit_s=5.0,
         ready_url=_url(settings, settings.console_port, "/_stcore/health"),
-        needs=(PLANE,),
     )
 
 

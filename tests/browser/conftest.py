@@ -20,7 +20,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-LIMIT_MS = 20_000
+LIMIT_MS = 60_000  # of a busy machine
 PRESS_MS = 60  # a hand's press, not a machine's: the console holds its own reruns back while somebody presses
 
 

@@ -14,8 +14,8 @@ from tests.control.containers import kept
 
 NAMES = ("m0", "m1", "m2")
 #: Counts by what was seen, of few kinds: one more kind may come late. How many of a round's requests a drain still
-#: met (`seen`) is chance; departures themselves are counted.
-KINDS = ("stall_buckets", "num_by_kind", "notice_buckets", "by_rule", "seen")
+#: met (`seen`), and to which of two workers they went (`to_workers`), is chance; departures themselves are counted.
+KINDS = ("stall_buckets", "num_by_kind", "notice_buckets", "by_rule", "seen", "to_workers")
 
 
 def config(text: ModelText, worker_id: str) -> NullConfig:
