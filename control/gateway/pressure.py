@@ -1,13 +1,12 @@
 """How full one worker is, between two of its messages: what it said last, and what was sent there since.
 
-Decided here: when a submission is counted by the worker itself, how fast it computes prompts, and when enough of them
-are queued there. Not here: which worker a request gets (`control.routing`).
+Decided here: when a submission is counted by the worker itself and when by nobody any more, how fast it computes
+prompts, and when enough of them are queued there. Not here: which worker a request gets (`control.routing`).
 """
 
 from __future__ import annotations
 
-from collections import deque
-from typing import Final
+from typing import Final, NamedTuple
 
 from control.gateway.rates import Rate
 from control.routing import WorkerView
@@ -18,6 +17,13 @@ from engine.types import Load
 REFLECTED_S: Final = 0.02
 
 
+class _Asked(NamedTuple):
+    at_s: float
+    prefill_tokens: int
+    kv_tokens: int
+    num_slots: int
+
+
 class Pressure:
     """One worker's load. `max_backlog_s`: prompts for so long may be queued there; None: any number."""
 
@@ -25,7 +31,7 @@ class Pressure:
         self.load = Load()
         self._max_backlog_s = max_backlog_s
         self._prefill = Rate()
-        self._pending: deque[tuple[float, int, int, int]] = deque()
+        self._pending: dict[str, _Asked] = {}  # by request, the oldest first
         self._pending_prefill = 0
         self._pending_kv = 0
         self._pending_slots = 0
@@ -41,12 +47,21 @@ class Pressure:
         self._pending_prefill = self._pending_kv = self._pending_slots = 0
         self.load = load
 
-    def asked(self, now_s: float, *, prefill_tokens: int, kv_tokens: int, num_slots: int) -> None:
+    def asked(self, req_id: str, now_s: float, *, prefill_tokens: int, kv_tokens: int, num_slots: int) -> None:
         """Work was sent there."""
-        self._pending.append((now_s, prefill_tokens, kv_tokens, num_slots))
+        self.ended(req_id)
+        self._pending[req_id] = _Asked(now_s, prefill_tokens, kv_tokens, num_slots)
         self._pending_prefill += prefill_tokens
         self._pending_kv += kv_tokens
         self._pending_slots += num_slots
+
+    def ended(self, req_id: str) -> None:
+        """It is done there: what the worker says from now on counts it no more, however soon that is."""
+        asked = self._pending.pop(req_id, None)
+        if asked is not None:
+            self._pending_prefill -= asked.prefill_tokens
+            self._pending_kv -= asked.kv_tokens
+            self._pending_slots -= asked.num_slots
 
     def told(self, load: Load, now_s: float) -> None:
         """The worker says how full it is."""
@@ -54,11 +69,11 @@ class Pressure:
         if computed > 0:
             self._prefill = self._prefill.after(computed, load.prefill_steps_s - self.load.prefill_steps_s)
         self.load = load
-        while self._pending and self._pending[0][0] < now_s - REFLECTED_S:
-            _, prefill_tokens, kv_tokens, num_slots = self._pending.popleft()
-            self._pending_prefill -= prefill_tokens
-            self._pending_kv -= kv_tokens
-            self._pending_slots -= num_slots
+        while self._pending:
+            oldest, asked = next(iter(self._pending.items()))
+            if asked.at_s >= now_s - REFLECTED_S:
+                break
+            self.ended(oldest)
 
     def view(self, row: WorkerRoute, slot: int, block_tokens: int) -> WorkerView:
         load, rate = self.load, self.prefill_tokens_per_s

@@ -156,6 +156,7 @@ class WorkerLink:
             return False
         self.legs[message.req_id] = leg
         self.pressure.asked(
+            message.req_id,
             time.monotonic(),
             prefill_tokens=prefill_tokens,
             kv_tokens=kv_tokens,
@@ -191,6 +192,8 @@ class WorkerLink:
                 self.gave_s = time.monotonic()
             leg = self.legs.get(message.req_id)
             if leg is not None and leg.attempt == message.attempt:
+                if kind is Prefilled:
+                    self.pressure.ended(message.req_id)
                 _TO_LEG[kind](leg, self, message)
         elif kind is Status:
             self.role, self.state = message.role, message.state
@@ -212,6 +215,8 @@ class WorkerLink:
         for event in step.events:
             leg = self.legs.get(event.req_id)
             if leg is not None and leg.attempt == event.attempt:
+                if event.finish is not None:
+                    self.pressure.ended(event.req_id)
                 leg.on_tokens(self, event)
         self._set_load(step.load)
 
