@@ -153,6 +153,7 @@ async def house(
 @contextlib.asynccontextmanager
 async def serving(app: Any) -> AsyncIterator[str]:
     listener = socket.socket()
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as uvloop does it: or each answer waits 40 ms
     listener.bind(("127.0.0.1", 0))
     config = uvicorn.Config(app, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False)
     server = Server(config)
