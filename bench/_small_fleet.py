@@ -186,6 +186,7 @@ async def small_fleet(
     )  # fmt: skip
     gateway.text = text
     listener = socket.socket()
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as uvloop does it: or each answer waits 40 ms
     listener.bind(("127.0.0.1", 0))
     server = Server(uvicorn.Config(gateway, http="httptools", ws="none", lifespan="off", log_config=None))
     fleet = SmallFleet(workers, gateway, model_id, shm_dir)
