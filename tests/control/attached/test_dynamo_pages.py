@@ -10,7 +10,7 @@ from control.errors import CommandRefused
 from control.fleets.attached.attachment import plan_of
 from control.fleets.attached.derive import derive
 from control.fleets.attached.dialects import DYNAMO, read_page
-from control.fleets.attached.engine_page import EnginePage, Prompts, filled
+from control.fleets.attached.engine_page import Counters, EnginePage, Prompts, filled
 from control.fleets.attached.exposition import PageError
 from control.fleets.attached.steered import SteeredFleet
 from control.fleets.attached.steering.calls import Caller
@@ -21,6 +21,7 @@ from control.fleets.attached.steering.dynamo_pages import PageFinder, host_of, p
 from control.fleets.attached.steering.etcd import Etcd
 from control.fleets.attached.types import Attachment
 from control.types import Phase, Role
+from engine.readings import LATENCY_KINDS
 from tests.control.attached.fake_controllers import FakeDynamo, FakeEtcd, served
 from tests.control.attached.fake_engines import FakeEngine, engines, until
 from tests.control.attached.pages_of import PAGES, TINY
@@ -58,6 +59,22 @@ def test_a_prefill_workers_page_counts_requests_of_its_one_endpoint_and_nothing_
     assert page.latencies["prefill"][-1][1] == 24
     assert page.counters.prefill_tokens is page.gauges.kv_usage is page.gauges.num_waiting is None
     assert {"prefill_tokens", "kv_usage", "steps", "ttft"} <= absent(page)
+
+
+def test_a_real_engines_series_inside_dynamos_page_are_its_own_and_come_first():
+    prefill, decode = page_of("vllm-0.31.0-prefill"), page_of("vllm-0.31.0-decode")
+    assert (prefill.worker_id, prefill.model_id) == ("2ae9a212fb3bcd43", "tiny")
+    assert (prefill.counters.prefill_tokens, prefill.counters.decode_tokens) == (6106, 37)
+    assert (decode.counters.received_tokens, decode.counters.decode_tokens) == (6106, 37 * 30)
+    assert decode.counters.num_requests == 37
+    assert decode.latencies.keys() == prefill.latencies.keys() == {*LATENCY_KINDS}
+    assert absent(prefill) == absent(decode) == set()
+
+
+def test_what_an_engine_counts_of_its_prompts_is_not_made_of_its_requests():
+    now = page_of("vllm-0.31.0-prefill", Prompts(computed_tokens=9999))
+    none = EnginePage(counters=Counters(prefill_tokens=0, decode_tokens=0, num_requests=0, steps=0))
+    assert derive(none, now, Role.PREFILL, TINY, 60.0)[Phase.PREFILL].tokens == 6106
 
 
 def test_the_frontend_knows_workers_by_decimal_ids_and_we_by_hex_ones():
