@@ -9,9 +9,15 @@ when it may not.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from typing import Final
 
 import msgspec
+
+from control.errors import NotFound
+
+FLEET: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 
 
 class Served(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,6 +33,9 @@ def served_folder(run_dir: Path) -> Path:
 
 
 def served_path(run_dir: Path, fleet: str) -> Path:
+    """Raises NotFound for what is no name of a fleet, and might be a path to elsewhere."""
+    if not FLEET.fullmatch(fleet):
+        raise NotFound(f"no fleet is named {fleet!r}", field="name", value=fleet, bound=FLEET.pattern)
     return served_folder(run_dir) / f"{fleet}.json"
 
 
@@ -49,7 +58,7 @@ def read_served(run_dir: Path, fleet: str) -> Served | None:
 
 def all_served(run_dir: Path) -> tuple[Served, ...]:
     """By name."""
-    names = sorted(each.stem for each in served_folder(run_dir).glob("*.json"))
+    names = sorted(each.stem for each in served_folder(run_dir).glob("*.json") if FLEET.fullmatch(each.stem))
     found = (read_served(run_dir, each) for each in names)
     return tuple(each for each in found if each is not None)
 

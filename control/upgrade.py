@@ -2,6 +2,7 @@
 
     supervisor   a new one takes everything over as it runs
     gateways     a new one is ready on the shared socket before the old one is told to stop
+    served fleets  a new one is loaded before, and takes over the engines when the old one is told to stop
     planes       one after the other; without a standby the control API is away for a moment, gateways do not need it
     console, sample traffic
     workers      host by host: drained by recorded commands (running requests move), renewed, undrained

@@ -9,33 +9,24 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import time
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
-import httpx
 import typer
 import uvloop
 
 from control.cli.shell import JsonFlag, connect, print_json, say
-from control.components import SERVE
-from control.deployment import ComponentRecord, DeploymentState, read_state
-from control.errors import CommandRefused, FleetError, NotAllowed, NotFound, PlaneUnreachable, SettingsError
+from control.detached_serve import begin_serving, end_serving, running_supervisor
+from control.errors import CommandRefused, NotAllowed, NotFound, SettingsError
 from control.fleets.attached.bridge_file import served_at
 from control.listener import LISTEN_FD
 from control.ports import check_ports
-from control.processes import last_line
-from control.served import Served, read_served, remove_served, write_served
+from control.served import Served, read_served, remove_served
 from control.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from control.fleets.attached.types import AttachedInfo
     from engine.text import ModelText
-
-POLL_S: Final = 0.2
-START_LIMIT_S: Final = 60.0
-READY_LIMIT_S: Final = 10.0
 
 
 def serve_fleet(
@@ -56,7 +47,8 @@ def serve_fleet(
     """
     settings = load_settings()
     if stop:
-        _stop(settings, name, as_json)
+        end_serving(settings, name)
+        print_json({"fleet": name, "served": False}) if as_json else say(f"fleet {name} is served no more")
         return
     if tokenizer is None:
         raise SettingsError("serve needs --tokenizer, a folder with the model's tokenizer.json", field="tokenizer")
@@ -98,7 +90,7 @@ def _detach(settings: Settings, served: Served, as_json: bool) -> None:
     from control.bridge.bridge import speech_of
     from control.bridge.serve import allowed_of
 
-    _running_state(settings)
+    running_supervisor(settings)
     known = read_served(settings.run_dir, served.fleet)
     if known is not None and known != served:
         raise CommandRefused(
@@ -113,9 +105,7 @@ def _detach(settings: Settings, served: Served, as_json: bool) -> None:
         _check_alone(settings, served.fleet)
         text_of(Path(served.tokenizer))
         check_ports([(settings.host, "port", served.port)])
-        write_served(settings.run_dir, served)
-    _await_start(settings, served)
-    waits_for = _why_not_ready(f"http://{settings.host}:{served.port}")
+    waits_for = begin_serving(settings, served)
     until = f"until `phaseline serve {served.fleet} --stop`" + (f"; not ready yet: {waits_for}" if waits_for else "")
     _tell_url(settings, served.fleet, served.port, until, as_json)
 
@@ -129,62 +119,6 @@ def _check_alone(settings: Settings, name: str) -> None:
             value=name,
             bound="one process a fleet",
         )
-
-
-def _await_start(settings: Settings, served: Served) -> None:
-    name, deadline_s = f"{SERVE}-{served.fleet}", time.monotonic() + START_LIMIT_S
-    while time.monotonic() < deadline_s:
-        record = _record(settings, name)
-        if record is not None and record.is_ready:
-            return
-        is_failing = record is not None and (record.num_restarts > 1 or (record.last_exit and not record.num_restarts))
-        if record is not None and is_failing:
-            remove_served(settings.run_dir, served.fleet)
-            why = last_line(Path(record.log)).removeprefix("phaseline: ") or record.last_exit
-            raise FleetError(f"{name} does not start: {why} [{record.log}]")
-        if read_served(settings.run_dir, served.fleet) is None:
-            raise FleetError(f"{name} has ended: {last_line(Path(record.log)) if record else 'it was stopped'}")
-        time.sleep(POLL_S)
-    remove_served(settings.run_dir, served.fleet)
-    raise FleetError(f"the supervisor has not started {name} within {START_LIMIT_S:.0f} s: is it of an older version?")
-
-
-def _why_not_ready(url: str) -> str:
-    """ "" when requests are served; it may wait for its engines."""
-    deadline_s, why = time.monotonic() + READY_LIMIT_S, "it does not answer"
-    while time.monotonic() < deadline_s:
-        with suppress(httpx.HTTPError, ValueError):
-            answer = httpx.get(f"{url}/readyz", timeout=2.0, trust_env=False)
-            if answer.status_code == 200:
-                return ""
-            why = str(answer.json().get("reason", why))
-        time.sleep(POLL_S)
-    return why
-
-
-def _stop(settings: Settings, name: str, as_json: bool) -> None:
-    state = _running_state(settings)
-    component = f"{SERVE}-{name}"
-    if not remove_served(settings.run_dir, name) and component not in state.components:
-        raise NotFound(f"no fleet {name} is served by `phaseline serve {name} --detach`", field="name", value=name)
-    deadline_s = time.monotonic() + settings.drain_limit_s + START_LIMIT_S
-    while _record(settings, component) is not None:
-        if time.monotonic() > deadline_s:
-            raise FleetError(f"{component} has not ended; `phaseline logs {component}` may say why")
-        time.sleep(POLL_S)
-    print_json({"fleet": name, "served": False}) if as_json else say(f"fleet {name} is served no more")
-
-
-def _running_state(settings: Settings) -> DeploymentState:
-    state = read_state(settings.run_dir)
-    if state is None or not state.supervisor.is_alive:
-        raise PlaneUnreachable(f"no supervisor runs in {settings.run_dir}; `phaseline up --detach` starts it")
-    return state
-
-
-def _record(settings: Settings, component: str) -> ComponentRecord | None:
-    state = read_state(settings.run_dir)
-    return state.components.get(component) if state is not None else None
 
 
 def text_of(folder: Path) -> ModelText:

@@ -126,6 +126,13 @@ def test_stop_of_what_is_not_served_says_so(run_dir: Path) -> None:
     assert (code, "no fleet open is served" in line) == (Exit.BAD_INPUT, True)
 
 
+def test_a_name_that_is_a_path_names_no_fleet_and_no_file(run_dir: Path) -> None:
+    (run_dir / "kept.json").write_text("{}")
+    code, line = refused("serve", "../kept", "--stop")
+    assert (code, "no fleet is named '../kept'" in line) == (Exit.BAD_INPUT, True)
+    assert (run_dir / "kept.json").exists()
+
+
 def test_detach_without_a_supervisor_says_what_starts_one(run_dir: Path, tokenizer: str) -> None:
     (run_dir / "supervisor.json").unlink()
     for words in (("--tokenizer", tokenizer, "--detach"), ("--stop",)):

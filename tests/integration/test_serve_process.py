@@ -13,6 +13,7 @@ from tests.integration.foreign_site import NAME, Site, site
 from tests.integration.steady_clients import SteadyClients
 
 pytestmark = pytest.mark.integration
+LONG = 100  # tokens
 PAIR = {"p": "prefill", "d": "decode"}
 
 
@@ -40,9 +41,8 @@ def test_a_served_fleet_lives_through_flips_kills_and_an_upgrade_and_ends_whole(
         with here.clients() as clients:
             served_more(clients, here)
             assert here.engines.servers["d"].num_pulled > 0
-            here.of("flip", "p", "mixed", "--confirm", "prefill", "--wait")
-            served_more(clients, here)
-            send_signal(place.root("plane"), signal.SIGKILL)
+            here.of("flip", "p", "mixed", "--confirm", "prefill")
+            send_signal(place.root("plane"), signal.SIGKILL)  # the next one ends the flip
             served_more(clients, here)
             here.until_ready(p="mixed", d="decode")
             here.engines.kill("d")
@@ -59,14 +59,23 @@ def test_a_served_fleet_lives_through_flips_kills_and_an_upgrade_and_ends_whole(
 
         before = place.root("serve-prod")
         send_signal(before, signal.SIGKILL)
-        place.until(lambda: place.root_or_none("serve-prod") not in (None, before), "serve again")
-        here.until_ready(p="mixed", d="decode")
-        whole = here.stream(8)[0]
-        with ThreadPoolExecutor() as pool:
-            streams = [pool.submit(here.stream, 150) for _ in range(3)]
-            place.until(lambda: here.engines.num_running > 0, "open streams")
-            place.must("forbid", NAME, "route")
-        assert {each.result() for each in streams} == {(streams[0].result()[0], "[DONE]")}
-        assert (len(streams[0].result()[0]), streams[0].result()[0][:8]) == (150, whole)
+        whole = here.stream(LONG)  # it waits in the socket until the process is back
+        assert (len(whole[0]), whole[1]) == (LONG, "[DONE]")
+        assert place.root("serve-prod") != before
+
+        ended_whole(here, whole, "forbid", NAME, "route")
         place.until(lambda: "serve-prod" not in place.state.components, "the end of the process")
         assert "is served at" not in place.must("status")
+        place.must("allow", NAME, "route")
+        here.serve()
+        ended_whole(here, whole, "down")
+        assert not place.processes()
+
+
+def ended_whole(here: Site, whole: tuple[str, str], *command: str) -> None:
+    """Streams that are open when this is said end as they do when nothing is said."""
+    with ThreadPoolExecutor() as pool:
+        streams = [pool.submit(here.stream, LONG) for _ in range(3)]
+        here.place.until(lambda: here.engines.num_running > 0, "open streams")
+        here.place.must(*command)
+        assert [each.result() for each in streams] == [whole] * 3

@@ -8,7 +8,7 @@ import pytest
 
 from control.bridge.bridge import speech_of
 from control.bridge.serve import allowed_of, while_allowed
-from control.errors import CommandRefused, NotAllowed, NotFound, PlaneUnreachable
+from control.errors import CommandRefused, NotActive, NotAllowed, NotFound, PlaneUnreachable
 from control.fleets.attached.types import AttachedInfo, Attachment, Permission
 from control.types import Capability
 
@@ -40,8 +40,10 @@ def test_a_kind_that_is_only_looked_at_is_named():
         speech_of("dynamo")
 
 
-async def test_a_permission_that_is_taken_back_ends_it_and_a_plane_that_is_away_does_not():
-    answers: list[Exception | None] = [None, PlaneUnreachable("away"), None, NotAllowed("taken back")]
+@pytest.mark.parametrize("end", [NotAllowed("taken back"), NotFound("detached")])
+async def test_a_permission_that_is_taken_back_ends_it_and_a_plane_that_is_away_does_not(end: Exception):
+    away, begins = PlaneUnreachable("away"), NotActive("the attached fleets are not loaded yet")
+    answers: list[Exception | None] = [None, away, begins, None, end]
     stopped: list[bool] = []
 
     def look() -> AttachedInfo:
