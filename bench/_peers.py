@@ -23,7 +23,7 @@ from typing import Any
 
 import httpx
 
-from _deployment import ROOT, free_ports
+from _deployment import ROOT, ends_cleanly, free_ports
 from engine.bench._setup import model_folder
 
 PEERS = ROOT / "data" / "run" / "peers"
@@ -265,10 +265,11 @@ def low_ports(count: int) -> list[int]:
 @contextlib.contextmanager
 def running(peer: Peer) -> Iterator[Peer]:
     """One of them, whole; ended afterwards. Raises PeerFailed."""
-    try:
-        if not peer.python.exists():
-            raise PeerFailed(f"{peer.name} is not installed: run with --setup")
-        peer.start()
-        yield peer
-    finally:
-        peer.clear()
+    with ends_cleanly():
+        try:
+            if not peer.python.exists():
+                raise PeerFailed(f"{peer.name} is not installed: run with --setup")
+            peer.start()
+            yield peer
+        finally:
+            peer.clear()

@@ -185,6 +185,21 @@ async def test_a_flip_that_a_plane_left_half_way_is_ended_by_the_next(tmp_path: 
             assert roles_of(plane)["p"] == (Role.MIXED, WorkerState.READY)
 
 
+async def test_a_flip_whose_engine_dies_is_taken_back_and_the_engine_comes_back_as_it_was(tmp_path: Path) -> None:
+    async with (
+        site(tmp_path) as (told, servers),
+        plane_of(tmp_path, replace(told, limit_s=2.0), allowed(*ALL)) as plane,
+    ):
+        await until(lambda: roles_of(plane) == READY, LIMIT_S)
+        await servers["p"].die()
+        failed = await done(plane, Action(verb=Verb.FLIP, worker_id="p", role=Role.MIXED))
+        assert failed.state is CommandState.FAILED
+        assert "taken back" in failed.result
+        await until(lambda: plane.desired.roles["p"] is Role.PREFILL, LIMIT_S)
+        await servers["p"].start()
+        await until(lambda: roles_of(plane) == READY, LIMIT_S)
+
+
 async def test_an_engine_that_comes_to_the_targets_gets_its_role_and_one_that_goes_is_drained(tmp_path: Path) -> None:
     file = tmp_path / "targets.json"
     async with site(tmp_path) as (told, servers), plane_of(tmp_path, told, allowed(Capability.ROUTE)) as plane:
