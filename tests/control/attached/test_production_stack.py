@@ -17,7 +17,7 @@ from control.fleets.attached.steering.production_stack import ProductionStackSte
 from control.fleets.attached.types import Attachment
 from control.fleets.base import FleetStep
 from control.types import Capability, Role, WorkerState
-from tests.control.attached.fake_controllers import served
+from tests.control.attached.fake_controllers import FakeSglangEngine, served
 from tests.control.attached.fake_stack_router import YAML, FakeStackRouter
 
 ONE, TWO = "10.0.0.1:8000", "10.0.0.2:8000"
@@ -53,37 +53,56 @@ async def test_a_flip_is_done_when_the_router_uses_it_and_its_way_back_leaves_th
         await steering.close()
 
 
-async def test_a_drained_worker_is_out_of_the_file_still_known_and_comes_back(path: Path) -> None:
-    router = FakeStackRouter(path)
-    async with served(router):
-        steering = steering_of(router)
-        assert (await steering.apply(step("drain", TWO))).accepted
-        assert TWO not in router.text
-        drained = next(each for each in (await steering.look()).members if each.worker_id == TWO)
-        assert (drained.state, drained.metrics_url) == (WorkerState.DRAINED, f"http://{TWO}/metrics")
-        assert (await steering.apply(step("undrain", TWO))).accepted
-        assert TWO in router.text
+def at(engine: FakeSglangEngine, router: FakeStackRouter) -> str:
+    """Its name, now that the file lists it in place of the second."""
+    router.write(YAML.replace(f"http://{TWO}", engine.url))
+    return engine.url.removeprefix("http://")
+
+
+async def test_a_drained_worker_is_out_of_the_file_empty_still_known_and_comes_back(path: Path) -> None:
+    router, engine = FakeStackRouter(path), FakeSglangEngine(num_running=2)
+    async with served(router, engine):
+        two, steering = at(engine, router), steering_of(router)
+        assert (await steering.apply(step("drain", two))).accepted
+        assert two not in router.text
+        assert engine.num_running == 0
+        drained = next(each for each in (await steering.look()).members if each.worker_id == two)
+        assert (drained.state, drained.metrics_url) == (WorkerState.DRAINED, f"{engine.url}/metrics")
+        assert (await steering.apply(step("undrain", two))).accepted
+        assert two in router.text
         assert all(each.state is WorkerState.READY for each in (await steering.look()).members)
         await steering.close()
 
 
 async def test_a_drained_worker_is_known_to_the_next_plane(path: Path) -> None:
-    router, kept = FakeStackRouter(path), []
+    router, engine, kept = FakeStackRouter(path), FakeSglangEngine(), list[str]()
 
     async def keep(text: str) -> None:
         kept.append(text)
 
-    async with served(router):
+    async with served(router, engine):
+        two = at(engine, router)
         steering = ProductionStackSteering(Caller(router.url), path, Memory(keep=keep), poll_s=0.01)
-        assert (await steering.apply(step("drain", TWO))).accepted
+        assert (await steering.apply(step("drain", two))).accepted
         await steering.close()
         again = ProductionStackSteering(Caller(router.url), path, Memory(kept[-1], keep), poll_s=0.01)
-        drained = next(each for each in (await again.look()).members if each.worker_id == TWO)
+        drained = next(each for each in (await again.look()).members if each.worker_id == two)
         assert (drained.state, drained.role) == (WorkerState.DRAINED, Role.DECODE)
-        assert (await again.apply(step("undrain", TWO))).accepted
+        assert (await again.apply(step("undrain", two))).accepted
         await again.look()
         assert kept[-1] == "{}"
         await again.close()
+
+
+async def test_a_worker_that_does_not_get_empty_in_time_is_back_in_the_file(path: Path) -> None:
+    router, engine = FakeStackRouter(path), FakeSglangEngine(num_running=10_000)
+    async with served(router, engine):
+        two, steering = at(engine, router), steering_of(router, limit_s=0.2)
+        outcome = await steering.apply(step("drain", two))
+        assert f"{two} still holds requests" in outcome.detail
+        assert two in router.text
+        assert all(each.state is WorkerState.READY for each in (await steering.look()).members)
+        await steering.close()
 
 
 async def test_a_change_that_the_router_does_not_use_has_failed_and_the_file_is_as_it_was(path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import AsyncIterator
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from control.errors import FleetError
 from control.fleets.attached.exposition import parse_page
@@ -29,7 +29,17 @@ class Broken(FleetError):
     """The engine broke off in the middle of its change, and serves neither role until it is restarted."""
 
 
-async def is_empty(entry: Entry) -> bool:
+class Addressed(Protocol):
+    """Whatever lists it."""
+
+    @property
+    def url(self) -> str: ...
+
+    @property
+    def worker_id(self) -> str: ...
+
+
+async def is_empty(entry: Addressed) -> bool:
     """By its own page. Raises FleetError when that does not say."""
     async with _engine(entry) as engine:
         page = parse_page(await engine.text("GET", "/metrics"), HELD)
@@ -61,7 +71,7 @@ async def change_role(entry: Entry, role: Role, graph_gb: float | None = None) -
 
 
 @contextlib.asynccontextmanager
-async def _engine(entry: Entry) -> AsyncIterator[Caller]:
+async def _engine(entry: Addressed) -> AsyncIterator[Caller]:
     engine = Caller(entry.url)
     try:
         yield engine

@@ -17,13 +17,15 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from control.errors import FleetError
 from control.fleets.attached.steering.calls import Caller, table
+from control.fleets.attached.steering.engine_role import is_empty
 from control.fleets.attached.steering.memory import Memory
 from control.fleets.attached.steering.roster import Member, Roster
 from control.fleets.attached.steering.router_file import Backend, RouterFile, edited, read_router_file
@@ -83,10 +85,9 @@ class ProductionStackSteering:
                     return StepOutcome(accepted=True)
                 self._check_alone(file)
                 await self._serves(file, "the router does not serve now, so nothing is changed")
-                if step.verb == "drain":
-                    gone = {each.worker_id: each for each in file.backends if each.worker_id == step.worker_id}
-                    await self._remember({**self._out, **gone})
-                await self._change(file, wanted)
+                leaving = [each for each in file.backends if each.worker_id == step.worker_id and step.verb == "drain"]
+                await self._remember({**self._out, **{each.worker_id: each for each in leaving}})
+                await self._change(file, wanted, leaving)
             except FleetError as error:
                 return StepOutcome(accepted=False, detail=error.detail, retry_helps=False)
             return StepOutcome(accepted=True)
@@ -117,12 +118,15 @@ class ProductionStackSteering:
         if made and file.text != made and time.monotonic() - at_s < RIVAL_S:
             raise FleetError(f"{self._path.name} is not as we left it {time.monotonic() - at_s:.0f} s ago: we stop")
 
-    async def _change(self, before: RouterFile, after: RouterFile) -> None:
-        """Raises FleetError when it is not in force within the limit; the file is then as it was."""
+    async def _change(self, before: RouterFile, after: RouterFile, leaving: Sequence[Backend]) -> None:
+        """Raises FleetError when it is not in force, or who leaves not empty, within the limit; the file is then as it
+        was."""
         await asyncio.to_thread(_put, self._path, before.text, after.text)
         try:
             await self._until(lambda: self._is_in_force(after), "the router does not tell that it uses the new config")
             await self._serves(after, "the new config is in force, but a request after it failed")
+            for each in leaving:
+                await self._until(partial(is_empty, each), f"{each.worker_id} still holds requests")
         except FleetError as error:
             await asyncio.to_thread(_put, self._path, after.text, before.text)
             raise FleetError(f"{error.detail}; the file is as it was") from error
