@@ -58,6 +58,7 @@ class PoolFacts:
     num_ready: int
     num_other: int = 0  # starting, stopping
     rival: str = ""  # who else sets its size; "" when nobody is known to
+    set_by: str = ""  # who set `target`, where the system says so and it was not us
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -100,6 +100,6 @@ def pool_line(
         state = "running" if outcome.retry_helps else "failed"
         text = f"the {role} pool was not resized to {size}: {outcome.detail}"
     elif outcome is not None and (pool.rival or pool.target not in (None, size)):
-        who = pool.rival or f"somebody else has set it to {pool.target}"
+        who = pool.rival or f"{pool.set_by or 'somebody else'} has set it to {pool.target}"
         state, text = "failed", f"the {role} pool was set to {size}, but {who}: we stop"
     return CommandStep(at_unix_s=now_unix_s, text=text, worker_id=pool_key(role), state=state)

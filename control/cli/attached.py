@@ -18,7 +18,9 @@ from control.types import Capability
 
 def attach(
     name: Annotated[str, typer.Argument(help="What to call it: small letters, digits, hyphens.")],
-    kind: Annotated[str, typer.Option(help="vllm, sglang, ray-serve, dynamo, or openai (any server of its API).")],
+    kind: Annotated[
+        str, typer.Option(help="vllm, sglang, llm-d, ray-serve, dynamo, or openai (any server of its API).")
+    ],
     targets: Annotated[
         list[str] | None,
         typer.Option(help="ROLE=URL or ROLE:NAME=URL; once per engine.", metavar="TARGET"),

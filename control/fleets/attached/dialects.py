@@ -190,7 +190,10 @@ DYNAMO: Final = Dialect(
 #: Any server of the OpenAI API: it is routed to, and nothing is known of its phases.
 OPENAI: Final = Dialect(kind="openai", counters={}, gauges={}, latencies={}, path="/v1/models")
 
-DIALECTS: Final[Mapping[str, Dialect]] = MappingProxyType({each.kind: each for each in (VLLM, SGLANG, DYNAMO, OPENAI)})
+#: llm-d's pods are vLLM's servers; where they are SGLang's, the kind is `sglang`.
+DIALECTS: Final[Mapping[str, Dialect]] = MappingProxyType(
+    {each.kind: each for each in (VLLM, SGLANG, DYNAMO, OPENAI)} | {"llm-d": VLLM}
+)
 
 
 def page_url(url: str, dialect: Dialect) -> str:

@@ -109,6 +109,7 @@ class SteeredFleet(AttachedFleet):
         if not self.capabilities & NEEDS.get(step.verb, set()):
             why = self.refusals.get(Capability.RESIZE.value, f"{step.verb} is not known here")
             return StepOutcome(accepted=False, detail=why, retry_helps=False)
+        before = self._roster.pools.get(step.role)
         try:
             outcome = await self._steering.apply(step)
         except ControlError as error:
@@ -117,6 +118,8 @@ class SteeredFleet(AttachedFleet):
         pool = self._roster.pools.get(step.role)
         if outcome.accepted and step.verb == "scale" and pool and pool.target not in (None, step.size):
             detail = f"it was accepted, and the size it is set to is {pool.target}: not obeyed"
+            if before is not None and pool.target != before.target:
+                detail = f"{pool.rival or pool.set_by or 'somebody else'} has set it to {pool.target}: we stop"
             return StepOutcome(accepted=False, detail=detail, retry_helps=False)
         return outcome
 

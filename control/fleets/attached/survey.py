@@ -21,7 +21,7 @@ from control.fleets.attached.gpu_survey import gpu_notes, survey_gpus
 from control.fleets.attached.missing import bare_findings
 from control.fleets.attached.scraper import fetch_page, version_of
 from control.fleets.attached.steering.controllers import Address, open_steering
-from control.fleets.attached.steering.roster import Member, Roster, targets_of
+from control.fleets.attached.steering.roster import Member, Permitted, Roster, targets_of
 from control.fleets.attached.targets import RosterTargets, Target
 from control.fleets.attached.types import EngineSurvey, Survey
 
@@ -34,7 +34,7 @@ async def survey(plan: Plan) -> Survey:
     attachment = plan.attachment
     gate = asyncio.Semaphore(MAX_AT_ONCE)
     async with httpx.AsyncClient(trust_env=False, follow_redirects=False) as client:
-        found = await _engines(plan, client, gate)
+        found, said_too = await _engines(plan, client, gate)
         exporters, gpus = await survey_gpus(plan.exporters, client, gate)
     said = plan.gpus_said()
     own = {each.worker_id: gpus_of(each.worker_id, said.get(each.worker_id, ()), gpus) for each in found}
@@ -43,13 +43,15 @@ async def survey(plan: Plan) -> Survey:
         name=attachment.name,
         kind=attachment.kind,
         engines=engines,
-        notes=(*notes_of(plan, engines), *gpu_notes(plan.exporters, engines)),
+        notes=(*notes_of(plan, engines), *gpu_notes(plan.exporters, engines), *said_too),
         exporters=exporters,
     )
 
 
-async def _engines(plan: Plan, client: httpx.AsyncClient, gate: asyncio.Semaphore) -> Sequence[EngineSurvey]:
-    """As their pages say, or as the controller does of those that have none."""
+async def _engines(
+    plan: Plan, client: httpx.AsyncClient, gate: asyncio.Semaphore
+) -> tuple[list[EngineSurvey], tuple[str, ...]]:
+    """As their pages say, or as the controller does of those that have none; and what else that has to say."""
     roster = Roster() if plan.controller is None else await _roster(plan.controller)
     if plan.controller is not None:
         assert isinstance(plan.source, RosterTargets)
@@ -57,7 +59,7 @@ async def _engines(plan: Plan, client: httpx.AsyncClient, gate: asyncio.Semaphor
     told = {each.worker_id: each.told for each in roster.members}
     looks = [_look(plan, each, told.get(each.worker_id), client, gate) for each in plan.source.targets()]
     bare = (_as_listed(each, roster.version, plan.attachment.kind) for each in roster.members if not each.metrics_url)
-    return [*await asyncio.gather(*looks), *bare]
+    return [*await asyncio.gather(*looks), *bare], _said(roster)
 
 
 def notes_of(plan: Plan, engines: Sequence[EngineSurvey]) -> tuple[str, ...]:
@@ -80,12 +82,20 @@ def notes_of(plan: Plan, engines: Sequence[EngineSurvey]) -> tuple[str, ...]:
 
 
 async def _roster(address: Address) -> Roster:
-    """As the controller lists them. Raises FleetError."""
+    """As the controller lists them, with what it does not let us do. Raises FleetError."""
     steering = open_steering(address)
     try:
-        return await steering.look()
+        needs = await steering.needs() if isinstance(steering, Permitted) else ()
+        roster = await steering.look()
+        return replace(roster, notes=(*roster.notes, *needs))
     finally:
         await steering.close()
+
+
+def _said(roster: Roster) -> tuple[str, ...]:
+    """What cannot be shown or done, and what else sizes the pools."""
+    rivals = (f"{role} is not ours to resize: {pool.rival}" for role, pool in roster.pools.items() if pool.rival)
+    return (*([roster.problem] if roster.problem else []), *roster.notes, *rivals)
 
 
 def _as_listed(member: Member, version: str, kind: str) -> EngineSurvey:
@@ -120,7 +130,7 @@ async def _look(
             worker_id=target.worker_id,
             url=target.url,
             role=target.role.value,
-            version=await version_of(client, target.url, kind),
+            version=await version_of(client, target.url, DIALECTS[kind].kind),
             model=page.model_id,
             num_found=sum(1 for each in page.findings if each.state == "found"),
             missing=tuple(each for each in page.findings if each.state != "found"),

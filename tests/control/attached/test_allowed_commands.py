@@ -20,6 +20,7 @@ from control.settings import Settings
 from control.types import Action, Capability, Command, CommandRequest, CommandState, Principal, Verb
 from tests.control.attached.fake_controllers import FakeRay, served
 from tests.control.attached.fake_engines import until
+from tests.control.attached.fake_kubernetes import FakeKubernetes, serving, write_kubeconfig
 
 ANN = Principal(name="ann", role="operator")
 
@@ -53,8 +54,15 @@ async def seen(planes: dict[str, Plane], capability: Capability) -> Plane:
 
 
 async def ended(plane: Plane, action: Action) -> Command:
+    return await end_of(plane, await begun(plane, action))
+
+
+async def begun(plane: Plane, action: Action) -> Command:
     word = (await plane.preview(CommandRequest(action=action))).needs_confirmation
-    command = await plane.submit(CommandRequest(action=action, confirmation=word), ANN)
+    return await plane.submit(CommandRequest(action=action, confirmation=word), ANN)
+
+
+async def end_of(plane: Plane, command: Command) -> Command:
     async with asyncio.timeout(20):
         while command.state not in ENDED:
             await asyncio.sleep(0.01)
@@ -88,3 +96,40 @@ async def test_what_was_allowed_is_done_and_undone_and_outlives_its_plane(tmp_pa
             await until(lambda: planes.get("theirs") not in (None, plane) and planes["theirs"].observed)
             with pytest.raises(CommandRefused, match="no operator has allowed"):
                 await ended(planes["theirs"], resize)
+
+
+async def test_deployments_in_kubernetes_are_resized_undone_and_left_to_whoever_else_sizes_them(tmp_path: Path):
+    with serving(FakeKubernetes()) as cluster:
+        cluster.add_deployment("prefill", 1)
+        cluster.add_deployment("decode", 2)
+        config = write_kubeconfig(tmp_path / "config", cluster.url)
+        async with hosted(tmp_path) as (attached, planes):
+            where = f"kubernetes={config}?namespace=serving"
+            await attached.attach(
+                Attachment(name="theirs", kind="llm-d", controller=where, every_s=0.5, limit_s=10.0), "ann"
+            )
+            await attached.allow("theirs", Capability.RESIZE, "ann")
+            plane = await seen(planes, Capability.RESIZE)
+            done = await ended(plane, Action(verb=Verb.RESIZE, prefill=2, decode=1))
+            assert (done.state, sizes(cluster)) == (CommandState.DONE, (2, 1))
+            undone = await ended(plane, Action(verb=Verb.UNDO, command_id=done.command_id))
+            assert (undone.state, sizes(cluster)) == (CommandState.DONE, (1, 2))
+            cluster.obeys = False  # no pod comes
+            command = await begun(plane, Action(verb=Verb.RESIZE, decode=3))
+            await until(lambda: sizes(cluster) == (1, 3))
+            cluster.set_size("deployments", "ms-decode", 5, "argocd-controller")
+            failed = await end_of(plane, command)
+            assert failed.state is CommandState.FAILED
+            assert "argocd-controller has set it to 5: we stop" in failed.steps[-1].text
+            assert sizes(cluster) == (1, 5)
+            target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "ms-decode"}
+            cluster.add("horizontalpodautoscalers", "h", {"spec": {"scaleTargetRef": target, "maxReplicas": 9}})
+            await until(lambda: plane.fleet.pools()["decode"].rival != "")  # type: ignore[attr-defined]
+            with pytest.raises(CommandRefused, match=r"decode is not ours to resize: HPA h \(1..9\) sets its size"):
+                await ended(plane, Action(verb=Verb.RESIZE, decode=4))
+
+
+def sizes(cluster: FakeKubernetes) -> tuple[int, int]:
+    """Of prefill and decode, as they are set."""
+    found = (cluster.objects["deployments", name]["spec"]["replicas"] for name in ("ms-prefill", "ms-decode"))
+    return next(found), next(found)

@@ -6,7 +6,8 @@ graphs of decode, which SGLang on a GPU wants to be told), `smg=http://HOST:PORT
 `prometheus=http://HOST:9090?query=PROMQL` (`&role=LABEL&prefill=VALUE&decode=VALUE`: which label says the role),
 `dynamo=http://FRONTEND:8000` (`?etcd=http://HOST:2379&namespace=NAME`: its discovery and virtual connector;
 `?pages=PORTS`: where its workers have their system pages, if discovery is elsewhere),
-`production-stack=http://ROUTER:PORT?file=PATH` (its router's dynamic config file, on the plane's host).
+`production-stack=http://ROUTER:PORT?file=PATH` (its router's dynamic config file, on the plane's host),
+`kubernetes=KUBECONFIG?namespace=NAME&...` or `kubernetes=in-cluster?...` (options: `steering.kube.address`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ from control.fleets.attached.steering.calls import Caller
 from control.fleets.attached.steering.dynamo import DynamoSteering
 from control.fleets.attached.steering.dynamo_pages import ports_of
 from control.fleets.attached.steering.etcd import Etcd
+from control.fleets.attached.steering.kube.address import OPTIONS as KUBE_OPTIONS
+from control.fleets.attached.steering.kube.address import kube_plan, scale_of
+from control.fleets.attached.steering.kube.api import KubeApi
+from control.fleets.attached.steering.kube.steering import KubernetesSteering
 from control.fleets.attached.steering.memory import Memory
 from control.fleets.attached.steering.production_stack import FILE_ENDINGS, ProductionStackSteering
 from control.fleets.attached.steering.prometheus import PrometheusSteering
@@ -33,7 +38,7 @@ from control.fleets.attached.steering.sglang_router import SglangRouterSteering
 from control.fleets.attached.types import Attachment
 from control.types import Capability, Role
 
-FORM: Final = "KIND=URL, KIND one of sglang-router, smg, ray-serve, dynamo, prometheus, production-stack"
+FORM: Final = "KIND=URL, KIND one of sglang-router, smg, ray-serve, dynamo, prometheus, production-stack, kubernetes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +46,7 @@ class Address:
     """Of one controller. `options` are those that its kind takes."""
 
     kind: str
+    fleet_kind: str
     url: str
     path: str
     options: Mapping[str, str]
@@ -53,12 +59,13 @@ class Address:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """One kind of controller. `dialects`: kinds of fleets that it steers."""
+    """One kind of controller. `dialects`: kinds of fleets that it steers. `is_http`: its address; else it is a path."""
 
     can: frozenset[Capability]
     options: tuple[str, ...]
     dialects: tuple[str, ...]
     open: Callable[[Address, Memory], Steering]
+    is_http: bool = True
 
 
 def _router(address: Address, memory: Memory) -> Steering:
@@ -95,6 +102,11 @@ def _prometheus(address: Address, _: Memory) -> Steering:
     return PrometheusSteering(address.caller(), query, label, words)
 
 
+def _kubernetes(address: Address, _: Memory) -> Steering:
+    plan = kube_plan(address.path, address.options, address.fleet_kind)
+    return KubernetesSteering(KubeApi(plan.cluster), plan)
+
+
 _POOL: Final = frozenset({Capability.RESIZE, Capability.FLIP, Capability.DRAIN})
 _ENGINES: Final = ("sglang", "vllm")
 CONTROLLERS: Final[Mapping[str, Kind]] = MappingProxyType(
@@ -120,6 +132,13 @@ CONTROLLERS: Final[Mapping[str, Kind]] = MappingProxyType(
             dialects=("dynamo",),
             open=_dynamo,
         ),
+        "kubernetes": Kind(
+            can=frozenset({Capability.RESIZE}),
+            options=KUBE_OPTIONS,
+            dialects=("llm-d", "dynamo", *_ENGINES),
+            open=_kubernetes,
+            is_http=False,
+        ),
     }
 )
 #: Kinds of fleets whose workers have no page that we read: what is known of them is their controller's word.
@@ -132,6 +151,8 @@ def controller_can(attachment: Attachment) -> frozenset[Capability]:
     found = CONTROLLERS.get(kind)
     if found is None or (kind == "dynamo" and "etcd=" not in url):
         return frozenset()
+    if kind == "kubernetes" and scale_of(dict(parse_qsl(urlsplit(url).query)), attachment.kind) == "none":
+        return frozenset()
     return found.can
 
 
@@ -141,7 +162,7 @@ def address_of(attachment: Attachment) -> Address:
     if not equals or kind not in CONTROLLERS:
         raise CommandRefused(f"a controller is {FORM}", field="controller", value=kind, bound=FORM)
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if CONTROLLERS[kind].is_http and (parts.scheme not in ("http", "https") or not parts.hostname):
         raise CommandRefused("a controller has an http address", field="controller", value=kind, bound=FORM)
     if parts.username or parts.password:
         raise CommandRefused("its address holds a password: name a file or env:NAME", field="controller", value=kind)
@@ -162,14 +183,23 @@ def address_of(attachment: Attachment) -> Address:
     if attachment.kind not in CONTROLLERS[kind].dialects:
         bound = ", ".join(CONTROLLERS[kind].dialects)
         raise CommandRefused(f"{kind} steers no {attachment.kind}", field="kind", value=attachment.kind, bound=bound)
+    if not CONTROLLERS[kind].is_http:
+        _check_kubernetes(parts.path, options, attachment)
     return Address(
         kind=kind,
+        fleet_kind=attachment.kind,
         url=f"{parts.scheme}://{parts.netloc}",
         path=parts.path,
         options=options,
         token=attachment.controller_token,
         limit_s=attachment.limit_s,
     )
+
+
+def _check_kubernetes(path: str, options: Mapping[str, str], attachment: Attachment) -> None:
+    if attachment.controller_token:
+        raise CommandRefused("kubernetes takes its credentials from the kubeconfig alone", field="controller_token")
+    kube_plan(path, options, attachment.kind)
 
 
 def open_steering(address: Address, memory: Memory | None = None) -> Steering:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from control.facts import PoolFacts
 from control.fleets.attached.engine_page import EnginePage
@@ -39,6 +39,7 @@ class Roster:
     pools: Mapping[Role, PoolFacts] = field(default_factory=dict)
     version: str = ""
     problem: str = ""
+    notes: tuple[str, ...] = ()  # what cannot be done, and why: for whoever attaches it
 
 
 class Steering(Protocol):
@@ -51,6 +52,14 @@ class Steering(Protocol):
         """Ask for one change, and look whether it was obeyed where that shows at once. Raises FleetError."""
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class Permitted(Protocol):
+    """What steers a fleet and says itself what it lets us do."""
+
+    async def needs(self) -> tuple[str, ...]:
+        """What is not permitted and would be needed; asking changes nothing. Raises FleetError."""
 
 
 def targets_of(members: Iterable[Member]) -> tuple[Target, ...]:
