@@ -11,7 +11,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import cards, charts, draw, foreign, format, frames, marks, push, session, tables, theme, url, words
+from app import cards, charts, draw, estimates, foreign, format, frames, marks, push, session, tables, theme, url, words
 from app.source import Hub
 from app.views import not_known
 from control.errors import ControlError
@@ -194,6 +194,7 @@ def foreign_facts(worker: WorkerStatus, snapshot: FleetSnapshot) -> list[tuple[s
         ("KV", held if worker.kv_usage is not None else f"n/a: {kv.words if kv else 'not said'}"),
         ("Requests", work if busy is None else f"n/a: {busy.words}"),
         ("Measured by the device", _measured(worker)),
+        *estimates.pairs(worker.estimates),
         ("Model", worker.model_id or "not said"),
         ("Address", worker.address),
         ("Device", f"{worker.device}{' (simulated)' if worker.simulated else ''}"),
