@@ -119,7 +119,8 @@ class SteeredFleet(AttachedFleet):
         if outcome.accepted and step.verb == "scale" and pool and pool.target not in (None, step.size):
             detail = f"it was accepted, and the size it is set to is {pool.target}: not obeyed"
             if before is not None and pool.target != before.target:
-                detail = f"{pool.rival or pool.set_by or 'somebody else'} has set it to {pool.target}: we stop"
+                who = pool.rival or f"{pool.set_by or 'somebody else'} has set it to {pool.target}"
+                detail = f"{who}: we stop"
             return StepOutcome(accepted=False, detail=detail, retry_helps=False)
         return outcome
 

@@ -12,6 +12,7 @@ from typing import Final
 
 import httpx
 
+from control.errors import FleetError
 from control.fleets.attached.attachment import Plan
 from control.fleets.attached.dialects import DIALECTS, page_url, read_page
 from control.fleets.attached.engine_page import EnginePage, filled
@@ -21,7 +22,7 @@ from control.fleets.attached.gpu_survey import gpu_notes, survey_gpus
 from control.fleets.attached.missing import bare_findings
 from control.fleets.attached.scraper import fetch_page, version_of
 from control.fleets.attached.steering.controllers import Address, open_steering
-from control.fleets.attached.steering.roster import Member, Permitted, Roster, targets_of
+from control.fleets.attached.steering.roster import Member, Permitted, Roster, Steering, targets_of
 from control.fleets.attached.targets import RosterTargets, Target
 from control.fleets.attached.types import EngineSurvey, Survey
 
@@ -84,12 +85,22 @@ def notes_of(plan: Plan, engines: Sequence[EngineSurvey]) -> tuple[str, ...]:
 async def _roster(address: Address) -> Roster:
     """As the controller lists them, with what it does not let us do. Raises FleetError."""
     steering = open_steering(address)
+    needs = await _needs(steering)
     try:
-        needs = await steering.needs() if isinstance(steering, Permitted) else ()
         roster = await steering.look()
         return replace(roster, notes=(*roster.notes, *needs))
+    except FleetError as error:
+        raise FleetError("; ".join([error.detail, *needs])) from error
     finally:
         await steering.close()
+
+
+async def _needs(steering: Steering) -> tuple[str, ...]:
+    """What is not permitted, as far as that is told."""
+    try:
+        return await steering.needs() if isinstance(steering, Permitted) else ()
+    except FleetError as error:
+        return (f"what is permitted is not known: {error.detail}",)
 
 
 def _said(roster: Roster) -> tuple[str, ...]:

@@ -390,6 +390,14 @@ async def test_a_dry_run_tells_pods_roles_rivals_and_what_is_not_permitted(clust
     assert 'not permitted in namespace serving: {apiGroups: ["apps"], resources: ["deployments/scale"]' in told
     assert "decode is not ours to resize: HPA h (2..9) sets its size" in told
     assert not [each for each in cluster.calls if each.startswith("PATCH")]
+    cluster.forbidden = {"list pods", "patch deployments/scale"}
+    with pytest.raises(FleetError, match=r'"pods".*not permitted in namespace serving: .*"deployments/scale"'):
+        await survey(plan(config))
+    cluster.forbidden = set()
+    cluster.fails = {"POST": [(403, {"message": "cannot create"})] * 5}
+    found = await survey(plan(config))
+    assert "what is permitted is not known" in found.notes[-2]
+    assert len(found.engines) == 4
 
 
 @pytest.mark.parametrize(
