@@ -127,6 +127,7 @@ SGLANG: Final = Dialect(
             "decode_tokens": (Series(("sglang:generation_tokens_total",)),),
             "num_prompts": (Series(("sglang:num_requests_total",)),),
             "prompt_tokens": (Series(("sglang:prompt_tokens_total",)),),
+            "length_tokens": (Series(("sglang:uncached_prompt_tokens_histogram_sum",)),),
             "prefill_busy_s": (_forward("EXTEND"),),
             "decode_busy_s": (_forward("DECODE"),),
             "exported_flops": (Series(("sglang:estimated_flops_per_gpu_total",), flag=_VLLM_MFU),),
@@ -152,6 +153,7 @@ SGLANG: Final = Dialect(
             "e2e": Series(("sglang:e2e_request_latency_seconds",)),
         }
     ),
+    lengths=Series(("sglang:uncached_prompt_tokens_histogram",)),
 )
 
 _DYNAMO_GENERATE: Final = {"dynamo_endpoint": "generate"}

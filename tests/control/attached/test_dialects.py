@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from control.fleets.attached.derive import derive
 from control.fleets.attached.dialects import SGLANG, VLLM, read_page
 from control.fleets.attached.engine_page import Counters
-from tests.control.attached.pages_of import page_of, text_of
+from control.types import Phase, Role
+from engine.work import attention_pairs
+from tests.control.attached.pages_of import TINY, page_of, text_of
 
 
 def test_a_prefill_engine_of_vllm():
@@ -90,6 +93,26 @@ def test_sglang_tells_its_phases_apart():
     assert page.counters.decode_busy_s is None  # it has served, so the timer is off
     assert page.gauges.kv_usage == 0.25
     assert page.has_anything
+
+
+def test_sglang_says_how_long_its_prompts_were():
+    """Ten prompts of 700 tokens are ten prompts, not one of 7,000; the first token of each is prefill's."""
+    before, now = (
+        read_page(
+            f'sglang:realtime_tokens_total{{mode="prefill_compute"}} {700 * num}\n'
+            f"sglang:generation_tokens_total {16 * num}\nsglang:num_requests_total {num}\n"
+            f'sglang:uncached_prompt_tokens_histogram_bucket{{le="500"}} 0\n'
+            f'sglang:uncached_prompt_tokens_histogram_bucket{{le="1000"}} {num}\n'
+            f'sglang:uncached_prompt_tokens_histogram_bucket{{le="+Inf"}} {num}\n'
+            f"sglang:uncached_prompt_tokens_histogram_sum {700 * num}\n",
+            SGLANG,
+        )
+        for num in (3, 13)
+    )
+    work = derive(before, now, Role.MIXED, TINY)
+    exact = TINY.prefill_flops(7000, 10 * attention_pairs(700, 700), 10)
+    assert work[Phase.PREFILL].flops == pytest.approx(exact, rel=0.02)
+    assert work[Phase.DECODE].tokens == 150
 
 
 def test_a_page_of_another_system_has_nothing():
