@@ -40,7 +40,7 @@ class Site:
         self.findings: list[tuple[str, str]] = []
 
     def attach(self, **told: Any) -> None:
-        attachment = Attachment(name=self.name, every_s=0.5, limit_s=LIMIT_S, **told)
+        attachment = Attachment(**{"name": self.name, "every_s": 0.5, "limit_s": LIMIT_S, **told})
         engines = self.client.survey(attachment).engines
         self.note("dry run", "; ".join(f"{each.worker_id} {each.role} {each.version}" for each in engines))
         self.client.attach(attachment)

@@ -218,8 +218,7 @@ class Dynamo(Peer):
         return [[f"ai-dynamo-runtime=={DYNAMO}", *DYNAMO_NEEDS], [f"ai-dynamo=={DYNAMO}", "--no-deps"]]
 
     def start(self) -> None:
-        model = str(model_folder(None).resolve())
-        port, *ports = free_ports(1 + self.num_prefill)
+        (port,) = free_ports(1)
         system_ports = low_ports(self.num_prefill + self.num_decode)
         hosts = ("DYN_TCP_RPC_HOST", "DYN_TCP_RESPONSE_STREAM_HOST", "DYN_SYSTEM_HOST", "DYN_EVENT_PLANE_HOST")
         environment = dict.fromkeys(hosts, "127.0.0.1") | self.discovery()
@@ -227,15 +226,20 @@ class Dynamo(Peer):
         self.url = f"http://127.0.0.1:{port}"
         frontend = [str(self.python), "-m", "dynamo.frontend", "--http-host", "127.0.0.1", "--http-port", str(port)]
         self.run("frontend", [*frontend, "--router-mode", "kv", "--migration-limit", "3"], environment)
-        shape = ["--model-path", model, "--model-name", self.model_id, "--block-size", "16"]
-        shape += ["--num-gpu-blocks-override", "4096", "--speedup-ratio", "0.25"]  # about 26 ms a token
         for role, count in (("prefill", self.num_prefill), ("decode", self.num_decode)):
             for number in range(count):
-                command = [str(self.python), "-m", "dynamo.mocker", *shape, "--disaggregation-mode", role]
-                if role == "prefill":
-                    command += ["--bootstrap-ports", str(ports.pop())]
-                self.run(f"{role}{number}", command, environment | {"DYN_SYSTEM_PORT": str(system_ports.pop())})
+                command, own = self.worker(role)
+                own |= {"DYN_SYSTEM_PORT": str(system_ports.pop())}
+                self.run(f"{role}{number}", [str(self.python), "-m", *command], environment | own)
         self.until_whole()
+
+    def worker(self, role: str) -> tuple[list[str], dict[str, str]]:
+        """The module with its arguments, and what of the environment is this worker's own."""
+        model = str(model_folder(None).resolve())
+        command = ["dynamo.mocker", "--model-path", model, "--model-name", self.model_id, "--block-size", "16"]
+        command += ["--num-gpu-blocks-override", "4096", "--speedup-ratio", "0.25"]  # about 26 ms a token
+        command += ["--disaggregation-mode", role]
+        return [*command, *(["--bootstrap-ports", str(free_ports(1)[0])] if role == "prefill" else [])], {}
 
     def discovery(self) -> dict[str, str]:
         """Where its processes find each other."""
