@@ -20,7 +20,6 @@ COURSES: tuple[str, ...] = (
 ENGINE_COURSES: tuple[str, ...] = ("worker_ttft_p99_s", "worker_itl_p99_s")
 DASHED = "5 3"
 BY_ENGINES = "Of the last ten seconds, from the engines' own histograms: as exact as their bounds are fine."
-NO_REQUESTS = foreign.Unknown("Its requests", "not seen", "through our gateway (`phaseline serve`) they are")
 
 
 def figures(snapshot: FleetSnapshot, read: dict[str, SeriesResult | None]) -> list[cards.Figure]:
@@ -63,9 +62,15 @@ def _goodput(snapshot: FleetSnapshot, course: tuple[float | None, ...]) -> cards
     traffic = snapshot.traffic
     drawn = cards.Figure(label="Goodput", value=format.rate(traffic.goodput_rps), course=course, color=theme.OK)
     if traffic.goodput_rps is None:
-        return _unknown(drawn, NO_REQUESTS if snapshot.is_attached else None)
+        return _unknown(drawn, _no_requests(snapshot))
     note = f"{format.percent(traffic.attainment)} of {format.rate(traffic.offered_rps)} offered"
     return replace(drawn, note=note, tag=_seen(snapshot), tag_note=_seen_note(traffic))
+
+
+def _no_requests(snapshot: FleetSnapshot) -> foreign.Unknown | None:
+    if not foreign.is_unseen(snapshot):
+        return None
+    return foreign.Unknown(foreign.unseen_words(snapshot), "not seen")
 
 
 def _latency(
@@ -147,6 +152,8 @@ def loads(snapshot: FleetSnapshot) -> list[cards.Load]:
     """How full, beside how hard, for each pool; then what waits at the gateways. Pure."""
     pools = [pool_load(pool, snapshot) for pool in snapshot.pools if pool.num_desired or pool.num_ready]
     traffic = snapshot.traffic
+    if foreign.is_unseen(snapshot):
+        return pools
     waiting = cards.Load(
         title="At the gateways",
         color=theme.MIXED,

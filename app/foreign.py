@@ -226,6 +226,19 @@ def notices(snapshot: FleetSnapshot) -> list[str]:
 _DRAWN = frozenset(quantity for each in ("prefill", "decode", "kv") for quantity in NEEDED[each])
 
 
+def is_unseen(snapshot: FleetSnapshot) -> bool:
+    """Its requests do not pass our gateways: of them we know what the engines say, and no more."""
+    return snapshot.is_attached and Capability.ROUTE not in snapshot.capabilities
+
+
+def unseen_words(snapshot: FleetSnapshot) -> str:
+    """Why there is no record of a request, and what would make some."""
+    told, name_ = "Requests are seen where they pass our gateway; those of this fleet do not", snapshot.fleet_id
+    if f"phaseline allow {name_} route" in snapshot.refusals.get(Capability.ROUTE.value, ""):
+        return f"{told}: `phaseline allow {name_} route`, then `phaseline serve {name_}`."
+    return f"{told}, and ours cannot stand in front of it."
+
+
 def facts(snapshot: FleetSnapshot) -> tuple[str, ...]:
     """Beside the health of a foreign fleet: what it is and what we may."""
     if not snapshot.is_attached:

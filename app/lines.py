@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from app import cards, format, frames, theme
+from app import cards, foreign, format, frames, theme
 from control.types import FleetSnapshot, PhaseUtilization, SeriesPoint, SeriesResult
 
 Basis = Literal["wall", "in_phase"]
@@ -94,6 +94,10 @@ def legend(
         if line.by == "role" and (line.name not in drawn if drawn is not None else value is None):
             continue
         beside, note = target(line)
+        note = f"{peak_note(phase)} {note}" if line.metric != BLENDED else blended_words(snapshot)
+        tag = sources.get(line.name) or mark(snapshot, phase)
+        if value is None:
+            tag, note = _unknown(snapshot, line, basis)
         gone = line.by == "role" and past is None and not _has_workers(snapshot, line)
         entries.append(
             cards.Line(
@@ -101,8 +105,8 @@ def legend(
                 value="no workers now" if gone else format.percent(value) + beside,
                 color=line.color,
                 dash="" if line.dash == SOLID else " ".join(str(part) for part in line.dash),
-                tag=sources.get(line.name) or mark(snapshot, phase),
-                tag_note=f"{peak_note(phase)} {note}" if line.metric != BLENDED else blended_words(snapshot),
+                tag=tag,
+                tag_note=note,
             )
         )
     return entries
@@ -115,6 +119,14 @@ def _phase(snapshot: FleetSnapshot, line: LineSpec) -> PhaseUtilization | None:
         return found
     pool = next((each for each in snapshot.pools if each.role == line.label), None)
     return None if pool is None else getattr(pool, name)
+
+
+def _unknown(snapshot: FleetSnapshot, line: LineSpec, basis: Basis) -> tuple[str, str]:
+    """The tag of a line without a value, and why: it was not derived."""
+    wanted = ["decode" if line.metric.startswith("decode") else "prefill"]
+    wanted += ["in_phase"] if basis == "in_phase" or line.metric == BLENDED else []
+    found = [why for each in reversed(wanted) if (why := foreign.unknown(snapshot, each)) is not None]
+    return (found[0].state, found[0].words) if found else ("no data", "")
 
 
 def _has_workers(snapshot: FleetSnapshot, line: LineSpec) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import tzinfo
 from typing import Any
 
-from app import format, frames, lines, marks, theme, words
+from app import foreign, format, frames, lines, marks, theme, words
 from app.source import Look
 from control.types import Command, FleetEvent, FleetSnapshot, PoolStatus, SeriesPoint, SeriesResult
 
@@ -76,6 +76,8 @@ def _line_words(snapshot: FleetSnapshot) -> list[Json]:
 
 def _figures(snapshot: FleetSnapshot) -> list[Json]:
     traffic = snapshot.traffic
+    if foreign.is_unseen(snapshot):
+        return [{"label": "Requests", "value": "not seen", "note": "they do not pass our gateway"}]
     return [
         {
             "label": "Goodput",

@@ -11,7 +11,7 @@ from datetime import tzinfo
 
 import streamlit as st
 
-from app import cards, differences, draw, format, heat, session, tables, url, words
+from app import cards, differences, draw, foreign, format, heat, session, tables, url, words
 from app.heat import HeatCell
 from app.source import Hub
 from app.views.request import waterfall
@@ -51,6 +51,8 @@ class Asked:
 
 def page(hub: Hub, snapshot: FleetSnapshot) -> None:
     """Controls, heatmap beside what is different, the list, one request."""
+    if foreign.is_unseen(snapshot):
+        st.html(cards.banner(foreign.unseen_words(snapshot)))
     asked = _controls(snapshot)
     client = hub.client(session.token(hub))
     cell = asked.cell or HeatCell(asked.since_unix_s, asked.until_unix_s, 0.0, 0.0)

@@ -4,12 +4,13 @@ is offered."""
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from app import figures, foreign
-from app.source import Hub
+from app import figures, foreign, wall
+from app.source import Hub, Look
 from control.client import AttachedInfo, Attachment, EngineSurvey, Survey
 from control.fleets.attached.types import Finding, Looks, Permission
 from control.types import Capability, FleetSnapshot, Missing, Role
@@ -43,10 +44,21 @@ def test_a_figure_that_is_not_known_says_why_and_what_shows_it_and_is_not_measur
     read = dict.fromkeys((*figures.COURSES, *figures.ENGINE_COURSES))
     goodput, ttft, _, prefill, decode = figures.figures(theirs(WORK, BUSY), read)
     assert (goodput.value, goodput.tag) == ("n/a", "not seen")
-    assert "phaseline serve" in goodput.note
+    assert "ours cannot stand in front of it" in goodput.tag_note
     assert (ttft.value, ttft.tag) == ("n/a", "no data")
     assert (prefill.value, prefill.tag, prefill.note) == ("n/a", "not exported", "name the model")
     assert decode.tag_note == "FLOPs and bytes (both utilization lines): not exported: name the model."
+
+
+def test_what_our_gateways_would_see_is_not_shown_of_a_fleet_whose_requests_do_not_pass_them() -> None:
+    refusals = {"route": "no operator has allowed it: `phaseline allow local route`"}
+    snapshot = theirs(refusals=refusals)
+    assert "At the gateways" not in [each.title for each in figures.loads(snapshot)]
+    assert "`phaseline serve local`" in foreign.unseen_words(snapshot)
+    shown = wall.view(Look(snapshot=snapshot, answered_unix_s=1.0, error="", reading=1), (), (), 1.0, UTC, "")
+    assert shown["figures"] == [{"label": "Requests", "value": "not seen", "note": "they do not pass our gateway"}]
+    routed = replace(snapshot, capabilities=(Capability.OBSERVE, Capability.ROUTE))
+    assert "At the gateways" in [each.title for each in figures.loads(routed)]
 
 
 def test_a_fleet_of_our_own_without_workers_measures_nothing() -> None:
