@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +55,18 @@ def page(browser: Browser) -> Iterator[Page]:
     yield tab
     context.close()
     assert outside == [], f"the console asked outside loopback: {outside[:3]}"
+
+
+def keep_picture(page: Page, name: str) -> None:
+    """For one's own eyes, dark and light and whole, where PHASELINE_PICTURES names a folder."""
+    folder = os.environ.get("PHASELINE_PICTURES")
+    if not folder:
+        return
+    page.wait_for_load_state("networkidle")
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        page.wait_for_timeout(1500)
+        page.screenshot(path=str(Path(folder) / f"{name}-{scheme}.png"))
 
 
 def is_local(url: str) -> bool:
