@@ -10,9 +10,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
-from app import cards, words
+from app import cards, format, words
 from control.client import AttachedInfo, Attachment, EngineSurvey, Survey
-from control.types import Capability, FleetSnapshot, Missing, PoolStatus
+from control.types import Capability, FleetSnapshot, Missing, PoolStatus, WorkerStatus
 
 NAMES: Mapping[str, str] = {
     "vllm": "vLLM",
@@ -83,6 +83,7 @@ NEEDED: Mapping[str, tuple[str, ...]] = {
     "waiting": ("num_waiting",),
     "ttft": ("ttft",),
     "itl": ("itl",),
+    "own": ("exported_flops", "exported_bytes"),
 }
 MANY = 4
 
@@ -245,6 +246,27 @@ def facts(snapshot: FleetSnapshot) -> tuple[str, ...]:
         return ()
     may = [ACTS.get(each, each.value).lower() for each in snapshot.capabilities if each != Capability.OBSERVE]
     return name(snapshot.kind), f"may {', '.join(may)}" if may else "observed only"
+
+
+def estimates(worker: WorkerStatus, snapshot: FleetSnapshot) -> list[tuple[str, str]]:
+    """Its work by its own account and by ours, with the difference; or what turns its own on."""
+    found, off = worker.estimates, unknown(snapshot, "own", [worker.worker_id])
+    if found is None:
+        return [("Its own estimate of its work", f"n/a: {off.words}")] if off is not None else []
+    pairs = (
+        ("FLOPs", "FLOP", found.exported_flops, found.derived_flops, found.flops_difference),
+        ("Bytes", "B", found.exported_bytes, found.derived_bytes, found.bytes_difference),
+    )
+    return [(f"{what}, two accounts", _beside(*told, unit)) for what, unit, *told in pairs]
+
+
+def _beside(exported: float | None, derived: float | None, difference: float | None, unit: str) -> str:
+    told, ours = (format.scaled(each, unit) for each in (exported, derived))
+    words_ = f"{told} as exported, {ours} derived"
+    if difference is None or not derived:
+        return words_
+    sign = "+" if difference >= 0 else "-"
+    return f"{words_}: {sign}{format.scaled(abs(difference), unit)} ({sign}{format.percent(abs(difference) / derived)})"
 
 
 # --- what may be done to it ------------------------------------------------------------

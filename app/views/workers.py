@@ -193,6 +193,7 @@ def foreign_facts(worker: WorkerStatus, snapshot: FleetSnapshot) -> list[tuple[s
         ("Seen for", f"{format.duration(snapshot.at_unix_s - worker.started_unix_s)}, life {worker.epoch}"),
         ("KV", held if worker.kv_usage is not None else f"n/a: {kv.words if kv else 'not said'}"),
         ("Requests", work if busy is None else f"n/a: {busy.words}"),
+        *foreign.estimates(worker, snapshot),
         ("Measured by the device", _measured(worker)),
         *estimates.pairs(worker.estimates),
         ("Model", worker.model_id or "not said"),

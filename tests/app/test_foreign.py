@@ -13,7 +13,7 @@ from app import figures, foreign, wall
 from app.source import Hub, Look
 from control.client import AttachedInfo, Attachment, EngineSurvey, Survey
 from control.fleets.attached.types import Finding, Looks, Permission
-from control.types import Capability, FleetSnapshot, Missing, Role
+from control.types import Capability, FleetSnapshot, Missing, Role, WorkEstimates
 from tests.app.builders import Clock
 from tests.app.fake_plane import FakePlane
 from tests.app.test_pages import button, opened, text
@@ -71,6 +71,19 @@ def test_only_the_workers_that_are_asked_about_count() -> None:
     snapshot = theirs(replace(OFF, quantity="kv_usage"))
     assert foreign.unknown(snapshot, "kv", ["p0"]) is None
     assert foreign.unknown(snapshot, "kv", ["d0"]) == foreign.Unknown("KV usage", "off", "start it with --mfu")
+
+
+def test_an_engines_own_account_of_its_work_stands_beside_ours_with_the_difference() -> None:
+    snapshot = theirs(OFF)
+    worker = replace(snapshot.workers[0], worker_id="d0")
+    assert foreign.estimates(worker, snapshot) == [
+        ("Its own estimate of its work", "n/a: Its own FLOPs estimate: off: start it with --mfu")
+    ]
+    told = WorkEstimates(since_unix_s=1.0, exported_flops=9e9, derived_flops=6e9, exported_bytes=2e9)
+    assert foreign.estimates(replace(worker, estimates=told), snapshot) == [
+        ("FLOPs, two accounts", "9.00 GFLOP as exported, 6.00 GFLOP derived: +3.00 GFLOP (+50.0%)"),
+        ("Bytes, two accounts", "2.00 GB as exported, n/a derived"),
+    ]
 
 
 def test_what_nothing_helps_against_comes_last_and_the_whole_fleet_is_named_as_such() -> None:
