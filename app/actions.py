@@ -166,7 +166,9 @@ def _submit(hub: Hub, pending: Pending, why: str, typed: str) -> None:
     if command.command_id not in watching:  # a press may be told twice; it is one command, by its key
         st.session_state["watching"] = (*watching, command.command_id)
     if command.desired_after is not None:
-        st.session_state["form"] = Form(version=command.version_after, desired=command.desired_after)
+        st.session_state["form"] = Form(
+            version=command.version_after, desired=command.desired_after, fleet_id=command.fleet_id
+        )
     else:
         session.look_again()
     for name in ("pending", "why", "confirmation", "what_if"):

@@ -24,6 +24,12 @@ class Form:
 
     version: int
     desired: Desired
+    fleet_id: str = ""
+
+    @property
+    def key(self) -> str:
+        """In the keys of its controls: what was set for one fleet is not carried to another."""
+        return f"{self.fleet_id}_{self.version}"
 
 
 def tz() -> tzinfo:
@@ -100,8 +106,8 @@ def can_act(hub: Hub, snapshot: FleetSnapshot | None) -> str:
 def form(snapshot: FleetSnapshot) -> Form:
     """The version this page's controls were drawn from, pinned at the first draw."""
     pinned: Form | None = st.session_state.get("form")
-    if pinned is None:
-        pinned = Form(version=snapshot.desired.version, desired=snapshot.desired)
+    if pinned is None or pinned.fleet_id != snapshot.fleet_id:
+        pinned = Form(version=snapshot.desired.version, desired=snapshot.desired, fleet_id=snapshot.fleet_id)
         st.session_state["form"] = pinned
     return pinned
 

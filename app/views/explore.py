@@ -38,7 +38,7 @@ GROUP_WORDS: dict[str, str] = {"fleet": "Whole fleet", "role": "Role", "worker":
 MAX_LINES = 12
 NO_OTHER = "none"
 NUM_TOLD = 4
-OWN = "window"  # of the address
+OWN = "own_window"  # of the address
 
 
 def page(hub: Hub, snapshot: FleetSnapshot) -> None:

@@ -150,7 +150,7 @@ def _resize(hub: Hub, snapshot: FleetSnapshot, form: Form, why_not: str) -> None
             min_value=0,
             max_value=len(snapshot.workers),
             value=min(form.desired.pool_size(role), len(snapshot.workers)),
-            key=f"size_{role}_{form.version}",
+            key=f"size_{role}_{form.key}",
             disabled=bool(why_not),
             help=f"Desired now: {form.desired.pool_size(role)}",
         )
@@ -179,7 +179,7 @@ def _resize_pools(hub: Hub, snapshot: FleetSnapshot, form: Form, why_not: str) -
             min_value=1,
             max_value=max(most, now),
             value=max(1, now),
-            key=f"pool_{pool.role}_{form.version}_{now}",
+            key=f"pool_{pool.role}_{form.key}_{now}",
             disabled=bool(why_not or pool.rival),
             help=pool.rival or f"Set now: {now}. Up to {most} may be asked for.",
         )
@@ -267,7 +267,7 @@ def _setting(field: Field[object], form: Form, why_not: str) -> float | int:
     current = getattr(form.desired.policy, field.name)
     unit = str(field.metadata.get("unit", ""))
     label = words.FIELD_WORDS.get(field.name, field.name)
-    key, tip, off = f"set_{field.name}_{form.version}", str(field.metadata.get("help", "")), bool(why_not)
+    key, tip, off = f"set_{field.name}_{form.key}", str(field.metadata.get("help", "")), bool(why_not)
     if unit == "fraction":
         given = st.slider(label, 0.0, 1.0, float(current), 0.05, format="percent", key=key, help=tip, disabled=off)
         return float(given)
@@ -333,7 +333,7 @@ def _weight_inputs(current: dict[str, float], form: Form, why_not: str) -> dict[
                 weight,
                 0.1,
                 format="%.2f",
-                key=f"weight_{worker_id}_{form.version}",
+                key=f"weight_{worker_id}_{form.key}",
                 disabled=bool(why_not),
             )
         )
@@ -347,7 +347,7 @@ def _weight_table(current: dict[str, float], snapshot: FleetSnapshot, form: Form
         hide_index=True,
         height=320,
         disabled=True if why_not else ["worker", "role"],
-        key=f"weights_{form.version}",
+        key=f"weights_{form.key}",
         column_config={
             "worker": "Worker",
             "role": "Role",
