@@ -98,23 +98,31 @@ def name(word: str) -> str:
 def found_by(told: Attachment) -> str:
     """Where its workers come from."""
     if told.controller:
-        return f"listed by {steered_by(told)}"
+        return f"listed by {name(told.controller.partition('=')[0])}"
     if told.targets_file:
         return f"listed in {told.targets_file}"
     return f"{len(told.targets)} target{'' if len(told.targets) == 1 else 's'}"
 
 
-def steered_by(told: Attachment) -> str:
-    """ "Ray Serve at http://head:8265/pd"; "" where nothing steers it but whoever runs it."""
+def steered_by(info: AttachedInfo) -> str:
+    """ "Ray Serve at http://head:8265/pd", or our gateway, or whoever runs it."""
+    told = info.attachment
+    if told.controller:
+        return _controller(told)
+    is_routed = Capability.ROUTE in {each.capability for each in info.allowed}
+    return f"our gateway: phaseline serve {told.name}" if is_routed else "whoever runs it"
+
+
+def _controller(told: Attachment) -> str:
     kind, _, url = told.controller.partition("=")
-    return f"{name(kind)} at {url}" if told.controller else ""
+    return f"{name(kind)} at {url}"
 
 
 def looked(info: AttachedInfo) -> tuple[str, str]:
     """(state, words): how the looking goes."""
     looks = info.looks
     if info.problem:
-        return "attention", info.problem
+        return "attention", words.sentence(info.problem)
     if not looks.num_workers:
         return "attention", "No worker is known of it"
     if looks.num_answering < looks.num_workers:
@@ -227,6 +235,11 @@ def notices(snapshot: FleetSnapshot) -> list[str]:
 _DRAWN = frozenset(quantity for each in ("prefill", "decode", "kv") for quantity in NEEDED[each])
 
 
+def title(snapshot: FleetSnapshot) -> str:
+    """Which fleet a page is of: its name and its model, or its kind while no model is known."""
+    return f"{snapshot.fleet_id} · {snapshot.model_id or name(snapshot.kind)}"
+
+
 def is_unseen(snapshot: FleetSnapshot) -> bool:
     """Its requests do not pass our gateways: of them we know what the engines say, and no more."""
     return snapshot.is_attached and Capability.ROUTE not in snapshot.capabilities
@@ -292,7 +305,7 @@ def refused_rows(snapshot: FleetSnapshot) -> list[tuple[cards.Cell, ...]]:
 def _refusal(snapshot: FleetSnapshot, capability: Capability) -> str:
     told = snapshot.refusals[capability.value]
     by_switch = f"phaseline allow {snapshot.fleet_id} {capability}" in told
-    return cards.with_code(words.sentence(told)) + (", or its switch on the page Fleets" if by_switch else "")
+    return cards.with_code(told) + (", or its switch on the page Fleets" if by_switch else "")
 
 
 def rival_words(snapshot: FleetSnapshot) -> str:

@@ -47,7 +47,7 @@ def worker_rows(snapshot: FleetSnapshot, tz: tzinfo) -> pd.DataFrame:
             "running": [each.num_running for each in snapshot.workers],
             "leased": [each.num_leased for each in snapshot.workers],
             "weight": [each.weight for each in snapshot.workers],
-            "device": [each.device for each in snapshot.workers],
+            "device": ["not named" if each.device == "unknown" else each.device for each in snapshot.workers],
             "host": [each.hostname for each in snapshot.workers],
             "version": [each.version for each in snapshot.workers],
             "restarts": [each.num_restarts for each in snapshot.workers],

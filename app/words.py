@@ -75,7 +75,7 @@ def label(command: Command) -> str:
 
 def began(command: Command) -> bool:
     """The record by which a fleet's desired state begins: nothing was there before."""
-    return command.base_version == 0
+    return command.base_version == 0 and command.desired_before is None
 
 
 def command(given: Command) -> str:

@@ -31,6 +31,7 @@ def notices_of(
     tick_problem: str = "",
     stand_ins: str = "",
     observation_problems: tuple[str, ...] = (),
+    is_attached: bool = False,
 ) -> tuple[str, ...]:
     """Every banner that holds now. `local_policy`: the local profile's thresholds, None in production."""
     found = []
@@ -54,24 +55,27 @@ def notices_of(
         found.append(LOCAL_PROFILE)
     if sample_share:
         found.append(SAMPLE_TRAFFIC.format(share=sample_share))
-    return (*found, *device_notices(readings))
+    return (*found, *device_notices(readings, is_attached=is_attached))
 
 
 def _on_disk(num_writes: int, num_bytes: int) -> str:
     return f", {num_writes} in the spool ({num_bytes / 1e6:.1f} MB)" if num_writes else ""
 
 
-def device_notices(readings: Mapping[str, MeterReading]) -> tuple[str, ...]:
-    """What is simulated, and which devices have no known peak."""
+def device_notices(readings: Mapping[str, MeterReading], *, is_attached: bool = False) -> tuple[str, ...]:
+    """What is simulated, and which devices have no known peak. Of an attached fleet that is said with its remedy
+    (`FleetSnapshot.missing`)."""
     found = []
     simulated = sorted({r.device.name for r in readings.values() if r.simulated})
-    if simulated:
+    if simulated and is_attached:
+        found.append("Its engines only pretend (mock workers): every number of this fleet is simulated.")
+    elif simulated:
         found.append(
             f"Simulated workers ({', '.join(simulated)}): step times come from a cost model, tokens from a seed."
         )
     unknown = sorted(
         {r.device.name for r in readings.values() if not r.device.peak_flops and not r.device.ceiling_flops}
     )
-    if unknown:
+    if unknown and not is_attached:
         found.append(f"No peak is known for {', '.join(unknown)}: its utilization is not shown.")
     return tuple(found)

@@ -365,6 +365,7 @@ class Plane:
             tick_problem=self._tick_problem,
             stand_ins=self._effective.notice,
             observation_problems=self._observation.problems if self._observation else (),
+            is_attached=self._identity.is_attached,
         )
 
     # --- what the API asks ------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from control.accounting import UtilizationView
 from control.ceilings import ceilings_of
 from control.changes import role_of
 from control.facts import POOLS, FleetFacts, PoolFacts, WorkerFacts, natural
-from control.fleets.base import ACTING, Observation, WorkerLife
+from control.fleets.base import Observation, WorkerLife
 from control.gateway.pulse import Pulse, pulse_of_step
 from control.headroom import BatchLimit, headroom_rps
 from control.health import Health, health_of
@@ -93,7 +93,7 @@ def build_snapshot(
     )
     pools = tuple(pool_status(role, desired, workers, utilization, traffic, batches.get(role)) for role in POOLS)
     pools = tuple(_as_sized(each, desired, sized.get(each.role), max_pool) for each in pools)
-    observed_only = not ACTING & set(identity.capabilities)
+    observed_only = Capability.ROUTE not in identity.capabilities  # no request of it passes a gateway of ours
     health = STARTING
     if observation is not None:
         health = health_of(workers, traffic, observation, departures, bottleneck, is_observed_only=observed_only)
@@ -255,8 +255,8 @@ def worker_status(
         kv_blocks_held=load.kv_blocks_held,
         kv_blocks_reserved=load.kv_blocks_reserved,
         queued_prefill_tokens=queued,
-        num_waiting=None if "num_waiting" in unknown else load.num_waiting,
-        num_running=None if "num_running" in unknown else load.num_running,
+        num_waiting=load.num_waiting if reading and "num_waiting" not in unknown else None,
+        num_running=load.num_running if reading and "num_running" not in unknown else None,
         num_leased=load.num_leased,
         prefill=phases.get(Phase.PREFILL),
         decode=phases.get(Phase.DECODE),

@@ -10,7 +10,21 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from app import cards, charts, draw, figures, format, frames, happened, limited, lines, routing_steps, session, zones
+from app import (
+    cards,
+    charts,
+    draw,
+    figures,
+    foreign,
+    format,
+    frames,
+    happened,
+    limited,
+    lines,
+    routing_steps,
+    session,
+    zones,
+)
 from app.happened import Happened
 from app.limited import Limited
 from app.lines import Basis, LineSpec
@@ -118,7 +132,8 @@ def _shown(snapshot: FleetSnapshot, chosen: Chosen, past: tuple[float, float] | 
     title = words_of(basis) + (f", mean of {_range_words(past)}" if past else "")
     series = found.roles.series if found.roles else ()
     held = [each for each in series if frames.largest([("", each.points)])]
-    lanes, limiting = found.happened.lanes(since), _limiting(found, since, until)
+    lanes = () if foreign.is_unseen(snapshot) else found.happened.lanes(since)  # nothing is routed there
+    limiting = _limiting(found, since, until)
     return Shown(
         title=title,
         legend=cards.legend(legend, title),

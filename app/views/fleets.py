@@ -5,6 +5,7 @@ Attaching means reading its engines' metrics pages. More is offered for a fleet 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from urllib.parse import urlencode
 
 import streamlit as st
@@ -18,6 +19,7 @@ from control.errors import ControlError
 from control.types import Capability, FleetSnapshot
 
 ANSWER = "fleets_answer"
+LOOK_EVERY_S = 3.0
 EMPTY = (
     "vLLM, SGLang, NVIDIA Dynamo, Ray Serve and any server of the OpenAI API can be looked at beside our own workers, "
     "as they are and with no restart. Their workers are listed here, in a watched file, or by what steers them."
@@ -51,40 +53,66 @@ def page(hub: Hub, snapshot: FleetSnapshot) -> None:
 
 
 def _one(hub: Hub, info: AttachedInfo, why_not: str) -> None:
-    told = info.attachment
-    state, words = foreign.looked(info)
+    """What is seen of it is read again; what can be pressed stands still beside it."""
+    name, now = info.attachment.name, hub.now()
     with st.container(border=True):
         with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
-            facts = (foreign.name(told.kind), foreign.may(info))
-            st.html(cards.health(told.name, words, state, facts, info.at_unix_s), width="stretch")
+            with st.container(width="stretch"):
+                st.fragment(_health, run_every=LOOK_EVERY_S)(hub, info, now)
             st.button(
                 "Detach",
-                key=f"detach-{told.name}",
+                key=f"detach-{name}",
                 on_click=_ask,
-                args=(told.name,),
+                args=(name,),
                 disabled=bool(why_not),
                 help=why_not or "Asks first. Its engines do not notice.",
             )
         left, right = st.columns([3, 2], gap="medium")
-        left.html(_facts(info))
+        with left:
+            st.fragment(_told, run_every=LOOK_EVERY_S)(hub, info, now)
         with right:
             _permissions(hub, info, why_not)
         if info.missing:
             with st.expander(f"What is not known of it ({len(info.missing)})"):
                 rows = foreign.missing_rows(info.missing, info.looks.num_workers)
-                st.html(cards.table(foreign.HEAD, rows, f"What {told.name} does not say"))
+                st.html(cards.table(foreign.HEAD, rows, f"What {name} does not say"))
+
+
+def _newest(hub: Hub, drawn: AttachedInfo, drawn_unix_s: float) -> AttachedInfo | None:
+    """As it is now, read once for all tabs; None while it cannot be read, and once it is detached."""
+    if hub.now() - drawn_unix_s < LOOK_EVERY_S / 2:
+        return drawn
+    name = drawn.attachment.name
+    with suppress(ControlError):
+        found = hub.cached(("attached",), LOOK_EVERY_S / 2, lambda plane: plane.attached())
+        return next((each for each in found if each.attachment.name == name), None)
+    return None
+
+
+def _health(hub: Hub, drawn: AttachedInfo, drawn_unix_s: float) -> None:
+    info, name = _newest(hub, drawn, drawn_unix_s), drawn.attachment.name
+    if info is None:
+        st.html(cards.health(name, "It is not attached now, or the plane does not answer", "attention", (), hub.now()))
+        return
+    state, text = foreign.looked(info)
+    facts = (foreign.name(info.attachment.kind), foreign.may(info))
+    st.html(cards.health(name, text, state, facts, info.at_unix_s))
+
+
+def _told(hub: Hub, drawn: AttachedInfo, drawn_unix_s: float) -> None:
+    info = _newest(hub, drawn, drawn_unix_s)
+    st.html("<span></span>" if info is None else _facts(info))
 
 
 def _facts(info: AttachedInfo) -> str:
     told, tz, newest = info.attachment, session.tz(), info.looks.newest_unix_s
-    steered = foreign.steered_by(told) or "nobody through Phaseline: whoever runs it"
     device = f"{told.devices_per_worker} × {told.device}" if told.devices_per_worker > 1 else told.device
     pairs = (
         ("Workers", f"{info.looks.num_workers}, {foreign.found_by(told)}"),
-        ("Steered by", steered),
-        ("Last look", f"{format.clock(newest, tz)}, every {format.duration(told.every_s)}" if newest else "none yet"),
+        ("Steered by", foreign.steered_by(info)),
+        ("Last look", f"{format.clock(newest, tz)}, every {told.every_s:g} s" if newest else "none yet"),
         ("Model, device", f"{told.model or 'not named'}, {device or 'not named'}"),
-        ("Bounds", f"up to {told.max_workers} workers a pool, {format.duration(told.limit_s)} for a change to show"),
+        ("Bounds", f"up to {told.max_workers} workers a pool, {told.limit_s:g} s for a change to show"),
         ("Attached", f"by {info.who} at {format.moment(info.at_unix_s, tz)}"),
     )
     rows = [(cards.Cell(name), cards.Cell(text)) for name, text in pairs]
@@ -96,7 +124,7 @@ def _facts(info: AttachedInfo) -> str:
 def _permissions(hub: Hub, info: AttachedInfo, why_not: str) -> None:
     """One switch for each thing that could be done to it; by whose word, beside it."""
     name, by, tz = info.attachment.name, {each.capability: each for each in info.allowed}, session.tz()
-    can = [each for each in info.can if each != Capability.OBSERVE]
+    can = [each for each in foreign.ACTS if each in info.can]
     if not can:
         st.caption("Nothing but observing: nothing that is attached so can be changed through Phaseline.")
     for each in can:

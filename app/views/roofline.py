@@ -46,9 +46,10 @@ def _chart(hub: Hub, over: str) -> None:
     except ControlError as error:
         st.html(cards.banner(f"The roofline could not be read: {error}", "broken", alert=True))
         return
-    st.html(cards.legend(roofline.legend(found), f"Roofline, {WORDS[over].lower()}"))
+    title, why = f"Roofline, {WORDS[over].lower()}", _unknown(look.snapshot)
+    st.html(cards.legend([] if why and not found.points else roofline.legend(found), title))
     if not found.points:
-        st.html(cards.empty(*_no_point(look.snapshot)))
+        st.html(cards.empty(*(why or ("No step in this time", "A phase that did not run has no point."))))
         return
     draw.chart(
         roofline.spec(400),
@@ -63,16 +64,13 @@ def _chart(hub: Hub, over: str) -> None:
         st.caption(f"The {MAX_ROWS} furthest under their roof of {len(rows)} points.")
 
 
-def _no_point(snapshot: FleetSnapshot) -> tuple[str, str]:
-    """Why there is none: nothing ran, or what ran is not known."""
+def _unknown(snapshot: FleetSnapshot) -> tuple[str, str] | None:
+    """Why no worker has a point though it may have run: title and text."""
     for phase in ("prefill", "decode", "in_phase"):
         why = foreign.unknown(snapshot, phase)
         if why is not None:
-            return (
-                f"Where these workers are is {why.state}",
-                f"{why.words}. A point needs FLOPs, bytes and time of a phase.",
-            )
-    return "No step in this time", "A phase that did not run has no point."
+            return f"No point: {why.state}", f"{why.words}. A point needs FLOPs, bytes and time of a phase."
+    return None
 
 
 def _read(hub: Hub, over: str, reading: int, now_unix_s: float) -> Roofline:

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 import streamlit as st
 
-from app import cards, push, session
+from app import cards, foreign, push, session
 from app.fleets import PARAM, Fleets
 from app.source import Hub
 from control.types import FleetSnapshot
@@ -100,8 +100,9 @@ def _body(hub: Hub, page: Page) -> Callable[[], None]:
             st.html(cards.heading(page.title))
             _waiting(hub)
             return
-        st.html(cards.heading(page.title, f"{snapshot.fleet_id} · {snapshot.model_id}"))
-        push.slot(hub, "banners")
+        st.html(cards.heading(page.title, foreign.title(snapshot) if page.of_one_fleet else ""))
+        if page.of_one_fleet:
+            push.slot(hub, "banners")
         push.rerun_when_changed(hub, "drawn", "page")  # actions disabled and enabled, workers come and go
         page.draw(hub, snapshot)
 

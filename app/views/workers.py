@@ -5,7 +5,7 @@ The table refreshes; choosing a worker stands outside it and lives in the URL.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import tzinfo
 from typing import Any
 
@@ -15,7 +15,7 @@ from app import cards, charts, draw, estimates, foreign, format, frames, marks, 
 from app.source import Hub
 from app.views import not_known
 from control.errors import ControlError
-from control.types import Capability, Command, FleetEvent, FleetSnapshot, RoleInterval, WorkerStatus
+from control.types import Capability, Command, FleetEvent, FleetSnapshot, PhaseUtilization, RoleInterval, WorkerStatus
 
 RANGES: dict[str, int] = {"1h": 3600, "6h": 21_600, "24h": 86_400}
 LEAST_LIFE_S = 300.0
@@ -63,7 +63,14 @@ def _table(hub: Hub) -> None:
     )
 
 
-def _bar(title: str, color: str, width: int = 130) -> Any:
+def _any(phases: Iterable[PhaseUtilization | None]) -> bool:
+    return any(each is not None and each.wall_compute is not None for each in phases)
+
+
+def _bar(title: str, color: str, width: int = 130, *, known: bool = True) -> Any:
+    """A bar says nothing of what is unknown: a number does, by its placeholder."""
+    if not known:
+        return st.column_config.NumberColumn(title, width=width)
     return st.column_config.ProgressColumn(title, color=color, min_value=0, max_value=100, format="%.1f%%", width=width)
 
 
@@ -77,9 +84,9 @@ def _columns(snapshot: FleetSnapshot) -> dict[str, Any]:
         "role": column.TextColumn("Role", help="Role now, and → the desired one where they differ", width=84),
         "state": column.TextColumn("State", width=76),
         "since": column.TextColumn("Role since", width=76),
-        "prefill": _bar("Prefill compute", theme.PREFILL),
-        "decode": _bar("Decode bandwidth", theme.DECODE),
-        "kv": _bar("KV held", theme.MIXED, 104),
+        "prefill": _bar("Prefill compute", theme.PREFILL, known=_any(each.prefill for each in snapshot.workers)),
+        "decode": _bar("Decode bandwidth", theme.DECODE, known=_any(each.decode for each in snapshot.workers)),
+        "kv": _bar("KV held", theme.MIXED, 104, known=any(each.kv_usage is not None for each in snapshot.workers)),
         "queued": None if theirs else column.NumberColumn("Queued tokens", format="localized", width=100),
         "waiting": column.NumberColumn("Waiting", width=60),
         "running": column.NumberColumn("Running", width=62),
@@ -187,24 +194,25 @@ def foreign_facts(worker: WorkerStatus, snapshot: FleetSnapshot) -> list[tuple[s
     held = f"{format.percent(worker.kv_usage)} held, as the engine says it"
     work = f"{running} running, {format.count(worker.num_waiting)} waiting"
     busy = foreign.unknown(snapshot, "running", [worker.worker_id])
+    device = "not named" if worker.device in ("", "unknown") else worker.device
     return [
         ("Why not ready", worker.reason or "–"),
         ("Engine", worker.version or "it does not say its version"),
-        ("Seen for", f"{format.duration(snapshot.at_unix_s - worker.started_unix_s)}, life {worker.epoch}"),
+        ("Seen for", format.duration(snapshot.at_unix_s - worker.started_unix_s)),
         ("KV", held if worker.kv_usage is not None else f"n/a: {kv.words if kv else 'not said'}"),
         ("Requests", work if busy is None else f"n/a: {busy.words}"),
         *foreign.estimates(worker, snapshot),
-        ("Measured by the device", _measured(worker)),
         *estimates.pairs(worker.estimates),
+        ("Measured by the device", _measured(worker, "no reading of its GPUs is attached (--gpu-metrics)")),
         ("Model", worker.model_id or "not said"),
         ("Address", worker.address),
-        ("Device", f"{worker.device}{' (simulated)' if worker.simulated else ''}"),
+        ("Device", f"{device}{' (simulated)' if worker.simulated else ''}"),
     ]
 
 
-def _measured(worker: WorkerStatus) -> str:
+def _measured(worker: WorkerStatus, nothing: str = "this device answers no GPM counters") -> str:
     if worker.measured_tensor_active is None and worker.measured_dram_active is None:
-        return f"n/a: {worker.device_note or 'this device answers no GPM counters'}"
+        return f"n/a: {worker.device_note or nothing}"
     tensor, dram = format.percent(worker.measured_tensor_active), format.percent(worker.measured_dram_active)
     words = f"tensor active {tensor}, DRAM active {dram}"
     return f"{words} ({worker.device_note})" if worker.device_note else words

@@ -118,7 +118,7 @@ def test_every_page_of_an_observed_fleet_says_what_is_not_known(page: Page, stac
     page.goto(stack.login_url("", "fleet=bare"))
     expect(page.get_by_label("Goodput: n/a")).to_contain_text("not seen", timeout=SEEN_MS)
     said = {
-        "": "name the model where it is attached",
+        "": "attach it with its model",
         "pools": "This fleet is observed only",
         "workers": "What is not known of this fleet",
         "explore": "This window",

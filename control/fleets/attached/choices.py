@@ -14,7 +14,9 @@ from engine.device_catalogue import device_names, model_names
 
 def choices() -> AttachChoices:
     return AttachChoices(
-        kinds=tuple(_kind(name) for name in sorted(KINDS, key=lambda each: (each in WITHOUT_PAGES, each))),
+        kinds=tuple(
+            _kind(name) for name in sorted(KINDS, key=lambda each: (each in WITHOUT_PAGES, each == "openai", each))
+        ),
         controllers=tuple(
             ControllerChoice(name=name, can=tuple(sorted(kind.can)), options=kind.options)
             for name, kind in sorted(CONTROLLERS.items())

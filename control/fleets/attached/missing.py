@@ -65,10 +65,10 @@ _WORK: Final = Finding(
     quantity="work",
     state="absent",
     series="the shape of its model, or the engine's own estimate",
-    remedy="name the model where it is attached (--model)",
+    remedy="attach it with its model (--model)",
 )
 _PEAK: Final = Finding(
-    quantity="peak", state="absent", series="its device", remedy="name it where it is attached (--device)"
+    quantity="peak", state="absent", series="its device", remedy="attach it with its device (--device)"
 )
 _BUSY: Final = Finding(quantity="busy", state="absent", series="how long its steps took", remedy="")
 
