@@ -237,7 +237,8 @@ _DRAWN = frozenset(quantity for each in ("prefill", "decode", "kv") for quantity
 
 def title(snapshot: FleetSnapshot) -> str:
     """Which fleet a page is of: its name and its model, or its kind while no model is known."""
-    return f"{snapshot.fleet_id} · {snapshot.model_id or name(snapshot.kind)}"
+    beside = snapshot.model_id or (name(snapshot.kind) if snapshot.is_attached else "")
+    return f"{snapshot.fleet_id} · {beside}" if beside else snapshot.fleet_id
 
 
 def is_unseen(snapshot: FleetSnapshot) -> bool:
@@ -266,11 +267,10 @@ def estimates(worker: WorkerStatus, snapshot: FleetSnapshot) -> list[tuple[str, 
     found, off = worker.estimates, unknown(snapshot, "own", [worker.worker_id])
     if found is None:
         return [("Its own estimate of its work", f"n/a: {off.words}")] if off is not None else []
-    pairs = (
-        ("FLOPs", "FLOP", found.exported_flops, found.derived_flops, found.flops_difference),
-        ("Bytes", "B", found.exported_bytes, found.derived_bytes, found.bytes_difference),
-    )
-    return [(f"{what}, two accounts", _beside(*told, unit)) for what, unit, *told in pairs]
+    return [
+        ("FLOPs, two accounts", _beside(found.exported_flops, found.derived_flops, found.flops_difference, "FLOP")),
+        ("Bytes, two accounts", _beside(found.exported_bytes, found.derived_bytes, found.bytes_difference, "B")),
+    ]
 
 
 def _beside(exported: float | None, derived: float | None, difference: float | None, unit: str) -> str:

@@ -72,6 +72,7 @@ def health(hub: Hub, tz: tzinfo) -> str:
         return ""
     stale = look.is_stale(hub.now())
     state = "broken" if stale else snapshot.health if snapshot.health in theme.STATE_COLORS else "attention"
+    at = snapshot.at_unix_s
     num_gateways, num_workers = snapshot.traffic.num_gateways, len(snapshot.workers)
     is_routed = Capability.ROUTE in snapshot.capabilities
     facts = (
@@ -80,8 +81,10 @@ def health(hub: Hub, tz: tzinfo) -> str:
         f"{num_gateways} gateway{'' if num_gateways == 1 else 's'}" if is_routed else "",
         f"as of {format.clock(snapshot.at_unix_s, tz)}",
     )
+    if snapshot.kind == "none" and not stale:
+        return cards.health("No workers", "of this plane's own: others are on the page Fleets", "ok", facts[-1:], at)
     word = "Unknown" if stale else words.HEALTH_WORDS[snapshot.health]
-    return cards.health(word, snapshot.health_text, state, facts, snapshot.at_unix_s)
+    return cards.health(word, snapshot.health_text, state, facts, at)
 
 
 def figure_cards(hub: Hub, _: tzinfo) -> str:

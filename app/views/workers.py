@@ -80,7 +80,7 @@ def _columns(snapshot: FleetSnapshot) -> dict[str, Any]:
     restarted = any(each.num_restarts for each in snapshot.workers)
     theirs = snapshot.is_attached  # what only our own workers tell has no column
     return {
-        "worker": column.TextColumn("Worker", pinned=True, width=72),
+        "worker": column.TextColumn("Worker", pinned=True, width=150 if theirs else 72),
         "role": column.TextColumn("Role", help="Role now, and → the desired one where they differ", width=84),
         "state": column.TextColumn("State", width=76),
         "since": column.TextColumn("Role since", width=76),

@@ -24,7 +24,9 @@ def test_how_a_fleet_began_is_no_resize() -> None:
     plane, hub, _ = plane_and_hub()
     client = hub.client("operator-token")
     resize = client.submit(CommandRequest(action=Action(verb=Verb.RESIZE, prefill=2, decode=2)))
-    began = replace(resize, base_version=0)
+    began = replace(resize, base_version=0, desired_before=None)
+    first_of_theirs = replace(resize, base_version=0)  # an attached fleet is followed from version 0 on
+    assert words.label(first_of_theirs) == "resize 2:2"
     assert (words.label(resize), words.label(began)) == ("resize 2:2", "start")
     assert words.command(began) == "start: 2 prefill, 2 decode"
     assert plane.desired.pool_size(Role.PREFILL) == 2

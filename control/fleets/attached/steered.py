@@ -176,7 +176,8 @@ class SteeredFleet(AttachedFleet):
         known = self._ledgers.get(member.worker_id)
         if known is not None:
             return known
-        target = Target(worker_id=member.worker_id, url=self.plan.attachment.controller, role=member.role)
+        where = self.plan.attachment.controller.partition("=")[2]
+        target = Target(worker_id=member.worker_id, url=where, role=member.role)
         return Ledger(self.plan.identity(target), self._cursors.get(member.worker_id))
 
     def _bare(self, name: str, ledger: Ledger, now_unix_s: float) -> MeterReading | None:
