@@ -20,6 +20,7 @@ from control.errors import ControlError
 PARAM = "fleet"
 IDLE_S = 120.0
 NAMES_EVERY_S = 3.0
+AGAIN_S = 0.5
 MAX_NAME = 64
 
 
@@ -46,26 +47,28 @@ class Fleets:
     def __post_init__(self) -> None:
         self.own_streams = Streams(hub=self.own, parts=PARTS)
 
-    def names(self) -> tuple[str, ...]:
+    def names(self, asked: str = "") -> tuple[str, ...]:
         """All fleets of the plane, its own first, those that are only starting too. While the plane is silent as last
-        told: a fleet does not vanish with it."""
+        told: a fleet does not vanish with it. One that is `asked` for may have been attached just now."""
         snapshot = self.own.look().snapshot
         own = () if snapshot is None else (snapshot.fleet_id,)
         if self.connect is None or not own:
             return own
         with suppress(ControlError):
             self._others = self.own.cached(("fleets",), NAMES_EVERY_S, _names_of)
+            if asked and asked not in {*own, *self._others}:
+                self._others = self.own.cached(("fleets", "again"), AGAIN_S, _names_of)
         return own + tuple(sorted(self._others - set(own)))
 
     def lost(self, asked: str) -> bool:
         """Whether a fleet is asked for that is not there (any more). No other is shown in its place."""
-        names = self.names()
+        names = self.names(asked)
         return bool(asked and names) and asked not in names
 
     def shown(self, asked: str) -> str:
         """The fleet that a tab shows: the one that is asked for, if there is one of that name, else the plane's own;
         where that has no workers and never will, the first of the others."""
-        names, snapshot = self.names(), self.own.look().snapshot
+        names, snapshot = self.names(asked), self.own.look().snapshot
         if asked in names:
             return asked
         has_none = snapshot is not None and snapshot.kind == "none"

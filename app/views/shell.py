@@ -68,7 +68,8 @@ def _sidebar(fleets: Fleets, hub: Hub, pages: Sequence[Page], listed: Sequence[s
 
 def _fleet_switch(fleets: Fleets) -> str:
     """Which fleet, where there are several; what a link to a page has to say of it."""
-    names, given = fleets.names(), st.query_params.get(PARAM, "")
+    given = st.query_params.get(PARAM, "")
+    names = fleets.names(given)
     lost = fleets.lost(given)
     if len(names) < 2 and not lost:
         return ""
@@ -91,6 +92,13 @@ def _nowhere(fleets: Fleets, given: str) -> None:
     )
     st.html(cards.heading(given[:40]))
     st.html(cards.empty(f"There is no fleet named {given[:40]} here", text))
+
+    @st.fragment(run_every=3.0)
+    def wait() -> None:
+        if not fleets.lost(given):
+            st.rerun()
+
+    wait()
 
 
 def _body(hub: Hub, page: Page) -> Callable[[], None]:
