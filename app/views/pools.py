@@ -14,7 +14,17 @@ from app.session import Form
 from app.source import Hub
 from app.views.detail import Chosen, utilization
 from control.errors import ControlError
-from control.types import Action, Capability, FleetSnapshot, Role, RoutingPolicy, Verb, WhatIfRouting, WorkerStatus
+from control.types import (
+    Action,
+    Capability,
+    Desired,
+    FleetSnapshot,
+    Role,
+    RoutingPolicy,
+    Verb,
+    WhatIfRouting,
+    WorkerStatus,
+)
 
 MANY_WORKERS = 12
 ROLE_CHOICES: tuple[Role, ...] = (Role.PREFILL, Role.DECODE, Role.MIXED)
@@ -131,11 +141,18 @@ def moved_words(hub: Hub, snapshot: FleetSnapshot, form: Form) -> str:
         who = who or "its command is not listed any more"
         return f"These controls show version {form.version}; the desired state is at version {now.version} ({who})."
     shown = form.desired
-    if not snapshot.is_attached or (now.roles, now.pools, now.drained) == (shown.roles, shown.pools, shown.drained):
+    if not snapshot.is_attached or snapshot.active_command_ids or _stands(shown, now):
         return ""
     drawn, sizes = (words.pool_sizes(tables.pool_counts(each)) for each in (shown, now))
-    told = f"from {drawn} to {sizes}" if drawn != sizes else f"and has {sizes}, other workers among them"
+    told = f"from {drawn} to {sizes}" if drawn != sizes else f"{sizes} as before, other workers among them"
     return f"It has changed without a command of ours since these controls were drawn: {told}. Its owner leads."
+
+
+def _stands(shown: Desired, now: Desired) -> bool:
+    """Nobody but us has changed it. Of pools with sizes that is their sizes: workers come and go with them."""
+    if now.pools:
+        return now.pools == shown.pools
+    return (now.roles, now.drained) == (shown.roles, shown.drained)
 
 
 # --- resize, flip, drain ------------------------------------------------------------
