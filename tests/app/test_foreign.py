@@ -31,6 +31,7 @@ def theirs(*missing: Missing, **changes: object) -> FleetSnapshot:
     unseen = replace(own.traffic, goodput_rps=None, ttft_p99_s=None, itl_p99_s=None)
     values = {
         "is_attached": True,
+        "capabilities": (Capability.OBSERVE,),
         "missing": missing,
         "traffic": unseen,
         "prefill": None,
