@@ -103,7 +103,7 @@ def test_a_first_look_says_each_gap_once() -> None:
 @pytest.mark.parametrize(
     ("looks", "problem", "said"),
     [
-        (Looks(), "it is starting", ("attention", "it is starting")),
+        (Looks(), "it is starting", ("attention", "It is starting")),
         (Looks(), "", ("attention", "No worker is known of it")),
         (Looks(num_workers=3, num_answering=2), "", ("attention", "2 of 3 workers answer")),
         (Looks(num_workers=3, num_answering=3), "", ("ok", "All 3 workers answer")),
@@ -168,7 +168,7 @@ def test_pools_with_sizes_are_resized_by_size_beyond_the_workers_that_are_there(
     ]
     app.number_input[1].set_value(7).run()
     assert not button(app, "Preview resize").disabled
-    assert "Theirs (ray-serve) cannot flip" in text(app)
+    assert "theirs (ray-serve) cannot flip" in text(app)
     assert not app.exception
 
 

@@ -15,7 +15,8 @@ from engine.device_catalogue import device_names, model_names
 def choices() -> AttachChoices:
     return AttachChoices(
         kinds=tuple(
-            _kind(name) for name in sorted(KINDS, key=lambda each: (each in WITHOUT_PAGES, each == "openai", each))
+            _kind(name)
+            for name in sorted(KINDS, key=lambda each: (each in WITHOUT_PAGES, each == "openai", each != "vllm", each))
         ),
         controllers=tuple(
             ControllerChoice(name=name, can=tuple(sorted(kind.can)), options=kind.options)
