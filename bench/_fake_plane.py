@@ -68,6 +68,7 @@ GET: dict[str, Ask] = {
     "/whoami": lambda client, _: client.whoami(),
     "/fleets": lambda client, _: client.fleets(),
     "/attached": lambda client, _: client.attached(),
+    "/attached/choices": lambda client, _: client.attach_choices(),
     "/metrics": lambda client, _: client.metrics(),
     "/commands": lambda client, _: client.commands(),
     "/commands/{command_id:int}": lambda client, request: client.command(request.path_params["command_id"]),

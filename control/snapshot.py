@@ -16,7 +16,7 @@ from control.accounting import UtilizationView
 from control.ceilings import ceilings_of
 from control.changes import role_of
 from control.facts import POOLS, FleetFacts, PoolFacts, WorkerFacts, natural
-from control.fleets.base import Observation, WorkerLife
+from control.fleets.base import ACTING, Observation, WorkerLife
 from control.gateway.pulse import Pulse, pulse_of_step
 from control.headroom import BatchLimit, headroom_rps
 from control.health import Health, health_of
@@ -93,7 +93,8 @@ def build_snapshot(
     )
     pools = tuple(pool_status(role, desired, workers, utilization, traffic, batches.get(role)) for role in POOLS)
     pools = tuple(_as_sized(each, desired, sized.get(each.role), max_pool) for each in pools)
-    observed_only = Capability.ROUTE not in identity.capabilities  # no request of it passes a gateway of ours
+    can = set(identity.capabilities)
+    observed_only = not ACTING & can or (identity.is_attached and Capability.ROUTE not in can)  # no gateway of ours
     health = STARTING
     if observation is not None:
         health = health_of(workers, traffic, observation, departures, bottleneck, is_observed_only=observed_only)

@@ -108,9 +108,8 @@ def _body(hub: Hub, page: Page) -> Callable[[], None]:
             st.html(cards.heading(page.title))
             _waiting(hub)
             return
-        st.html(cards.heading(page.title, foreign.title(snapshot) if page.of_one_fleet else ""))
-        if page.of_one_fleet:
-            push.slot(hub, "banners")
+        st.html(cards.heading(page.title, foreign.title(snapshot)))
+        push.slot(hub, "banners")
         push.rerun_when_changed(hub, "drawn", "page")  # actions disabled and enabled, workers come and go
         page.draw(hub, snapshot)
 
