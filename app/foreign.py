@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
-from app import cards, format, words
+from app import cards, words
 from control.client import AttachedInfo, Attachment, EngineSurvey, Survey
 from control.types import Capability, FleetSnapshot, Missing, PoolStatus, WorkerStatus
 
@@ -262,24 +262,10 @@ def facts(snapshot: FleetSnapshot) -> tuple[str, ...]:
     return name(snapshot.kind), f"may {', '.join(may)}" if may else "observed only"
 
 
-def estimates(worker: WorkerStatus, snapshot: FleetSnapshot) -> list[tuple[str, str]]:
-    """Its work by its own account and by ours, with the difference; or what turns its own on."""
-    found, off = worker.estimates, unknown(snapshot, "own", [worker.worker_id])
-    if found is None:
-        return [("Its own estimate of its work", f"n/a: {off.words}")] if off is not None else []
-    return [
-        ("FLOPs, two accounts", _beside(found.exported_flops, found.derived_flops, found.flops_difference, "FLOP")),
-        ("Bytes, two accounts", _beside(found.exported_bytes, found.derived_bytes, found.bytes_difference, "B")),
-    ]
-
-
-def _beside(exported: float | None, derived: float | None, difference: float | None, unit: str) -> str:
-    told, ours = (format.scaled(each, unit) for each in (exported, derived))
-    words_ = f"{told} as exported, {ours} derived"
-    if difference is None or not derived:
-        return words_
-    sign = "+" if difference >= 0 else "-"
-    return f"{words_}: {sign}{format.scaled(abs(difference), unit)} ({sign}{format.percent(abs(difference) / derived)})"
+def no_estimate(worker: WorkerStatus, snapshot: FleetSnapshot) -> list[tuple[str, str]]:
+    """What turns the engine's own account of its work on, where it gives none (`app.estimates` has those it gives)."""
+    why = unknown(snapshot, "own", [worker.worker_id]) if worker.estimates is None else None
+    return [("Its own estimate of its work", f"n/a: {why.words}")] if why is not None else []
 
 
 # --- what may be done to it ------------------------------------------------------------

@@ -201,7 +201,7 @@ def foreign_facts(worker: WorkerStatus, snapshot: FleetSnapshot) -> list[tuple[s
         ("Seen for", format.duration(snapshot.at_unix_s - worker.started_unix_s)),
         ("KV", held if worker.kv_usage is not None else f"n/a: {kv.words if kv else 'not said'}"),
         ("Requests", work if busy is None else f"n/a: {busy.words}"),
-        *foreign.estimates(worker, snapshot),
+        *foreign.no_estimate(worker, snapshot),
         *estimates.pairs(worker.estimates),
         ("Measured by the device", _measured(worker, "no reading of its GPUs is attached (--gpu-metrics)")),
         ("Model", worker.model_id or "not said"),

@@ -74,17 +74,14 @@ def test_only_the_workers_that_are_asked_about_count() -> None:
     assert foreign.unknown(snapshot, "kv", ["d0"]) == foreign.Unknown("KV usage", "off", "start it with --mfu")
 
 
-def test_an_engines_own_account_of_its_work_stands_beside_ours_with_the_difference() -> None:
+def test_an_engine_without_an_account_of_its_own_says_what_turns_it_on() -> None:
     snapshot = theirs(OFF)
     worker = replace(snapshot.workers[0], worker_id="d0")
-    assert foreign.estimates(worker, snapshot) == [
+    assert foreign.no_estimate(worker, snapshot) == [
         ("Its own estimate of its work", "n/a: Its own FLOPs estimate: off: start it with --mfu")
     ]
-    told = WorkEstimates(since_unix_s=1.0, exported_flops=9e9, derived_flops=6e9, exported_bytes=2e9)
-    assert foreign.estimates(replace(worker, estimates=told), snapshot) == [
-        ("FLOPs, two accounts", "9.00 GFLOP as exported, 6.00 GFLOP derived: +3.00 GFLOP (+50.0%)"),
-        ("Bytes, two accounts", "2.00 GB as exported, n/a derived"),
-    ]
+    told = WorkEstimates(since_unix_s=1.0, exported_flops=9e9)
+    assert foreign.no_estimate(replace(worker, estimates=told), snapshot) == []
 
 
 def test_what_nothing_helps_against_comes_last_and_the_whole_fleet_is_named_as_such() -> None:
