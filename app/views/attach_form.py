@@ -21,6 +21,8 @@ Said = TypeVar("Said")
 ANSWER = "attach_answer"
 TARGETS_HELP = "One engine per line: `prefill=http://10.0.0.1:8000`, or with a name `decode:d0=http://10.0.0.2:8000`."
 EXAMPLE = "prefill=http://10.0.0.1:8000\ndecode=http://10.0.0.2:8000"
+#: Of a controller's options; Kubernetes has nine.
+OPTIONS_IN_A_ROW = 5
 TOKEN_HELP = "Where the plane finds it, a file or `env:NAME`. It is read at each call, neither stored nor shown."
 WAYS: Mapping[str, str] = {
     "targets": "Listed here",
@@ -120,8 +122,10 @@ def _controller(choices: AttachChoices, kind: KindChoice) -> dict[str, Any]:
     can = ", ".join(foreign.ACTS.get(each, each.value).lower() for each in steers.can) or "nothing"
     st.caption(f"Through {foreign.name(steers.name)} can be allowed: {can}.")
     options = {}
-    if steers.options:
-        for column, option in zip(st.columns(len(steers.options), gap="medium"), steers.options, strict=True):
+    for first in range(0, len(steers.options), OPTIONS_IN_A_ROW):
+        row = steers.options[first : first + OPTIONS_IN_A_ROW]
+        columns = st.columns(min(len(steers.options), OPTIONS_IN_A_ROW), gap="medium")
+        for column, option in zip(columns, row, strict=False):
             options[option] = column.text_input(f"{option} (optional)", key=f"attach_option_{steers.name}_{option}")
     given = foreign.controller_of(steers.name, address, options) if address.strip() else ""
     return {"controller": given, "controller_token": token.strip()}
