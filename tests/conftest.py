@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 
@@ -10,6 +11,9 @@ from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 
 from tests.shares import Shares, rank
+
+# xdist tells its processes how wide the terminal is: what is tested is what a file gets, however wide that is.
+os.environ.pop("COLUMNS", None)
 
 # No timed assertion anywhere: on a busy machine one example may take any time.
 settings.register_profile("phaseline", deadline=None, suppress_health_check=[HealthCheck.too_slow])
