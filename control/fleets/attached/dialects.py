@@ -5,6 +5,7 @@ not there. Read from vLLM 0.32.0, SGLang 0.5.23 and Dynamo 1.6.1. Rules for ever
 
 - `_total` may be missing or doubled, Ray's `ray_vllm_x` is `vllm:x`; all ranks of one engine are added up.
 - `_created` series and everything that has no row here are not read.
+- a label that was never counted has no line yet: beside another one that was, it is 0.
 - a counter that stands at 0 while the engine has served is *off*, not 0, where a flag turns it on.
 - a page that something else put around an engine's own (Dynamo) is read as the engine's, and fills what that lacks.
 """
@@ -111,7 +112,7 @@ def _by_mode(mode: str) -> Series:
     return Series(("sglang:realtime_tokens_total",), {"mode": mode})
 
 
-_SGLANG_TIMER: Final = "SGLANG_ENABLE_METRICS_DEVICE_TIMER=1"
+_SGLANG_TIMER: Final = "SGLANG_ENABLE_METRICS_DEVICE_TIMER=1, on a GPU (0.5.23 crashes with it on a CPU)"
 
 
 def _forward(category: str) -> Series:
@@ -280,7 +281,9 @@ def _counter(
         name, found = _find(series, page)
         value = sum(each.value for each in found)
         looked_for = name or " or ".join(series.names)
-        if not found:
+        if not found and _counts_others(series, page):
+            state, remedy = "found", ""
+        elif not found:
             state, remedy = "absent", f"start the engine with {series.flag}" if series.flag else ""
         elif series.flag and not value and has_served:
             state, remedy = "off", f"start the engine with {series.flag}"
@@ -291,6 +294,11 @@ def _counter(
         findings.append(Finding(quantity=quantity, state=state, series=series_words, remedy=remedy))
         total = total + value if total is not None and state == "found" else None
     return total
+
+
+def _counts_others(series: Series, page: Page) -> bool:
+    """It has counted under another label: a label that was never counted has no line yet, and is 0."""
+    return bool(series.labels) and any(each.value > 0 for each in _find(Series(series.names), page)[1])
 
 
 def _gauge(quantity: str, series: Series, page: Page, findings: list[Finding]) -> float | None:
