@@ -219,7 +219,7 @@ def _settle(site: Site, since_unix_s: float) -> None:
     for _ in range(LATEST_LOOKS):
         time.sleep(LOOK_S)
         now = [site.total(f"{phase}_tokens", since_unix_s) for phase in ("prefill", "decode")]
-        if now == seen:
+        if now == seen and min(now) > 0:
             return
         seen = now
 
