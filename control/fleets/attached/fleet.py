@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 import httpx
 
 from control.fleets.attached.attachment import Plan
+from control.fleets.attached.clients import own_client
 from control.fleets.attached.dialects import DIALECTS
 from control.fleets.attached.engine_page import EnginePage
 from control.fleets.attached.gpu_watch import GpuWatch
@@ -52,8 +53,7 @@ class AttachedFleet:
 
     async def start(self, on_change: Callable[[], None]) -> None:
         """Begin to look. What cannot be reached is a problem of its worker, not of the fleet."""
-        limits = httpx.Limits(max_connections=200, max_keepalive_connections=200)
-        self._client = httpx.AsyncClient(trust_env=False, follow_redirects=False, limits=limits)
+        self._client = own_client()
         self._gpus.start(self._client)
         await self._follow_registry()
 
@@ -130,19 +130,18 @@ class AttachedFleet:
             if name in self.scrapers:
                 self.scrapers[name].set_role(target.role)
             else:
-                self.scrapers[name] = self._scraper(target, self._client)
+                self.scrapers[name] = self._scraper(target)
                 self.scrapers[name].start()
 
     def _wanted(self) -> dict[str, Target]:
         """Who is looked at."""
         return {each.worker_id: each for each in self.plan.source.targets()}
 
-    def _scraper(self, target: Target, client: httpx.AsyncClient) -> Scraper:
+    def _scraper(self, target: Target) -> Scraper:
         return Scraper(
             target,
             Ledger(self.plan.identity(target), self._cursors.get(target.worker_id)),
             DIALECTS[self.kind],
-            client,
             every_s=self.plan.attachment.every_s,
             token_file=self.plan.token_file,
             fill=lambda page: self._filled(target.worker_id, page),

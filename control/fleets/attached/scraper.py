@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from control.fleets.attached.clients import own_client
 from control.fleets.attached.dialects import Dialect, page_url, read_page
 from control.fleets.attached.engine_page import EnginePage
 from control.fleets.attached.exposition import MAX_PAGE_BYTES, PageError
@@ -40,7 +41,7 @@ async def fetch_page(client: httpx.AsyncClient, url: str, token_file: Path | Non
     size = 0
     try:
         headers = {} if token_file is None else await asyncio.to_thread(_bearer, token_file)
-        headers["Accept-Encoding"] = "identity"  # a small answer cannot become a large one
+        headers["Accept-Encoding"] = "identity"  # whoever's client it is: a small answer cannot become a large one
         async with asyncio.timeout(LOOK_LIMIT_S), client.stream("GET", url, headers=headers) as answer:
             if answer.status_code != 200:
                 raise PageError(f"{url} answers {answer.status_code}")
@@ -85,7 +86,6 @@ class Scraper:
         target: Target,
         ledger: Ledger,
         dialect: Dialect,
-        client: httpx.AsyncClient,
         *,
         every_s: float,
         token_file: Path | None = None,
@@ -97,7 +97,7 @@ class Scraper:
         self.version = ""
         self.ledger = ledger
         self._dialect = dialect
-        self._client = client
+        self._client = own_client()
         self._every_s = every_s
         self._token_file = token_file
         self._fill = fill  # with what is known of it from elsewhere
@@ -121,6 +121,7 @@ class Scraper:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        await self._client.aclose()
 
     def set_role(self, role: Role) -> None:
         """From the next look on."""

@@ -7,11 +7,9 @@ Not decided here: which failed call is made again (`retries`).
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import os
 import random
-import ssl
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -20,17 +18,12 @@ from typing import Any, Final
 import httpx
 
 from control.errors import FleetError
+from control.fleets.attached.clients import own_client
 from control.fleets.attached.steering.retries import is_worth_another, pause_s
 
 #: Of a call with all that is made again.
 CALL_LIMIT_S: Final = 10.0
 MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
-
-
-@functools.cache
-def tls() -> ssl.SSLContext:
-    """Of all clients: to load the trusted certificates takes longer than most calls."""
-    return httpx.create_ssl_context(trust_env=False)
 
 
 class Refused(FleetError):
@@ -59,9 +52,7 @@ class Caller:
         self._limit_s = limit_s
         self._share = share
         self._sleep = sleep
-        # No compression: a small answer cannot become a large one.
-        plain = {"Accept-Encoding": "identity"}
-        self._client = httpx.AsyncClient(verify=tls(), trust_env=False, follow_redirects=False, headers=plain)
+        self._client = own_client()
 
     async def json(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         """The object that it answers with; {} when the answer is empty. Raises Refused, FleetError."""

@@ -11,13 +11,12 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
-import httpx
-
 from control.errors import FleetError
+from control.fleets.attached.clients import own_client
 from control.fleets.attached.engine_page import EnginePage
 from control.fleets.attached.exposition import PageError
 from control.fleets.attached.scraper import fetch_page
-from control.fleets.attached.steering.calls import Caller, tls
+from control.fleets.attached.steering.calls import Caller
 from control.fleets.attached.steering.ray_pages import NOTHING_YET, Seen, counting, lines_by_replica, page_of
 
 #: Workers push every 10 s: so long after a push, at most, it is seen.
@@ -35,7 +34,7 @@ class RayMetrics:
         self._now = now
         self._read_unix_s = 0.0
         self._seen: dict[str, Seen] = {}
-        self._client = httpx.AsyncClient(verify=tls(), trust_env=False, follow_redirects=False)
+        self._client = own_client()
 
     async def read(self, workers: Mapping[str, str]) -> Mapping[str, Seen]:
         """What is known of each replica, and since when. Never raises. `workers`: their processes, ids of Ray."""
