@@ -147,22 +147,23 @@ async def test_a_worker_that_was_taken_out_of_its_router_is_known_to_the_next_pl
             router.add(each.url, role)
         leaving = engines[2].url.removeprefix("http://")
 
-        def state_of_it(planes: dict[str, Plane]) -> str:
+        def states(planes: dict[str, Plane]) -> dict[str, str]:
             workers = json.loads(planes["theirs"].snapshot_json())["workers"] if "theirs" in planes else []
-            return next((each["state"] for each in workers if each["worker_id"] == leaving), "")
+            return {each["worker_id"]: each["state"] for each in workers}
+
+        def all_ready(planes: dict[str, Plane]) -> bool:
+            return list(states(planes).values()) == ["ready"] * 3
 
         async with hosted(tmp_path) as (attached, planes):
             address = f"sglang-router={router.url}"
             await attached.attach(Attachment(name="theirs", kind="sglang", controller=address, every_s=0.5), "ann")
             await attached.allow("theirs", Capability.DRAIN, "ann")
-            await until(
-                lambda: state_of_it(planes) == "ready" and Capability.DRAIN in planes["theirs"].fleet.capabilities
-            )
+            await until(lambda: all_ready(planes) and Capability.DRAIN in planes["theirs"].fleet.capabilities)
             drained = await ended(planes["theirs"], Action(verb=Verb.DRAIN, worker_id=leaving))
             assert (drained.state, len(router.workers)) == (CommandState.DONE, 2)
         async with hosted(tmp_path) as (attached, planes):
-            await until(lambda: state_of_it(planes) == "drained")
+            await until(lambda: states(planes).get(leaving) == "drained" and len(states(planes)) == 3)
             undone = await ended(planes["theirs"], Action(verb=Verb.UNDO, command_id=drained.command_id))
             assert (undone.state, len(router.workers)) == (CommandState.DONE, 3)
         async with hosted(tmp_path) as (_, planes):
-            await until(lambda: state_of_it(planes) == "ready")
+            await until(lambda: all_ready(planes))
