@@ -69,7 +69,7 @@ async def engines(*served: FakeEngine) -> AsyncIterator[tuple[FakeEngine, ...]]:
             server.close()
 
 
-async def until(condition: Callable[[], bool], limit_s: float = 15.0) -> None:
+async def until(condition: Callable[[], bool], limit_s: float = 60.0) -> None:
     async with asyncio.timeout(limit_s):
         while not condition():  # noqa: ASYNC110  any state of any part
             await asyncio.sleep(0.01)
