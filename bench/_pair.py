@@ -1,7 +1,7 @@
 """A real vLLM prefill/decode pair on this machine, to try docs/fleets.md on; it runs until Ctrl-C.
 
 python bench/peers.py --only vllm --setup         once
-python bench/pair.py                              prints what to attach
+python bench/_pair.py                             prints what to attach
 """
 
 from __future__ import annotations
