@@ -229,14 +229,16 @@ def _num_found(page: EnginePage) -> int:
 
 
 def _read_own(text: str, dialect: Dialect) -> EnginePage:
-    page = _plainly_named(parse_page(text, dialect.wanted))
+    told = parse_page(text, dialect.wanted)
+    page = _plainly_named(told)
     findings: list[Finding] = []
     has_served = any(each.value > 0 for name in _served(dialect) for each in page.named(name))
     counters = {name: _counter(name, parts, page, has_served, findings) for name, parts in dialect.counters.items()}
     gauges = {name: _gauge(name, series, page, findings) for name, series in dialect.gauges.items()}
     latencies = {kind: _buckets(kind, series, page, findings) for kind, series in dialect.latencies.items()}
     lengths = _buckets("lengths", dialect.lengths, page, findings) if dialect.lengths else ()
-    started = page.named(STARTED)
+    # On a page of Ray's agent it is the agent that started then, not the engine.
+    started = () if any(name.startswith("ray_") for name in told.samples) else page.named(STARTED)
     return EnginePage(
         worker_id=next((each.labels.get("worker_id", "") for each in page.named(dialect.who)), ""),
         model_id=_model_of(page, dialect),
