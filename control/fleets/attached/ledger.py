@@ -171,14 +171,17 @@ class Ledger:
         )
 
     def _estimates(self) -> WorkEstimates:
-        """Without the model's shape our counters hold the engine's own numbers: nothing is derived then."""
+        """Without the model's shape our counters hold the engine's own numbers: nothing is derived then.
+
+        An idle engine exports 0 whether or not it counts; one that does not count exports nothing once it has served.
+        """
         done = self._counters.values() if self.identity.work else ()
-        has_steps = self.page is not None and self.page.counters.steps is not None
+        now = self.page.counters if self.page is not None else Counters()
         return WorkEstimates(
-            exported_flops=self.exported_flops,
+            exported_flops=None if now.exported_flops is None else self.exported_flops,
             derived_flops=sum(each.flops for each in done) if done else None,
-            exported_bytes=self.exported_bytes,
-            derived_bytes=sum(each.bytes for each in done) if done and has_steps else None,
+            exported_bytes=None if now.exported_bytes is None else self.exported_bytes,
+            derived_bytes=sum(each.bytes for each in done) if done and now.steps is not None else None,
         )
 
     def _begin(self, role: Role, since_unix_s: float, at_unix_s: float) -> None:

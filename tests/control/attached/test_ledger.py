@@ -121,6 +121,16 @@ def test_the_engines_own_estimate_stands_beside_what_its_tokens_make():
     assert found.exported_bytes / ours.bytes > 500
 
 
+def test_an_estimate_that_turns_out_to_be_off_is_unknown_and_not_the_zero_of_an_idle_engine():
+    idle = EnginePage(started_unix_s=1.0, counters=Counters(decode_tokens=0, steps=0, num_prompts=0, exported_flops=0))
+    one = ledger()
+    one.add(idle, Role.DECODE, 10.0)
+    one.add(replace(idle), Role.DECODE, 11.0)
+    assert estimates(one).exported_flops == 0
+    one.add(served(50), Role.DECODE, 12.0)
+    assert estimates(one).exported_flops is None
+
+
 def test_where_nothing_is_exported_or_no_shape_is_known_that_side_is_unknown():
     off, shapeless = ledger(), ledger(work=None)
     for name, at in (("decode-1", 10.0), ("decode-2", 12.0)):
