@@ -68,8 +68,14 @@ def form(hub: Hub, why_not: str) -> None:
     told = Attachment(**_said(choices))
     with st.container(horizontal=True, gap="small"):
         off = bool(why_not)
-        st.button("Look first", key="attach_look", on_click=_look, args=(hub, told), disabled=off, help=why_not or None)
-        st.button("Attach", key="attach_do", type="primary", on_click=_attach, args=(hub, told), disabled=off)
+        looks = st.button("Look first", key="attach_look", disabled=off, help=why_not or None)
+        attaches = st.button("Attach", key="attach_do", type="primary", disabled=off)
+    # In this run, not by callback: whoever types and presses at once means what stands in the fields now.
+    if looks:
+        st.session_state[ANSWER] = tried(lambda: hub.client(session.token(hub)).survey(told))
+    if attaches:
+        st.session_state[ANSWER] = tried(lambda: hub.client(session.token(hub)).attach(told))
+        st.rerun()
     _answer()
 
 
@@ -178,14 +184,6 @@ def _field(place: Any, field: Field[Any], choices: AttachChoices) -> Any:
 
 
 # --- presses and answers ------------------------------------------------------------
-
-
-def _look(hub: Hub, told: Attachment) -> None:
-    st.session_state[ANSWER] = tried(lambda: hub.client(session.token(hub)).survey(told))
-
-
-def _attach(hub: Hub, told: Attachment) -> None:
-    st.session_state[ANSWER] = tried(lambda: hub.client(session.token(hub)).attach(told))
 
 
 def tried(act: Callable[[], Said]) -> Said | ControlError:
