@@ -11,11 +11,11 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -36,6 +36,7 @@ MAX_ITEMS: Final = 2000
 MAX_PAGES: Final = 2 * MAX_ITEMS // PAGE_ITEMS
 MAX_AT_ONCE: Final = 4
 LONGEST_QUIET_S: Final = 60.0
+_LOADING: Final = threading.Lock()
 #: A server that asks for quiet (429) is not asked again.
 AGAIN: Final = PASSING - {429}
 MERGE: Final = "application/merge-patch+json"
@@ -136,7 +137,7 @@ class KubeApi:
             raise FleetError(f"Kubernetes has asked us to wait {quiet_s:.0f} s more (429)")
         loop = asyncio.get_running_loop()
         if self._client is None:  # the client's many modules are not part of any answer
-            await loop.run_in_executor(self._threads, import_module, "kubernetes.client")
+            await loop.run_in_executor(self._threads, _load)
         try:
             async with asyncio.timeout(self._limit_s):
                 for num_calls in range(1, MAX_CALLS):
@@ -225,6 +226,13 @@ class KubeApi:
                 f"Kubernetes does not let us {access.verb} {access.resource.plural} (403): its Role needs {access.rule}"
             )
         return f"{ask.method} {ask.path} answers {status}: {words}"
+
+
+def _load() -> None:
+    """By one thread at a time: the client loads its modules as they are named, and two threads lock each other out."""
+    with _LOADING:
+        from kubernetes.client import ApiClient, ApiException, Configuration  # noqa: F401
+        from kubernetes.config import load_kube_config  # noqa: F401
 
 
 def _body(answer: Any, until_s: float) -> str:
