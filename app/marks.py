@@ -24,7 +24,9 @@ LABEL_WIDTH = 0.12
 EDGE = 0.86
 MAX_WORDS = 6
 MOVE_KINDS: tuple[MoveKind, ...] = get_args(MoveKind)
-RARE_KINDS: tuple[EventKind, ...] = ("died", "stopped", "restarted", "plane", "history")  # a first start is not shown
+RARE_KINDS: tuple[EventKind, ...] = (
+    "died", "stopped", "restarted", "plane", "history", "permission",
+)  # a first start is not shown  # fmt: skip
 LOOKS: dict[str, str] = {
     "died": "died",
     "restarted": "back",
@@ -33,6 +35,7 @@ LOOKS: dict[str, str] = {
     "recompute": "moved",
     "plane": "plane",
     "history": "history",
+    "permission": "permission",
 }
 SCHEMA = pa.schema(
     [
@@ -136,6 +139,8 @@ def _label(mark: Mark) -> str:
             return "plane took over"
         case "history":
             return "history away"
+        case "permission":
+            return mark.events[-1].reason
         case "continued":
             cause = next((each.cause for each in mark.events if each.cause), None)
             return f"{went} continued, {loss_words(who, cause)}"

@@ -45,6 +45,7 @@ EVENT_COLORS: dict[str, str] = {
     "back": OK,
     "plane": "#a371f7",
     "history": ATTENTION,
+    "permission": "#1b9aaa",
 }
 EVENT_DASHES: dict[str, list[int]] = {
     "died": [1, 0],
@@ -53,6 +54,7 @@ EVENT_DASHES: dict[str, list[int]] = {
     "back": [8, 4],
     "plane": [2, 2],
     "history": [4, 2, 1, 2],
+    "permission": [1, 1],
 }
 EVENT_SHAPES: dict[str, str] = {
     "died": "cross",
@@ -61,6 +63,7 @@ EVENT_SHAPES: dict[str, str] = {
     "back": "triangle-up",
     "plane": "square",
     "history": "triangle-down",
+    "permission": "circle",
 }
 EVENT_PATHS: dict[str, str] = {
     "died": "M1 3.5H3.5V1H6.5V3.5H9V6.5H6.5V9H3.5V6.5H1Z",
@@ -69,6 +72,7 @@ EVENT_PATHS: dict[str, str] = {
     "back": "M5 1L9.5 9H.5Z",
     "plane": "M1.5 1.5H8.5V8.5H1.5Z",
     "history": "M.5 1H9.5L5 9Z",
+    "permission": "M5 1A4 4 0 1 1 4.99 1Z",
 }
 CATEGORICAL: tuple[str, ...] = (
     "#2f81f7", "#d97706", "#2da44e", "#a371f7", "#db61a2", "#1b9aaa",

@@ -23,7 +23,7 @@ from control.errors import CommandRefused, ControlError, NotActive, NotFound
 from control.fleets.attached.attachment import Plan, plan_of
 from control.fleets.attached.bridge_file import served_at
 from control.fleets.attached.fleet import AttachedFleet
-from control.fleets.attached.permission import can_of, check_grantable
+from control.fleets.attached.permission import can_of, check_grantable, permission_event
 from control.fleets.attached.routed import fleet_of
 from control.fleets.attached.steering.memory import Memory
 from control.fleets.attached.survey import survey
@@ -108,7 +108,8 @@ class AttachedPlanes:
             if known is None:
                 self._check_room(attachment.name)
                 known = AttachmentRow(name=attachment.name, told=told, who=who, at_unix_s=time.time())
-                await asyncio.to_thread(self._history.put_attachment, known)
+                event = permission_event(known.name, f"{who} attached this fleet", known.at_unix_s)
+                await asyncio.to_thread(self._history.put_attachment, known, event)
                 self._rows[known.name] = known
                 self._begin(plan)
             elif known.told != told:
@@ -127,19 +128,22 @@ class AttachedPlanes:
             if capability in {each.capability for each in info.allowed}:
                 return info
             granted = Permission(capability=capability, who=who, at_unix_s=time.time())
-            return await self._set_allowed(name, (*info.allowed, granted))
+            return await self._set_allowed(name, (*info.allowed, granted), f"{who} allowed {capability}")
 
-    async def forbid(self, name: str, capability: Capability) -> AttachedInfo:
+    async def forbid(self, name: str, capability: Capability, who: str) -> AttachedInfo:
         """From now on we may not; what is under way ends. Raises NotFound."""
         async with self._turn:
             info = self._info(self._row(name))
             left = tuple(each for each in info.allowed if each.capability != capability)
-            return info if left == info.allowed else await self._set_allowed(name, left)
+            if left == info.allowed:
+                return info
+            return await self._set_allowed(name, left, f"{who} took back {capability}")
 
-    async def _set_allowed(self, name: str, allowed: tuple[Permission, ...]) -> AttachedInfo:
+    async def _set_allowed(self, name: str, allowed: tuple[Permission, ...], words: str) -> AttachedInfo:
         """Durable first; then its plane lives anew with what it may now."""
         told = _permissions.dump_json(allowed).decode()
-        await asyncio.to_thread(self._history.allow_attached, name, told)
+        event = permission_event(name, words, time.time())
+        await asyncio.to_thread(self._history.allow_attached, name, told, event)
         self._rows[name] = replace(self._rows[name], allowed=told)
         await self._end(name)
         self._begin_recorded(self._rows[name])
@@ -151,11 +155,12 @@ class AttachedPlanes:
             raise NotFound(f"no attached fleet is named {name}", field="name", value=name, bound=known)
         return self._rows[name]
 
-    async def detach(self, name: str) -> None:
+    async def detach(self, name: str, who: str) -> None:
         """Forget it and stop looking; its history stays, and its engines do not notice. Raises NotFound."""
         async with self._turn:
             self._row(name)
-            await asyncio.to_thread(self._history.remove_attachment, name)
+            event = permission_event(name, f"{who} detached this fleet", time.time())
+            await asyncio.to_thread(self._history.remove_attachment, name, event)
             del self._rows[name]
             await self._end(name)
 

@@ -28,7 +28,7 @@ def event_words(event: FleetEvent) -> str:
             return f"a plane took over{why}"
         case "history":
             return f"the history could not be written for {time_words(event.away_s or 0.0)}{why}"
-        case "bottleneck":
+        case "bottleneck" | "permission":
             return event.reason
         case "failover":
             return (

@@ -22,7 +22,7 @@ SAMPLE_TRAFFIC_KEY = "sample-traffic"
 Provenance = Literal["measured", "derived", "assumed", "simulated"]
 MoveKind = Literal["failover", "migration", "recompute"]
 LifeKind = Literal["started", "died", "stopped", "restarted"]
-PlaneKind = Literal["plane", "history", "bottleneck"]
+PlaneKind = Literal["plane", "history", "bottleneck", "permission"]
 EventKind = LifeKind | MoveKind | PlaneKind
 DepartureKind = Literal["leaves", "lost"]
 AlertName = Literal["slo_burn_fast", "slo_burn_slow", "worker_dead", "pool_empty", "history_away", "plane_takeover"]
@@ -680,8 +680,11 @@ class RequestMove:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetEvent:
-    """What happened to a worker, to the requests that it served, or to the plane. Of moves there is one event per
-    second, kind and worker that was left; they are known when their requests end, so the youngest still fill in."""
+    """What happened to a worker, to the requests that it served, to the plane, or to what it may do to a foreign fleet.
+
+    Of moves there is one event per second, kind and worker that was left; they are known when their requests end, so
+    the youngest still fill in.
+    """
 
     fleet_id: str
     kind: EventKind
@@ -689,7 +692,7 @@ class FleetEvent:
     worker_id: str  # whose life it is; moves: the worker that was left; "" for the plane's own
     model_id: str = ""
     simulated: bool = False
-    epoch: int = 0  # which life of the worker; 0 for moves; plane: its fence
+    epoch: int = 0  # which life of the worker; 0 for moves; plane: its fence; permission: its millisecond
     reason: str = ""
     away_s: float | None = None  # restarted: since the last sign of its former life; history: until it could be written
     num_requests: int = 0  # moves: how many requests went on elsewhere

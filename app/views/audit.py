@@ -12,14 +12,18 @@ import streamlit as st
 from app import actions, cards, format, session, tables, url, words
 from app.source import Hub
 from control.errors import ControlError
-from control.types import Command, CommandState, FleetSnapshot, Verb
+from control.types import Command, CommandState, EventKind, FleetSnapshot, Verb
 
 PAGE = 100
+NUM_GRANTS = 20
+GRANTS: tuple[EventKind, ...] = ("permission",)
 
 
 def page(hub: Hub, snapshot: FleetSnapshot) -> None:
     """Filters, the list, one command."""
     session.form(snapshot)
+    if snapshot.is_attached:
+        _permissions(hub)
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         verbs = {"any": "Any", **{str(each): str(each) for each in Verb}}
         verb = url.select("Action", verbs, name="verb", default="any", width=180)
@@ -42,6 +46,25 @@ def page(hub: Hub, snapshot: FleetSnapshot) -> None:
         st.button("Show older commands", on_click=_older)
     _one(hub, snapshot, chosen or _from_url(shown) or shown[0])
     actions.show_pending(hub)
+
+
+def _permissions(hub: Hub) -> None:
+    """Who allowed what of a fleet that is not ours."""
+    try:
+        found = hub.client(session.token(hub)).fleet_events(0.0, kinds=GRANTS, limit=NUM_GRANTS)
+    except ControlError as error:
+        st.html(cards.banner(f"Its permissions did not come: {error}", "broken", alert=True))
+        return
+    if found:
+        rows = [(format.moment(each.at_unix_s, session.tz()), words.sentence(each.reason)) for each in found]
+        st.html(
+            cards.heading_small("Permissions")
+            + cards.table(
+                ("At", "What"),
+                [tuple(map(cards.Cell, row)) for row in rows],
+                "Who attached this fleet, and allowed or took back what, newest first",
+            )
+        )
 
 
 def _older() -> None:

@@ -55,11 +55,11 @@ async def allow(name: str, capability: Capability, principal: Operator, context:
 @router.delete("/attached/{name}/allowed/{capability}", response_model=AttachedInfo)
 async def forbid(name: str, capability: Capability, principal: Operator, context: Context) -> Response:
     """Do this no more."""
-    return answer(AttachedInfo, await _attached(context).forbid(name, capability))
+    return answer(AttachedInfo, await _attached(context).forbid(name, capability, principal.name))
 
 
 @router.delete("/attached/{name}", status_code=204)
 async def detach(name: str, principal: Operator, context: Context) -> Response:
     """Stop looking. The fleet's history stays, and its engines do not notice."""
-    await _attached(context).detach(name)
+    await _attached(context).detach(name, principal.name)
     return Response(status_code=204)

@@ -55,7 +55,7 @@ def attach(
 ) -> None:
     """Look at engines that somebody else runs. It only observes, until `allow` says what else may be done.
 
-    Attached again in the same words it stays as it is. Exit code 1 with --dry-run: not all engines answer.
+    Attached again in the same words it stays as it is. Exit code 1 with --dry-run: there are none, or not all answer.
     """
     attachment = Attachment(
         name=name,
@@ -169,7 +169,7 @@ def _tell(found: Survey, as_json: bool) -> None:
         for note in found.notes:
             say(f"- {note}")
         say(f"{found.num_reachable} of {len(found.engines)} engines answer")
-    if found.num_reachable < len(found.engines):
+    if not found.engines or found.num_reachable < len(found.engines):
         raise typer.Exit(1)
 
 

@@ -159,25 +159,25 @@ class History:
         with self._reading() as connection:
             return attachments.find_all(connection)
 
-    def put_attachment(self, row: AttachmentRow) -> bool:
-        """False when a fleet of that name is attached already."""
+    def put_attachment(self, row: AttachmentRow, told: FleetEvent) -> bool:
+        """False when a fleet of that name is attached already. `told` is on record with it, here and below."""
         with self._writing("put_attachment") as connection:
-            return attachments.put(connection, row)
+            return attachments.put(connection, row) and _also_told(connection, told)
 
-    def allow_attached(self, name: str, allowed: str) -> bool:
+    def allow_attached(self, name: str, allowed: str, told: FleetEvent) -> bool:
         """False when none of that name is attached."""
         with self._writing("allow_attached") as connection:
-            return attachments.allow(connection, name, allowed)
+            return attachments.allow(connection, name, allowed) and _also_told(connection, told)
 
     def remember_attached(self, name: str, memory: str) -> bool:
         """False when none of that name is attached."""
         with self._writing("remember_attached") as connection:
             return attachments.remember(connection, name, memory)
 
-    def remove_attachment(self, name: str) -> bool:
+    def remove_attachment(self, name: str, told: FleetEvent) -> bool:
         """False when none of that name is attached."""
         with self._writing("remove_attachment") as connection:
-            return attachments.remove(connection, name)
+            return attachments.remove(connection, name) and _also_told(connection, told)
 
     # --- desired state, commands ------------------------------------------------------------------------------------
 
@@ -535,3 +535,8 @@ def _put_epochs(connection: Connection, fleet_id: str, epochs: Sequence[WorkerEp
         for each in epochs
     ]
     connection.execute(statement, rows)
+
+
+def _also_told(connection: Connection, event: FleetEvent) -> bool:
+    events.put_lives(connection, [event])
+    return True

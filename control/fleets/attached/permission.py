@@ -13,7 +13,7 @@ from typing import Final
 from control.errors import CommandRefused, NotAllowed
 from control.fleets.attached.steering.controllers import controller_can
 from control.fleets.attached.types import Attachment, Permission
-from control.types import Capability
+from control.types import Capability, FleetEvent
 
 #: Beyond observing, which every kind can; where a controller steers the fleet, what that can counts in its place.
 DECLARED: Final[Mapping[str, frozenset[Capability]]] = MappingProxyType(
@@ -49,6 +49,14 @@ def check_grantable(attachment: Attachment, capability: Capability) -> None:
             value=capability.value,
             bound=", ".join(choice) or "nothing but observing",
         )
+
+
+def permission_event(fleet_id: str, words: str, at_unix_s: float) -> FleetEvent:
+    """Who attached, allowed, took back or detached what: part of the fleet's history."""
+    millisecond = round(at_unix_s * 1000)
+    return FleetEvent(
+        fleet_id=fleet_id, kind="permission", at_unix_s=at_unix_s, worker_id="", epoch=millisecond, reason=words
+    )
 
 
 def not_allowed(attachment: Attachment, capability: Capability) -> NotAllowed:

@@ -65,6 +65,8 @@ async def _engines(
 
 def notes_of(plan: Plan, engines: Sequence[EngineSurvey]) -> tuple[str, ...]:
     """What an operator should know before saying yes."""
+    if not engines:
+        return ("no engine is listed there: look at the selector, the labels or the query that should find them",)
     notes = []
     if plan.work is None:
         notes.append(

@@ -14,10 +14,12 @@ from control.attached_planes import AttachedPlanes
 from control.commands import ENDED
 from control.errors import CommandRefused, HistoryError
 from control.fleets.attached.types import Attachment
+from control.history.events import EventQuery
 from control.history.store import History
 from control.lease import this_process
 from control.plane import Plane
 from control.settings import Settings
+from control.stories import event_words
 from control.types import Action, Capability, Command, CommandRequest, CommandState, Principal, Verb
 from tests.control.attached.fake_controllers import FakeRay, FakeRouter, FakeSglangEngine, served
 from tests.control.attached.fake_engines import until
@@ -95,10 +97,20 @@ async def test_what_was_allowed_is_done_and_undone_and_outlives_its_plane(tmp_pa
             undone = await ended(plane, Action(verb=Verb.UNDO, command_id=done.command_id))
             assert undone.state is CommandState.DONE
             assert ray.targets == {"Prefill:m": 1, "Decode:m": 2, "Ingress": 1}
-            await attached.forbid("theirs", Capability.RESIZE)
+            await attached.forbid("theirs", Capability.RESIZE, "ops")
             await until(lambda: planes.get("theirs") not in (None, plane) and planes["theirs"].observed)
             with pytest.raises(CommandRefused, match="no operator has allowed"):
                 await ended(planes["theirs"], resize)
+            await attached.detach("theirs", "ops")
+    history = History.open(f"sqlite:///{tmp_path / 'history.db'}")
+    recorded = history.events(EventQuery(fleet_id="theirs", kinds=("permission",)))
+    history.close()
+    assert [event_words(each) for each in reversed(recorded)] == [
+        "ann attached this fleet",
+        "ann allowed resize",
+        "ops took back resize",
+        "ops detached this fleet",
+    ]
 
 
 async def test_deployments_in_kubernetes_are_resized_undone_and_left_to_whoever_else_sizes_them(tmp_path: Path):
