@@ -132,7 +132,8 @@ def _controller(choices: AttachChoices, kind: KindChoice) -> dict[str, Any]:
         row = steers.options[first : first + OPTIONS_IN_A_ROW]
         columns = st.columns(min(len(steers.options), OPTIONS_IN_A_ROW), gap="medium")
         for column, option in zip(columns, row, strict=False):
-            options[option] = column.text_input(f"{option} (optional)", key=f"attach_option_{steers.name}_{option}")
+            label = option if option in steers.needs else f"{option} (optional)"
+            options[option] = column.text_input(label, key=f"attach_option_{steers.name}_{option}")
     given = foreign.controller_of(steers.name, address, options) if address.strip() else ""
     return {"controller": given, "controller_token": token.strip()}
 

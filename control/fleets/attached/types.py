@@ -132,11 +132,12 @@ class KindChoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControllerChoice:
-    """One kind of controller, with what can be done through it and the options that its address takes."""
+    """One kind of controller, with what can be done through it and the options that its address takes, or needs."""
 
     name: str
     can: tuple[Capability, ...]
     options: tuple[str, ...]
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

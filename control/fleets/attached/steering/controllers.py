@@ -59,13 +59,15 @@ class Address:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """One kind of controller. `dialects`: kinds of fleets that it steers. `is_http`: its address; else it is a path."""
+    """One kind of controller. `dialects`: kinds of fleets that it steers. `is_http`: its address; else it is a path.
+    `needs`: of its options, those that must be given."""
 
     can: frozenset[Capability]
     options: tuple[str, ...]
     dialects: tuple[str, ...]
     open: Callable[[Address, Memory], Steering]
     is_http: bool = True
+    needs: tuple[str, ...] = ()
 
 
 def _router(address: Address, memory: Memory) -> Steering:
@@ -119,7 +121,9 @@ CONTROLLERS: Final[Mapping[str, Kind]] = MappingProxyType(
             dialects=("ray-serve",),
             open=_ray_serve,
         ),
-        "production-stack": Kind(can=_POOL, options=("file",), dialects=("vllm",), open=_production_stack),
+        "production-stack": Kind(
+            can=_POOL, options=("file",), dialects=("vllm",), open=_production_stack, needs=("file",)
+        ),
         "prometheus": Kind(
             can=frozenset(),
             options=("query", "role", "prefill", "decode", "mixed"),
@@ -138,6 +142,7 @@ CONTROLLERS: Final[Mapping[str, Kind]] = MappingProxyType(
             dialects=("llm-d", "dynamo", *_ENGINES),
             open=_kubernetes,
             is_http=False,
+            needs=("namespace",),
         ),
     }
 )
