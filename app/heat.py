@@ -159,27 +159,7 @@ def _span(found: Heatmap, edges: tuple[float, ...]) -> bytes:
 @cache
 def spec(height: int, time_format: str) -> Spec:
     """Cells over time and latency. A click gives `cell`: its column and bin. Datasets: live, bound, chosen, span."""
-    x = {
-        "field": "t",
-        "type": "temporal",
-        "axis": {**X_AXIS, "labelExpr": f"timeFormat(datum.value, '{time_format}')"},
-        "scale": {"nice": False},
-    }
-    y = {
-        "field": "lo",
-        "type": "quantitative",
-        "scale": {"type": "log", "nice": False},
-        "axis": {
-            "title": None,
-            "labelExpr": SECONDS_EXPR,
-            "values": [each * 10.0**power for power in range(-5, 4) for each in (1, 3)],
-            "minExtent": AXIS_PX,
-            "maxExtent": AXIS_PX,
-            "domain": False,
-            "ticks": False,
-            "gridOpacity": 0.4,
-        },
-    }
+    x, y = _time_axis(time_format), _latency_axis()
     box: Mapping[str, Any] = {"x": x, "x2": {"field": "t2"}, "y": y, "y2": {"field": "hi"}}
     select = {"type": "point", "fields": ["column", "bin"], "on": "click", "toggle": False}
     cells = {
@@ -197,30 +177,54 @@ def spec(height: int, time_format: str) -> Spec:
         "mark": {"type": "rect", "filled": False, "stroke": theme.PREFILL, "strokeWidth": 2, "tooltip": None},
         "encoding": box,
     }
-    at = {**y, "field": "at"}
-    rule = {
-        "data": {"name": "bound"},
-        "mark": {"type": "rule", "color": theme.DANGER, "strokeDash": [6, 4], "strokeWidth": 1.5, "tooltip": None},
-        "encoding": {"y": at},
-    }
-    words = {
-        "type": "text",
-        "align": "right",
-        "dx": -4,
-        "dy": -6,
-        "fontSize": 11,
-        "color": theme.DANGER,
-        "tooltip": None,
-    }
-    label = {
-        "data": {"name": "bound"},
-        "mark": words,
-        "encoding": {"x": x, "y": at, "text": {"field": "label", "type": "nominal"}},
-    }
     pin = {
         "data": {"name": "span"},
         "mark": {"type": "point", "opacity": 0, "tooltip": None},
         "encoding": {"x": x, "y": y},
     }
-    layers = [pin, cells, rule, label, chosen]
+    layers = [pin, cells, *_bound_layers(x, y), chosen]
     return {"height": height, "layer": layers, "padding": PADDING, "config": CONFIG}
+
+
+def _time_axis(time_format: str) -> Spec:
+    return {
+        "field": "t",
+        "type": "temporal",
+        "axis": {**X_AXIS, "labelExpr": f"timeFormat(datum.value, '{time_format}')"},
+        "scale": {"nice": False},
+    }
+
+
+def _latency_axis() -> Spec:
+    return {
+        "field": "lo",
+        "type": "quantitative",
+        "scale": {"type": "log", "nice": False},
+        "axis": {
+            "title": None,
+            "labelExpr": SECONDS_EXPR,
+            "values": [each * 10.0**power for power in range(-5, 4) for each in (1, 3)],
+            "minExtent": AXIS_PX,
+            "maxExtent": AXIS_PX,
+            "domain": False,
+            "ticks": False,
+            "gridOpacity": 0.4,
+        },
+    }
+
+
+def _bound_layers(x: Spec, y: Spec) -> list[Spec]:
+    """A bound of the SLO, as a rule and its words."""
+    at = {**y, "field": "at"}
+    color = {"color": theme.DANGER, "tooltip": None}
+    rule = {
+        "data": {"name": "bound"},
+        "mark": {"type": "rule", "strokeDash": [6, 4], "strokeWidth": 1.5, **color},
+        "encoding": {"y": at},
+    }
+    label = {
+        "data": {"name": "bound"},
+        "mark": {"type": "text", "align": "right", "dx": -4, "dy": -6, "fontSize": 11, **color},
+        "encoding": {"x": x, "y": at, "text": {"field": "label", "type": "nominal"}},
+    }
+    return [rule, label]

@@ -32,6 +32,8 @@ from engine.histogram import of_values
 
 T0 = 500_000 * 3600.0
 DAY_S = 86_400.0
+HOUR_S = 3600.0
+HALF_S = 0.6 * DAY_S
 #: All requests of a minute arrive in its first second, and are one tick: a day's seconds alone would take longer to
 #: write than all that is measured takes.
 BURST_S = 60.0
@@ -146,76 +148,78 @@ def costs(count: int = 20_000) -> list[Row]:
     ]
 
 
+def among(end: float, length_s: float, **more: Any) -> RequestFilter:
+    return RequestFilter(fleet_id="bench", since_unix_s=end - length_s, until_unix_s=end, **more)
+
+
+def listed(history: History, end: float, length_s: float, limit: int = 20, **more: Any) -> object:
+    query = RequestQuery(fleet_id="bench", since_unix_s=end - length_s, until_unix_s=end, limit=limit, **more)
+    return history.requests(query)
+
+
 def questions(history: History, rounds: int) -> list[Row]:
-    def among(end: float, length_s: float, **more: Any) -> RequestFilter:
-        return RequestFilter(fleet_id="bench", since_unix_s=end - length_s, until_unix_s=end, **more)
+    return [*quick_questions(history, rounds), *slow_questions(history, max(3, rounds // 8))]
 
-    def listed(end: float, length_s: float, limit: int = 20, **more: Any) -> object:
-        query = RequestQuery(fleet_id="bench", since_unix_s=end - length_s, until_unix_s=end, limit=limit, **more)
-        return history.requests(query)
 
-    hour = 3600.0
-    half = 0.6 * DAY_S  # all ranges lie inside the day
+def quick_questions(history: History, rounds: int) -> list[Row]:
+    """All ranges lie inside the day."""
+
+    def heatmap(end: float, length_s: float, **more: Any) -> object:
+        return history.heatmap(among(end, length_s, **more), SLO)
+
     found = [
-        asked(
-            f"heatmap of 14 h, {kind}",
-            rounds,
-            lambda end, kind=kind: history.heatmap(among(end, half, metric=kind), SLO),
-        )
+        asked(f"heatmap of 14 h, {kind}", rounds, lambda end, kind=kind: heatmap(end, HALF_S, metric=kind))
         for kind in ("ttft", "e2e", "gap")
     ]
-    found += [
-        asked(
-            "heatmap of the day, ttft", rounds, lambda _: history.heatmap(among(T0 + DAY_S, DAY_S, metric="ttft"), SLO)
-        ),
-        asked("heatmap of 1 h, ttft", rounds, lambda end: history.heatmap(among(end, hour, metric="ttft"), SLO)),
-        asked(
-            "heatmap of 14 h of one rule",
-            rounds,
-            lambda end: history.heatmap(among(end, half, metric="ttft", rule="remote"), SLO),
-        ),
+    return [
+        *found,
+        asked("heatmap of the day, ttft", rounds, lambda _: heatmap(T0 + DAY_S, DAY_S, metric="ttft")),
+        asked("heatmap of 1 h, ttft", rounds, lambda end: heatmap(end, HOUR_S, metric="ttft")),
+        asked("heatmap of 14 h of one rule", rounds, lambda end: heatmap(end, HALF_S, metric="ttft", rule="remote")),
         asked(
             "requests of one cell (10 min)",
             rounds,
-            lambda end: listed(end, 600.0, 200, metric="ttft", above_s=0.8, up_to_s=1.1),
+            lambda end: listed(history, end, 600.0, 200, metric="ttft", above_s=0.8, up_to_s=1.1),
         ),
-        asked("slowest 20 of 1 h", rounds, lambda end: listed(end, hour, order="slowest")),
-        asked("failed of 1 h", rounds, lambda end: listed(end, hour, failed=True)),
+        asked("slowest 20 of 1 h", rounds, lambda end: listed(history, end, HOUR_S, order="slowest")),
+        asked("failed of 1 h", rounds, lambda end: listed(history, end, HOUR_S, failed=True)),
     ]
-    few = max(3, rounds // 8)
-    found += [
+
+
+def slow_questions(history: History, rounds: int) -> list[Row]:
+    """Those that read records by the hour or by the day."""
+    return [
         asked(
             "slowest 20 of the day",
-            few,
-            lambda _: listed(T0 + DAY_S, DAY_S, order="slowest"),
+            rounds,
+            lambda _: listed(history, T0 + DAY_S, DAY_S, order="slowest"),
             "reads the index of a day",
         ),
         asked(
             "heatmap of 14 h of one worker",
-            few,
-            lambda end: history.heatmap(among(end, half, metric="ttft", worker_id="w7"), SLO),
+            rounds,
+            lambda end: history.heatmap(among(end, HALF_S, metric="ttft", worker_id="w7"), SLO),
             "by weights: reads the records",
         ),
         asked(
             "what is different, 1 h",
-            few,
-            lambda end: history.explanation(ExplainQuery(among=among(end, hour, metric="ttft"))),
+            rounds,
+            lambda end: history.explanation(ExplainQuery(among=among(end, HOUR_S, metric="ttft"))),
         ),
         asked(
             "what is different, the day",
-            few,
+            rounds,
             lambda _: history.explanation(ExplainQuery(among=among(T0 + DAY_S, DAY_S, metric="ttft"))),
             "at most 4,000 a side",
         ),
         asked(
             "heatmap of the day by SQL over all records",
-            few,
+            rounds,
             lambda _: history.heatmap(among(T0 + DAY_S, DAY_S, metric="ttft", batch=False), SLO),
             "by weights: what the histograms save",
         ),
         asked("pruning: one batch of 1,000", 3, lambda _: history.prune(T0 + DAY_S + 1.0)),
     ]
-    return found
 
 
 def measured(url: str, count: int, rounds: int) -> dict[str, Any]:

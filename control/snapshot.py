@@ -91,13 +91,11 @@ def build_snapshot(
     workers = tuple(
         worker_status(identity, w, desired, readings.get(w), lives.get(w), devices, utilization, at) for w in ids
     )
-    pools = tuple(pool_status(role, desired, workers, utilization, traffic, batches.get(role)) for role in POOLS)
-    pools = tuple(_as_sized(each, desired, sized.get(each.role), max_pool) for each in pools)
-    can = set(identity.capabilities)
-    observed_only = not ACTING & can or (identity.is_attached and Capability.ROUTE not in can)  # no gateway of ours
+    pools = (pool_status(role, desired, workers, utilization, traffic, batches.get(role)) for role in POOLS)
     health = STARTING
     if observation is not None:
-        health = health_of(workers, traffic, observation, departures, bottleneck, is_observed_only=observed_only)
+        is_theirs = _is_observed_only(identity)
+        health = health_of(workers, traffic, observation, departures, bottleneck, is_observed_only=is_theirs)
     return FleetSnapshot(
         fleet_id=identity.fleet_id,
         model_id=identity.model_id,
@@ -113,7 +111,7 @@ def build_snapshot(
         health_text=health.text,
         desired=desired,
         workers=workers,
-        pools=pools,
+        pools=tuple(_as_sized(each, desired, sized.get(each.role), max_pool) for each in pools),
         prefill=utilization.fleet.get(Phase.PREFILL) if utilization else None,
         decode=utilization.fleet.get(Phase.DECODE) if utilization else None,
         traffic=traffic,
@@ -128,6 +126,12 @@ def build_snapshot(
         refusals=dict(identity.refusals),
         missing=observation.missing if observation else (),
     )
+
+
+def _is_observed_only(identity: FleetIdentity) -> bool:
+    """No request passes a gateway of ours, or nothing is ours to change."""
+    can = set(identity.capabilities)
+    return not ACTING & can or (identity.is_attached and Capability.ROUTE not in can)
 
 
 def blended_of(utilization: UtilizationView | None, devices: Iterable[DeviceReading]) -> Blended | None:
@@ -225,8 +229,6 @@ def worker_status(
     phases = utilization.workers.get(worker_id, {}) if utilization else {}
     state, reason = _state(reading, life)
     unknown = reading.unknown if reading else ()
-    queued = None if "queued_prefill_tokens" in unknown else load.queued_prefill_tokens
-    version = life.version if identity.is_attached and life else "" if identity.is_attached else identity.version
     return WorkerStatus(
         worker_id=worker_id,
         epoch=reading.epoch if reading else 0,
@@ -245,7 +247,7 @@ def worker_status(
         hostname=reading.hostname if reading else "",
         device=reading.device.name if reading else "",
         address=reading.address if reading else "",
-        version=version if reading else "",
+        version=_version_of(identity, life) if reading else "",
         weight=desired.weights.get(worker_id, 1.0),
         drained=worker_id in desired.drained,
         alive=reading.alive if reading else False,
@@ -255,7 +257,7 @@ def worker_status(
         kv_blocks_total=load.kv_blocks_total,
         kv_blocks_held=load.kv_blocks_held,
         kv_blocks_reserved=load.kv_blocks_reserved,
-        queued_prefill_tokens=queued,
+        queued_prefill_tokens=None if "queued_prefill_tokens" in unknown else load.queued_prefill_tokens,
         num_waiting=load.num_waiting if reading and "num_waiting" not in unknown else None,
         num_running=load.num_running if reading and "num_running" not in unknown else None,
         num_leased=load.num_leased,
@@ -272,6 +274,13 @@ def worker_status(
         step_overdue=reading is not None and overdue_step_s(reading) is not None,
         is_outdated=life is not None and life.is_outdated,
     )
+
+
+def _version_of(identity: FleetIdentity, life: WorkerLife | None) -> str:
+    """A foreign engine's is its own."""
+    if not identity.is_attached:
+        return identity.version
+    return life.version if life else ""
 
 
 def _estimates(reading: MeterReading | None) -> WorkEstimates | None:

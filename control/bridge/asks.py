@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import abstractmethod
 from collections.abc import Awaitable, Coroutine
 from typing import Any, Final
 
@@ -31,8 +32,9 @@ class Asks(Peers):
         self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._held: dict[tuple[str, int], asyncio.Future[Pull]] = {}  # rendezvous: what waits for its Pull
 
+    @abstractmethod
     def down(self, reason: str) -> None:
-        raise NotImplementedError
+        """The engine is gone."""
 
     def _submit(self, key: str, ask: Submit) -> None:
         problem = self._refusal(ask)

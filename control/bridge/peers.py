@@ -10,6 +10,7 @@ import asyncio
 import os
 import socket
 import time
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Protocol
 
 from control.bridge.engine_http import EngineHttp, Shape
@@ -40,7 +41,7 @@ class Yard(Protocol):
         """A worker has begun another life."""
 
 
-class Peers:
+class Peers(ABC):
     """One engine's connections, and what we count of it."""
 
     def __init__(self, worker_id: str, http: EngineHttp, yard: Yard, token: str, simulated: bool = False) -> None:
@@ -68,14 +69,17 @@ class Peers:
         self._server = await listen("127.0.0.1", 0, self._token, self._on_peer, sock=sock)
         self._send_beat()
 
+    @abstractmethod
     def _on_message(self, key: str, message: Any) -> None:
-        raise NotImplementedError
+        """One message of a peer."""
 
+    @abstractmethod
     def _on_close(self, key: str, connection: Connection) -> None:
-        raise NotImplementedError
+        """A peer is gone."""
 
+    @abstractmethod
     def _settle(self) -> None:
-        raise NotImplementedError
+        """Move as far as the work that is left allows."""
 
     @property
     def _num_computing(self) -> int:

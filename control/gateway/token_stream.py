@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 
 from control.gateway import errors
 from control.gateway.errors import GatewayError
@@ -19,7 +20,7 @@ from control.types import LossCause, MoveKind, RequestMove
 from engine.types import FinishReason
 
 
-class TokenStream:
+class TokenStream(ABC):
     """Whoever produces calls `_accept` and `_notify`; one consumer awaits `wait` and then `take`s tokens."""
 
     def __init__(self, job: Job, fleet: Fleet) -> None:
@@ -80,9 +81,9 @@ class TokenStream:
             self.finish = finish
             self._notify()
 
+    @abstractmethod
     def _leave(self) -> None:
         """Give up all that workers hold."""
-        raise NotImplementedError
 
     def _accept(self, position: int, tokens: list[int]) -> None:
         """Take the positions that are new. A gap would lose a token, so it is an error of ours."""
