@@ -17,7 +17,7 @@ import uvicorn
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from control.client import PhaselineClient, problem_error
+from control.client import PhaselineClient
 from control.errors import (
     CommandRefused,
     ControlError,
@@ -29,6 +29,7 @@ from control.errors import (
 )
 from control.gateway import link
 from control.history.store import History
+from control.plane_http import problem_error
 from control.types import Action, CommandRequest, CommandState, Principal, Role, Verb
 from tests.control.builders import NOW, FakeFleet, record, resize
 from tests.control.rig import Rig
