@@ -1,8 +1,8 @@
 """Moments of a durable write at which a plane may be killed. Tests pass a hook; in service it does nothing.
 
 Decided here: which moments a write has, and how PHASELINE_CRASH_AT, or a fault scenario's file, names one. That every
-write has them is decided in `History._writing`, the one way into a write transaction, so a new write is covered without
-being listed anywhere.
+write has them is decided in `Transactions.writing`, the one way into a write transaction, so a new write is covered
+without being listed anywhere.
 """
 
 from __future__ import annotations

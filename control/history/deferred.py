@@ -2,7 +2,7 @@
 
 Decided here: how they are encoded. A frame that another version wrote and this one cannot read is an error of
 `decode`, never half of a tick. Not decided here: where the bytes wait (`control.spool`), how they are written once
-(`History.replay`).
+(`TickWriter.replay`).
 """
 
 from __future__ import annotations

@@ -9,13 +9,16 @@ up another one only within its time, so that no command waits long. A block that
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from math import floor
 from typing import Final
 
 import numpy as np
 from sqlalchemy import Connection, func, select, update
 
 from control.history import schema
+from control.history.alerts import prune_alerts
 from control.history.chunks import (
     PHASE_KINDS,
     STATE,
@@ -30,14 +33,95 @@ from control.history.chunks import (
 )
 from control.history.codec import Ints
 from control.history.frames import EMPTY, Frame, concat, merge, roll, with_bands
+from control.history.marks import read_marks
+from control.history.postgresql import WRITE_LIMIT_S
+from control.history.retention import Retention, prune_events, prune_intervals, prune_points, prune_records
 from control.history.tail import Tail
+from control.history.transactions import Transactions
 
 #: A shelf is folded when so many ticks wait for it, and all of them at once, up to MAX_TICKS.
 FOLD_TICKS: Final = 60
 MAX_TICKS: Final = 120
 #: A block is rolled up so long after its end: most that falls into it has come by then.
 SETTLE_S: Final = 20
+#: A call of `Upkeep.work` begins no more work after this.
+UPKEEP_S: Final = 0.05
+FORGET_EVERY_S: Final = 10.0
 _COARSE: Final = schema.STEPS[1:]
+
+
+class Upkeep:
+    """Takes up what is due, piece by piece, each in a transaction of its own."""
+
+    def __init__(self, transactions: Transactions, tail: Tail, retention: Retention) -> None:
+        self._transactions = transactions
+        self._tail = tail
+        self._retention = retention
+        self._forget_unix_s: float | None = None  # not before then
+
+    def work(self, now_unix_s: float, limit_s: float = UPKEEP_S) -> int:
+        """Bring what ticks wrote to where it is kept, and delete what is too old: call it after each tick.
+
+        Each piece of work is a transaction of its own; another one is begun only within `limit_s`, so that nobody
+        waits for the writer for long. Returns how many there were: 0 when nothing waits.
+        """
+        begun_s, num_pieces = time.monotonic(), 0
+        while self._fold() or self._roll(now_unix_s) or self._forget(now_unix_s):
+            num_pieces += 1
+            if time.monotonic() - begun_s > limit_s:
+                break
+        return num_pieces
+
+    def settle(self, now_unix_s: float) -> None:
+        """All of `work` at once, also what would wait for more: before a history is measured or looked at."""
+        while self._fold(num_ticks=1) or self._roll(now_unix_s) or self._forget(now_unix_s):
+            pass
+
+    def _fold(self, num_ticks: int = FOLD_TICKS) -> bool:
+        """Fold one shelf that is due."""
+        with self._transactions.reading() as connection:
+            due = shelf_to_fold(connection, self._tail.newest(connection), num_ticks)
+        if due is None:
+            return False
+        with self._transactions.writing("fold", WRITE_LIMIT_S) as connection:
+            everywhere = fold(connection, self._tail, *due, read_marks(connection, "pruned-"))
+        self._tail.forget(everywhere)
+        return True
+
+    def _roll(self, now_unix_s: float) -> bool:
+        """Roll up one block that is due."""
+        with self._transactions.reading() as connection:
+            due = block_to_roll(connection, floor(now_unix_s))
+        if due is None:
+            return False
+        with self._transactions.writing("roll", WRITE_LIMIT_S) as connection:
+            roll_block(connection, *due, read_marks(connection, "pruned-"))
+        return True
+
+    def _forget(self, now_unix_s: float) -> bool:
+        """Now and then delete one batch of what is too old. True when there is more of it."""
+        if self._forget_unix_s is None:
+            self._forget_unix_s = now_unix_s + FORGET_EVERY_S
+        if now_unix_s < self._forget_unix_s:
+            return False
+        more = self.prune(now_unix_s)
+        self._forget_unix_s = 0.0 if more else now_unix_s + FORGET_EVERY_S
+        return more
+
+    def prune(self, now_unix_s: float, retention: Retention | None = None) -> bool:
+        """Delete one batch of each kind that is too old, each in its own transaction; True when there is more."""
+        keep = retention or self._retention
+        more = False
+        for step_s in schema.STEPS:
+            with self._transactions.writing("prune", WRITE_LIMIT_S) as connection:
+                more |= prune_points(connection, step_s, keep, now_unix_s)
+        with self._transactions.writing("prune_records", WRITE_LIMIT_S) as connection:
+            more |= prune_records(connection, keep.requests_s, keep.max_records, now_unix_s)
+        with self._transactions.writing("prune_intervals", WRITE_LIMIT_S) as connection:
+            prune_intervals(connection, keep.rollup_s, now_unix_s)
+            prune_events(connection, keep.rollup_s, now_unix_s)
+            prune_alerts(connection, keep.rollup_s, now_unix_s)
+        return more
 
 
 # --- folding ---------------------------------------------------------------------------------------------------------

@@ -114,7 +114,7 @@ def test_lines_of_lives_that_have_ended_are_forgotten_and_found_again(tmp_path: 
         states = {(line, 1000 + tick): {"num_cover_s": 1.0}}
         history.write_tick(Ingested(fleet_id="f", at_unix_s=1000.0 + tick, states=states), {})
         if tick == 0:
-            first = history._line_ids["f", line]
-            history._line_ids |= {("f", each): 0 for each in lines[:-2]}  # as if written, one by one
-    assert history._line_ids == {("f", lines[-1]): first + 1, ("f", lines[-2]): first}
+            first = history._ticks._line_ids["f", line]
+            history._ticks._line_ids |= {("f", each): 0 for each in lines[:-2]}  # as if written, one by one
+    assert history._ticks._line_ids == {("f", lines[-1]): first + 1, ("f", lines[-2]): first}
     history.close()

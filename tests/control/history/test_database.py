@@ -26,7 +26,7 @@ REPO = Path(__file__).resolve().parents[3]
 
 
 def test_migrations_make_exactly_the_schema(history: History) -> None:
-    with history._engine.connect() as connection:
+    with history._transactions.engine.connect() as connection:
         context = MigrationContext.configure(connection)
         assert compare_metadata(context, schema.metadata) == []
 
@@ -44,7 +44,7 @@ def taken(history: History) -> int | None:
 
 def test_a_newer_schema_is_refused_and_left_alone(url: str, opened: Callable[[str], History]) -> None:
     history = opened(url)
-    with writing(history._engine) as connection:
+    with writing(history._transactions.engine) as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(HistoryError, match="schema that this version does not know"):
         opened(url)
@@ -104,11 +104,11 @@ def test_a_locked_database_is_an_error_and_not_a_wait_for_ever(tmp_path: Path, m
 
 def test_sqlite_is_durable_and_does_not_block_readers(tmp_path: Path) -> None:
     history = History.open(f"sqlite:///{tmp_path / 'history.db'}")
-    with history._engine.connect() as connection:
+    with history._transactions.engine.connect() as connection:
         assert connection.execute(text("PRAGMA journal_mode")).scalar() == "wal"
         assert connection.execute(text("PRAGMA synchronous")).scalar() == 2  # FULL
         assert connection.execute(text("PRAGMA foreign_keys")).scalar() == 1
-    with writing(history._engine) as connection:
+    with writing(history._transactions.engine) as connection:
         connection.execute(text("INSERT INTO fences VALUES ('f', 7)"))
         assert history.load_desired("f") is None  # beside the writer
     history.close()
@@ -152,6 +152,6 @@ def test_a_killed_writer_loses_no_committed_command_and_no_point(url: str, opene
     assert desired.version >= committed[-1]
     counted = history.load_cursors("f")["w0"].counters["decode/decode"]
     assert history.totals("f")["worker", "w0", "decode"]["flops"] == counted.flops
-    with history._engine.connect() as connection:
+    with history._transactions.engine.connect() as connection:
         if url.startswith("sqlite"):
             assert connection.execute(text("PRAGMA integrity_check")).scalar() == "ok"

@@ -116,7 +116,9 @@ def test_a_takeover_waits_for_a_write_that_has_passed_its_check(url: str, opened
     take(stale, FIRST, lease_s=1e-6)
     stale.hold("f", 1)
     inside, go_on = threading.Event(), threading.Event()
-    stale._reach = lambda point: (inside.set(), go_on.wait(10)) if point == "record_command:uncommitted" else None
+    stale._transactions._reach = lambda point: (
+        (inside.set(), go_on.wait(10)) if point == "record_command:uncommitted" else None
+    )
     writer = threading.Thread(target=stale.record_command, args=(draft(0),))
     writer.start()
     assert inside.wait(10)
@@ -151,6 +153,6 @@ def test_while_a_long_write_is_under_way_the_lease_is_renewed_or_cannot_be_taken
                     take(other, SECOND, Standing(reachable_s=0.0, dead_fence=1))
                 seen.append("locked for both")
 
-    history._reach = inside
+    history._transactions._reach = inside
     history.record_command(draft(0))
-    assert seen == ["renewed" if history._engine.dialect.name == "postgresql" else "locked for both"]
+    assert seen == ["renewed" if history._transactions.engine.dialect.name == "postgresql" else "locked for both"]

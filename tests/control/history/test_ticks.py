@@ -69,7 +69,7 @@ def total(history: History, column: str, step_s: int) -> float:
     """Of all decode points of this step that are stored for workers, once all is rolled up."""
     history.settle(T0 + 5_000)
     kind, c, lines = phase_kind("decode"), schema.chunks.c, schema.lines.c
-    with history._reading() as connection:
+    with history._transactions.reading() as connection:
         shelves = connection.execute(select(lines.shelf_id).where(lines.scope == "worker").distinct()).scalars().all()
         places = connection.execute(select(c.shelf_id, c.t).where(c.kind == kind, c.step_s == step_s).distinct()).all()
         frames = [read_chunk(connection, *place, kind, step_s, t) for *place, t in places if place[0] in shelves]
@@ -192,7 +192,7 @@ def test_a_tick_whose_commit_was_done_but_not_answered_counts_once(
     worker.step(0.0, 0.5, flops=100)
     ingested, cursors = observe(accountant, 1.0, worker), accountant.snapshot()
     with monkeypatch.context() as patch:
-        patch.setattr("control.history.store.writing", _lose_the_answer)
+        patch.setattr("control.history.transactions.writing", _lose_the_answer)
         with pytest.raises(HistoryError, match="connection is lost"):
             history.write_tick(ingested, cursors, [("g", 1, record())])
     history.write_tick(ingested, cursors, [("g", 1, record())])
@@ -418,7 +418,7 @@ def forget(history: History, now_s: float, **keep: float) -> None:
 def test_seconds_are_forgotten_by_whole_blocks_and_their_rollups_stay(history: History) -> None:
     history.write_tick(nothing(600), {}, [("g", i + 1, record(arrival_unix_s=T0 + 7 + 130 * i)) for i in range(10)])
     forget(history, 5_003, raw_s=4_000, rollup_s=1e6, requests_s=1e6)
-    with history._engine.connect() as connection:
+    with history._transactions.engine.connect() as connection:
         assert read_marks(connection, "pruned-") == {1: T0 + 600}
     assert values(history, "offered_rps", 1_200, 600) == {"fleet": [pytest.approx(5 / 600)] * 2}
     assert values(history, "offered_rps", 600, 60)["fleet"][0] == pytest.approx(1 / 60)
@@ -429,12 +429,12 @@ def test_one_batch_of_forgetting_is_one_shelf_and_a_bounded_number_of_records(hi
     history.write_tick(nothing(600), {}, [("g", i + 1, record(arrival_unix_s=T0 + 20 * i)) for i in range(30)])
     history.settle(T0 + 5_000)
     keep = Retention(raw_s=401, rollup_s=1e6, requests_s=10)
-    with history._reading() as connection:
+    with history._transactions.reading() as connection:
         wanted = select(schema.chunks.c.shelf_id).where(schema.chunks.c.step_s == 1).distinct()
         shelves = connection.execute(wanted).scalars().all()
     assert len(shelves) == 2  # of the fleet, of the rules
     assert history.prune(T0 + 5_003, keep)
-    with history._reading() as connection:
+    with history._transactions.reading() as connection:
         assert connection.execute(wanted).scalars().all() == shelves[1:]
     assert not history.prune(T0 + 5_003, keep)
     assert history.requests(RequestQuery(fleet_id="f")) == []
@@ -446,7 +446,7 @@ def test_a_history_that_has_grown_too_large_gives_up_its_oldest_seconds_first(hi
         sent = record(arrival_unix_s=T0 + 3_600 * hour, request_id=f"r{hour}")
         history.write_tick(nothing(3_600 * hour), {}, [("g", hour + 1, sent)])
     forget(history, 10_000, max_bytes=1.0)
-    with history._reading() as connection:
+    with history._transactions.reading() as connection:
         assert read_marks(connection, "pruned-") == {1: T0 + 4_200}
     assert values(history, "offered_rps", 7_800, 600)["fleet"][0] == pytest.approx(1 / 600)
 

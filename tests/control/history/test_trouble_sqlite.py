@@ -29,7 +29,7 @@ async def on_sqlite(tmp_path: Path) -> AsyncIterator[TroubleRig]:
 
 @contextlib.contextmanager
 def locked(rig: TroubleRig) -> Iterator[None]:
-    other = sqlite3.connect(rig.history._engine.url.database or "", isolation_level=None)
+    other = sqlite3.connect(rig.history._transactions.engine.url.database or "", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     yield
     other.rollback()
@@ -44,7 +44,7 @@ def full(rig: TroubleRig) -> Iterator[None]:
         pages = connection.execute("PRAGMA page_count").fetchone()[0]
         connection.execute(f"PRAGMA max_page_count={pages + 3}").close()
 
-    engine = rig.history._engine
+    engine = rig.history._transactions.engine
     event.listen(engine, "connect", bound)
     engine.dispose()
     yield
