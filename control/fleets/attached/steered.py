@@ -8,6 +8,7 @@ without a metrics page. How a controller is asked is `steering`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -24,13 +25,15 @@ from control.fleets.attached.fleet import AttachedFleet
 from control.fleets.attached.ledger import Ledger
 from control.fleets.attached.missing import missing_of
 from control.fleets.attached.scraper import SILENT_LOOKS
-from control.fleets.attached.steering.roster import Member, Roster, Steering, targets_of
+from control.fleets.attached.steering.roster import Member, Roster, Steering, Watching, targets_of
 from control.fleets.attached.targets import MAX_TARGETS, RosterTargets, Target
 from control.fleets.attached.types import Looks
 from control.fleets.base import FleetStep, Observation, StepOutcome, WorkerLife
 from control.types import Capability, Missing, Role, WorkerState
 from engine.readings import MeterReading
 
+#: Changes that come together are one look.
+SOONEST_LOOK_S: Final = 0.25
 #: Any of these, allowed, lets an order through.
 NEEDS: Final = {
     "scale": {Capability.RESIZE},
@@ -136,8 +139,20 @@ class SteeredFleet(AttachedFleet):
 
     async def _keep_looking(self) -> None:
         while True:
-            await asyncio.sleep(self.plan.attachment.every_s)
+            await self._until_next_look()
             await self._look()
+
+    async def _until_next_look(self) -> None:
+        """When it is due, or soon after the controller says that something has changed."""
+        every_s, steering = self.plan.attachment.every_s, self._steering
+        if not isinstance(steering, Watching):
+            await asyncio.sleep(every_s)
+            return
+        soonest_s = min(SOONEST_LOOK_S, every_s)
+        await asyncio.sleep(soonest_s)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(every_s - soonest_s):
+                await steering.changed()
 
     async def _look(self) -> None:
         """Never raises: what was known stays, and why there is nothing newer is told."""

@@ -36,6 +36,9 @@ class FakeKubernetes:
     bodies: list[Any] = field(default_factory=list)
     url: str = ""
     version: int = 100
+    changes: list[tuple[int, str, dict[str, Any]]] = field(default_factory=list)  # version, plural, event
+    num_watching: int = 0  # ever
+    has_changed: threading.Condition = field(default_factory=threading.Condition)
 
     def add(self, plural: str, name: str, item: dict[str, Any], by: str = "helm") -> dict[str, Any]:
         meta = {"name": name, "uid": f"uid-{name}", **item.get("metadata", {})}
@@ -47,11 +50,51 @@ class FakeKubernetes:
         """It was changed; `by`: who has set its size."""
         self.version += 1
         meta = self.objects[plural, name]["metadata"]
+        is_new = "resourceVersion" not in meta
         meta["resourceVersion"] = str(self.version)
         if by:
             noted = meta.setdefault("managedFields", [])
             at = f"2026-01-01T00:{self.version // 60:02}:{self.version % 60:02}Z"
             noted.append({"manager": by, "time": at, "fieldsV1": {"f:spec": {"f:replicas": {}}}})
+        self.tell("ADDED" if is_new else "MODIFIED", plural, self.objects[plural, name])
+
+    def remove(self, plural: str, name: str) -> None:
+        self.version += 1
+        item = self.objects.pop((plural, name))
+        item["metadata"]["resourceVersion"] = str(self.version)
+        self.tell("DELETED", plural, item)
+
+    def tell(self, kind: str, plural: str, item: dict[str, Any]) -> None:
+        """To whoever watches."""
+        with self.has_changed:
+            self.changes.append((self.version, plural, json.loads(json.dumps({"type": kind, "object": item}))))
+            self.has_changed.notify_all()
+
+    def until_watched(self, limit_s: float) -> None:
+        with self.has_changed:
+            assert self.has_changed.wait_for(lambda: self.num_watching > 0, limit_s)
+
+    def watched(self, target: str, end: threading.Event) -> Iterator[dict[str, Any]]:
+        """Events of a watch, until `end`, an ERROR, or one that is None: then it ends."""
+        url = urlsplit(target)
+        plural = url.path.split("/")[-1]
+        query = {name: values[0] for name, values in parse_qs(url.query).items()}
+        label, _, value = query.get("labelSelector", "").partition("=")
+        since, at = int(query["resourceVersion"]), 0
+        with self.has_changed:
+            self.num_watching += 1
+            self.has_changed.notify_all()
+        while not end.is_set():
+            with self.has_changed:
+                self.has_changed.wait(0.0 if len(self.changes) > at else 0.5)
+                news, at = self.changes[at:], len(self.changes)
+            for version, whose, event in news:
+                if whose == "end" and version >= since:
+                    return
+                labels = event["object"].get("metadata", {}).get("labels", {})
+                is_mine = whose == plural and (not label or _is_selected(labels, label, value))
+                if version > since and (is_mine or whose == "all"):
+                    yield event
 
     def add_deployment(self, role: str, replicas: int, **meta: Any) -> None:
         labels = {"llm-d.ai/role": role}
@@ -79,7 +122,7 @@ class FakeKubernetes:
                 continue
             mine = sorted(pod for plural, pod in self.objects if plural == "pods" and pod.startswith(f"{name}-"))
             for pod in mine[deployment["spec"]["replicas"] :]:
-                del self.objects["pods", pod]
+                self.remove("pods", pod)
             for number in range(len(mine), deployment["spec"]["replicas"]):
                 self.add_pod(f"{name}-5d9f-{number}", role)
 
@@ -101,8 +144,11 @@ class FakeKubernetes:
         if plural == "selfsubjectaccessreviews":
             return 201, {"status": {"allowed": _asked(body) not in self.forbidden}}
         verb = {"GET": "get" if name else "list", "PATCH": "patch"}[method]
+        verb = "watch" if "watch" in query else verb
         if f"{verb} {plural}{'/' if sub else ''}{sub}" in self.forbidden:
             return 403, {"message": f'{plural} is forbidden: User "phaseline" cannot {verb} resource "{plural}"'}
+        if verb == "watch":
+            return 200, None
         if verb == "list":
             return self._listed(plural, query)
         item = self.objects.get((plural, name))
@@ -118,7 +164,7 @@ class FakeKubernetes:
         start, limit = int(query.get("continue", "0")), int(query["limit"])
         more = start + limit < len(items) or not self.pages_end
         token = {"continue": str(start + limit if self.pages_end else start)} if more else {}
-        return 200, {"metadata": token, "items": items[start : start + limit]}
+        return 200, {"metadata": token | {"resourceVersion": str(self.version)}, "items": items[start : start + limit]}
 
     def _patched(self, plural: str, name: str, body: Any) -> Answer:
         self.before_patch()
@@ -149,7 +195,7 @@ def _asked(body: dict[str, Any]) -> str:
     return f"{told['verb']} {told['resource']}" + (f"/{told['subresource']}" if "subresource" in told else "")
 
 
-def _handler(fake: FakeKubernetes) -> type[BaseHTTPRequestHandler]:
+def _handler(fake: FakeKubernetes, end: threading.Event) -> type[BaseHTTPRequestHandler]:
     turn = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
@@ -163,6 +209,9 @@ def _handler(fake: FakeKubernetes) -> type[BaseHTTPRequestHandler]:
                 status, value = fake.answer(self.command, self.path, body, token)
                 text = (value if isinstance(value, str) else json.dumps(value)).encode()
             with contextlib.suppress(ConnectionError):
+                if value is None:
+                    self.follow()
+                    return
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(text)))
@@ -173,6 +222,17 @@ def _handler(fake: FakeKubernetes) -> type[BaseHTTPRequestHandler]:
 
         do_PATCH = do_POST = do_GET
 
+        def follow(self) -> None:
+            """A watch: a line an event, its length not known before."""
+            self.close_connection = True
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Connection", "close")
+            self.end_headers()
+            for event in fake.watched(self.path, end):
+                self.wfile.write(json.dumps(event).encode() + b"\n")
+                self.wfile.flush()
+
         def log_message(self, *args: Any) -> None:
             """To nobody."""
 
@@ -182,7 +242,7 @@ def _handler(fake: FakeKubernetes) -> type[BaseHTTPRequestHandler]:
 @contextlib.contextmanager
 def serving(fake: FakeKubernetes) -> Iterator[FakeKubernetes]:
     """It listens until the end."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(fake))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(fake, end := threading.Event()))
     server.daemon_threads = True
     fake.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
@@ -192,6 +252,7 @@ def serving(fake: FakeKubernetes) -> Iterator[FakeKubernetes]:
     finally:
         if fake.hangs is not None:
             fake.hangs.set()
+        end.set()
         server.shutdown()
         server.server_close()
 

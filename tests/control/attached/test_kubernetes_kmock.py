@@ -36,7 +36,7 @@ async def test_pods_deployments_and_autoscalers_are_found_and_a_scale_is_patched
     kmock.objects["v1/pods", "serving", "d-1-x"] = POD
     spec = {"replicas": 1, "template": TEMPLATE}
     kmock.objects["apps/v1/deployments", "serving", "d"] = {"metadata": {"name": "d"}, "spec": spec}
-    kmock.resources["autoscaling/v2/horizontalpodautoscalers"] = {}
+    kmock.resources["autoscaling/v1/horizontalpodautoscalers"] = {}
     kmock.resources["keda.sh/v1alpha1/scaledobjects"] = {}
     config = write_kubeconfig(tmp_path / "config", str(kmock.url))
     plan = kube_plan(str(config), {"namespace": "serving", "port": "8000"}, "llm-d")

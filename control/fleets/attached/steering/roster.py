@@ -62,6 +62,14 @@ class Permitted(Protocol):
         """What is not permitted and would be needed; asking changes nothing. Raises FleetError."""
 
 
+@runtime_checkable
+class Watching(Protocol):
+    """What steers a fleet and tells by itself when something there has changed."""
+
+    async def changed(self) -> None:
+        """Returns when a look would see something new."""
+
+
 def targets_of(members: Iterable[Member]) -> tuple[Target, ...]:
     """Those that have a page of their own."""
     return tuple(

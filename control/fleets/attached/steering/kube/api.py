@@ -9,11 +9,12 @@ call and again when they are refused, and no error holds a word of them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ class Cluster:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Ask:
+class Ask:
     """One request, as it goes to a thread."""
 
     method: str
@@ -79,13 +80,19 @@ class KubeApi:
     async def read(self, resource: Resource, namespace: str, name: str) -> dict[str, Any]:
         """One object. Raises Refused, FleetError."""
         return await self._call(
-            Access("get", resource), _Ask(method="GET", path=resource.path(namespace, name), query={})
+            Access("get", resource), Ask(method="GET", path=resource.path(namespace, name), query={})
         )
 
     async def listed(
         self, resource: Resource, namespace: str, keep: Callable[[dict[str, Any]], T], selector: str = ""
     ) -> list[T]:
         """`keep` of each object: what it leaves out is forgotten page by page. Raises Refused, FleetError."""
+        return (await self.listing(resource, namespace, keep, selector))[0]
+
+    async def listing(
+        self, resource: Resource, namespace: str, keep: Callable[[dict[str, Any]], T], selector: str = ""
+    ) -> tuple[list[T], str]:
+        """The same, and the version of the whole list. Raises Refused, FleetError."""
         try:
             async with asyncio.timeout(3 * self._limit_s):
                 try:
@@ -102,12 +109,12 @@ class KubeApi:
     ) -> dict[str, Any]:
         """The object as it is then. Raises Refused, FleetError."""
         path, query = resource.path(namespace, name, sub), {"fieldManager": FIELD_MANAGER}
-        ask = _Ask(method="PATCH", path=path, query=query, body=body, content_type=content_type)
+        ask = Ask(method="PATCH", path=path, query=query, body=body, content_type=content_type)
         return await self._call(Access("patch", resource, sub), ask)
 
     async def allows(self, access: Access, namespace: str) -> bool:
         """Whether a call of this kind would be let through. Raises Refused, FleetError."""
-        ask = _Ask(method="POST", path=REVIEWS.path(""), query={}, body=access.review(namespace))
+        ask = Ask(method="POST", path=REVIEWS.path(""), query={}, body=access.review(namespace))
         said = await self._call(Access("create", REVIEWS), ask)
         return table(said, "status").get("allowed") is True
 
@@ -117,24 +124,29 @@ class KubeApi:
 
     async def _pages(
         self, resource: Resource, namespace: str, keep: Callable[[dict[str, Any]], T], selector: str
-    ) -> list[T]:
+    ) -> tuple[list[T], str]:
         query = {"limit": str(PAGE_ITEMS)} | ({"labelSelector": selector} if selector else {})
         found: list[T] = []
         for _ in range(MAX_PAGES):
-            ask = _Ask(method="GET", path=resource.path(namespace), query=query)
+            ask = Ask(method="GET", path=resource.path(namespace), query=query)
             page = await self._call(Access("list", resource), ask)
             found += map(keep, rows(page, "items"))
             if len(found) > MAX_ITEMS:
                 break
-            query |= {"continue": str(table(page, "metadata").get("continue") or "")}
+            about = table(page, "metadata")
+            query |= {"continue": str(about.get("continue") or "")}
             if not query["continue"]:
-                return found
+                return found, str(about.get("resourceVersion") or "")
         raise FleetError(f"Kubernetes lists more than {MAX_ITEMS} {resource.plural} of {selector or namespace}")
 
-    async def _call(self, access: Access, ask: _Ask) -> dict[str, Any]:
+    def check_quiet(self) -> None:
+        """Raises FleetError while it wants not to be asked."""
         quiet_s = self._quiet_until_s - time.monotonic()
         if quiet_s > 0:
             raise FleetError(f"Kubernetes has asked us to wait {quiet_s:.0f} s more (429)")
+
+    async def _call(self, access: Access, ask: Ask) -> dict[str, Any]:
+        self.check_quiet()
         loop = asyncio.get_running_loop()
         if self._client is None:  # the client's many modules are not part of any answer
             await loop.run_in_executor(self._threads, _load)
@@ -151,16 +163,54 @@ class KubeApi:
         except TimeoutError as error:
             raise FleetError(f"Kubernetes has not answered {ask.path} within {self._limit_s:g} s") from error
 
-    def _talk(self, access: Access, ask: _Ask) -> dict[str, Any]:
-        """In a thread. Credentials that are refused are read once more: they may have been renewed meanwhile."""
+    def lines(self, access: Access, ask: Ask, hold: Callable[[Any], None], limit_s: float) -> Iterator[bytes]:
+        """In a thread: an answer that goes on, line by line, for `limit_s` at most. Raises Refused, FleetError.
+
+        `hold` gets the open answer, so that another thread can cut it off.
+        """
+        until_s, rest = time.monotonic() + limit_s, b""
+        with self._told():
+            answer = self._answered(ask, limit_s)
+            try:
+                hold(answer)
+                if answer.status >= 300:
+                    self._parsed(access, ask, answer.status, _body(answer, until_s))
+                while part := answer.read1(64 * 1024):
+                    *whole, rest = (rest + part).split(b"\n")
+                    yield from whole
+                    if len(rest) > MAX_ANSWER_BYTES:
+                        raise FleetError(f"Kubernetes answers with a line of more than {MAX_ANSWER_BYTES} bytes")
+                    if time.monotonic() > until_s:
+                        raise FleetError("Kubernetes has not ended its answer in time")
+            finally:
+                answer.close()
+
+    def _talk(self, access: Access, ask: Ask) -> dict[str, Any]:
+        """In a thread. Raises Refused, FleetError."""
+        until_s = time.monotonic() + self._limit_s
+        with self._told():
+            answer = self._answered(ask, self._limit_s)
+            try:
+                text = _body(answer, until_s)
+            finally:
+                answer.close()
+        return self._parsed(access, ask, answer.status, text)
+
+    def _answered(self, ask: Ask, limit_s: float) -> Any:
+        """An open answer. Credentials that are refused are read once more: they may have been renewed meanwhile."""
         had_some = self._client is not None
-        status, after_s, text = self._send(ask)
-        if status == 401:
+        answer = self._sent(ask, limit_s)
+        if answer.status == 401:
             self._client = None
             if had_some:
-                status, after_s, text = self._send(ask)
-        if status == 429:
+                answer.close()
+                answer = self._sent(ask, limit_s)
+        if answer.status == 429:
+            after_s = _seconds(answer.headers.get("Retry-After"))
             self._quiet_until_s = time.monotonic() + min(after_s, LONGEST_QUIET_S)
+        return answer
+
+    def _parsed(self, access: Access, ask: Ask, status: int, text: str) -> dict[str, Any]:
         try:
             said = json.loads(text) if text.strip() else {}
         except ValueError as error:
@@ -171,27 +221,27 @@ class KubeApi:
             raise Refused(self._refusal(access, ask, status, table({"said": said}, "said")), status)
         return table({"said": said}, "said")
 
-    def _send(self, ask: _Ask) -> tuple[int, float, str]:
-        """Status, seconds of its Retry-After, body. Raises FleetError."""
+    def _sent(self, ask: Ask, limit_s: float) -> Any:
+        """The client's answer, its body not read."""
+        client = self._client = self._client or self._opened()
+        told = client.param_serialize(
+            ask.method,
+            ask.path,
+            query_params=list(ask.query.items()),
+            header_params={"Accept": "application/json", "Content-Type": ask.content_type},
+            body=ask.body,
+            auth_settings=["BearerToken"],
+        )
+        return client.call_api(*told, _request_timeout=(CONNECT_LIMIT_S, limit_s)).response
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Whatever breaks on the way is a FleetError."""
         from kubernetes.client import ApiException
         from urllib3.exceptions import HTTPError
 
-        until_s = time.monotonic() + self._limit_s
         try:
-            client = self._client = self._client or self._opened()
-            told = client.param_serialize(
-                ask.method,
-                ask.path,
-                query_params=list(ask.query.items()),
-                header_params={"Accept": "application/json", "Content-Type": ask.content_type},
-                body=ask.body,
-                auth_settings=["BearerToken"],
-            )
-            answer = client.call_api(*told, _request_timeout=(CONNECT_LIMIT_S, self._limit_s)).response
-            try:
-                return answer.status, _seconds(answer.headers.get("Retry-After")), _body(answer, until_s)
-            finally:
-                answer.close()
+            yield
         except (HTTPError, ApiException, OSError) as error:
             raise FleetError(
                 f"the API server of {self.cluster.words} cannot be reached: {type(error).__name__}"
@@ -217,7 +267,7 @@ class KubeApi:
             raise FleetError(f"{where.words} is no kubeconfig that can be read ({type(error).__name__})") from None
         return ApiClient(told)
 
-    def _refusal(self, access: Access, ask: _Ask, status: int, said: Mapping[str, Any]) -> str:
+    def _refusal(self, access: Access, ask: Ask, status: int, said: Mapping[str, Any]) -> str:
         if status == 401:
             return f"Kubernetes refuses the credentials of {self.cluster.words} (401): they may have expired"
         words = " ".join(str(said.get("message", "")).split())[:200] or "without a word"

@@ -38,7 +38,8 @@ GRAPHS: Final = Resource("nvidia.com", "v1beta1", "dynamographdeployments", "Dyn
 ADAPTERS: Final = Resource(
     GRAPHS.group, "v1beta1", "dynamographdeploymentscalingadapters", "DynamoGraphDeploymentScalingAdapter"
 )
-AUTOSCALERS: Final = Resource("autoscaling", "v2", "horizontalpodautoscalers", "HorizontalPodAutoscaler")
+#: Of every cluster, old and new: v2 begins with 1.23, and what is read of it says the same in both.
+AUTOSCALERS: Final = Resource("autoscaling", "v1", "horizontalpodautoscalers", "HorizontalPodAutoscaler")
 SCALED_OBJECTS: Final = Resource("keda.sh", "v1alpha1", "scaledobjects", "ScaledObject")
 REVIEWS: Final = Resource("authorization.k8s.io", "v1", "selfsubjectaccessreviews", "SelfSubjectAccessReview")
 

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from control.errors import FleetError
 from control.facts import PoolFacts
@@ -22,6 +22,7 @@ from control.fleets.attached.steering.kube.objects import AUTOSCALERS, PODS, SCA
 from control.fleets.attached.steering.kube.pods import SeenPod, left_out, seen_pod
 from control.fleets.attached.steering.kube.rivals import Autoscaler, hpa, rival_of, scaled_object
 from control.fleets.attached.steering.kube.scales import NEEDS, READERS, Scale, Scales
+from control.fleets.attached.steering.kube.watch import PodWatch, Watched
 from control.fleets.attached.steering.roster import Member, Roster
 from control.fleets.base import FleetStep, StepOutcome
 from control.types import WorkerState
@@ -34,6 +35,10 @@ MAX_CONFLICTS: Final = 4
 CONFLICTS: Final = (409, 422)
 #: What an API server answers while it has trouble of its own.
 FOR_NOW: Final = (429, 500, 502, 503, 504)
+LIST: Final = Access("list", PODS)
+WATCH: Final = Access("watch", PODS)
+#: What is done where a Role does not allow it.
+WITHOUT: Final = {WATCH: ": without it they are listed at each look"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,11 +62,11 @@ class KubernetesSteering:
         self._now = now
         self._rivals: _Rivals | None = None
         self._pods: tuple[SeenPod, ...] = ()
+        watched = Watched(resource=PODS, namespace=plan.namespace, selector=plan.selector, keep=self._seen)
+        self._watch = PodWatch(api, watched, now)
 
     async def look(self) -> Roster:
-        plan, rules = self._plan, self._plan.rules
-        pods = await self._api.listed(PODS, plan.namespace, lambda item: seen_pod(item, rules), plan.selector)
-        self._pods = tuple(pods)
+        pods = self._pods = await self._pods_now()
         members = tuple(each.member for each in pods if each.member is not None)
         scales, problem = await self._scales_now()
         rivals = await self._rivals_now(not_older_s=RIVALS_EVERY_S) if scales.by_role else None
@@ -98,18 +103,35 @@ class KubernetesSteering:
     async def needs(self) -> tuple[str, ...]:
         """What a Role would have to allow and does not, as lines for whoever attaches this."""
         plan = self._plan
-        asked = (Access("list", PODS), *NEEDS[plan.scale])
+        asked = (LIST, WATCH, *NEEDS[plan.scale])
         if plan.scale != "none":
             asked += (Access("list", AUTOSCALERS), Access("list", SCALED_OBJECTS))
         answers = await asyncio.gather(*(self._api.allows(each, plan.namespace) for each in asked))
         return tuple(
-            f"not permitted in namespace {plan.namespace}: {each.rule}"
+            f"not permitted in namespace {plan.namespace}: {each.rule}{WITHOUT.get(each, '')}"
             for each, is_allowed in zip(asked, answers, strict=True)
             if not is_allowed
         )
 
+    async def changed(self) -> None:
+        await self._watch.changed()
+
     async def close(self) -> None:
+        await self._watch.close()
         await self._api.close()
+
+    def _seen(self, item: dict[str, Any]) -> SeenPod:
+        return seen_pod(item, self._plan.rules)
+
+    async def _pods_now(self) -> tuple[SeenPod, ...]:
+        """As they are followed, or else as they are listed."""
+        known = self._watch.known()
+        if known is not None:
+            return known
+        plan = self._plan
+        pods, version = await self._api.listing(PODS, plan.namespace, self._seen, plan.selector)
+        self._watch.begin(pods, version)
+        return tuple(pods)
 
     async def _scales(self) -> Scales:
         return await READERS[self._plan.scale](self._api, self._plan, self._pods)
