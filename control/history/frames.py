@@ -99,6 +99,10 @@ class Groups:
         """The value of each group's first row: of a key, everyone's."""
         return values[self.order[self.starts]]
 
+    def frame(self, line_ids: Ints, t: Ints, bucket: Ints, columns: Mapping[str, Floats]) -> Frame:
+        """One row for each group, where `columns` are by group already."""
+        return Frame(self.first(line_ids), self.first(t), self.first(bucket), columns)
+
     def sums(self, values: Floats) -> Floats:
         return self._reduce(np.add, values, 0.0)
 
@@ -121,35 +125,57 @@ class Groups:
         found = np.asarray(ufunc.reduceat(np.where(absent, neutral, ordered), self.starts))
         return np.where(np.logical_and.reduceat(absent, self.starts), np.nan, found)
 
-    def named(self, name: str, values: Floats, *, is_same_second: bool = False) -> Floats:
+    def named(self, name: str, values: Floats) -> Floats:
         """One column, as its name says: sums add up, extremes stay."""
         if name.startswith("min_"):
             return self.least(values)
-        if name.startswith("max_") or (is_same_second and name in ONCE_A_SECOND):
-            return self.most(values)
-        return self.sums(values)
+        return self.most(values) if name.startswith("max_") else self.sums(values)
+
+    def named_of_second(self, name: str, values: Floats) -> Floats:
+        """The same of rows that tell of one second: it counts once."""
+        return self.most(values) if name in ONCE_A_SECOND else self.named(name, values)
 
 
 def merge(frame: Frame) -> Frame:
     """Rows of one line and second become one. Sorted by line, time and bucket."""
-    return _grouped(frame, frame.t, is_same_second=True)
+    if not len(frame):
+        return frame
+    groups = Groups.by(frame.line_ids, frame.t, frame.bucket)
+    columns = {name: groups.named_of_second(name, values) for name, values in frame.columns.items()}
+    return groups.frame(frame.line_ids, frame.t, frame.bucket, columns)
 
 
 def roll(frame: Frame, step_s: int) -> Frame:
     """Rows of one line become one in each coarser bucket. Sorted like `merge`."""
-    return _grouped(frame, frame.t - frame.t % step_s, is_same_second=False)
-
-
-def _grouped(frame: Frame, t: Ints, *, is_same_second: bool) -> Frame:
     if not len(frame):
         return frame
-    groups = Groups.by(frame.line_ids, t, frame.bucket)
-    return Frame(
-        groups.first(frame.line_ids),
-        groups.first(t),
-        groups.first(frame.bucket),
-        {name: groups.named(name, values, is_same_second=is_same_second) for name, values in frame.columns.items()},
-    )
+    t = frame.t - frame.t % step_s
+    keys = (frame.line_ids, t, frame.bucket)
+    groups = Groups.by(*keys)
+    columns = {
+        name: groups.named(name, uncovered(keys, frame.t, values) if name in ONCE_A_SECOND else values)
+        for name, values in frame.columns.items()
+    }
+    return groups.frame(*keys, columns)
+
+
+def uncovered(keys: Sequence[Ints], t: Ints, widths: Floats) -> Floats:
+    """Of each row, the seconds of [t, t + width) that no row before it with equal keys covers; NaN where no width is.
+
+    A slot of a long absence may be wider than a second, and who was read meanwhile has rows of his own inside.
+    """
+    order = np.lexsort((t, *reversed(keys)))
+    begins = t[order] - t.min(initial=0)
+    ends = begins + np.nan_to_num(widths[order])
+    is_new = np.zeros(len(order), np.bool_)
+    for key in keys:
+        is_new[1:] |= key[order][1:] != key[order][:-1]
+    apart = np.cumsum(is_new) * (ends.max(initial=0.0) + 1.0)  # so that no group reaches into the next
+    reached = np.maximum.accumulate(ends + apart)
+    before = np.concatenate([[0.0], reached[:-1]])[: len(order)]
+    found = np.empty(len(order))
+    found[order] = np.maximum(reached - np.maximum(begins + apart, before), 0.0)
+    return np.where(np.isnan(widths), np.nan, found)
 
 
 # --- what a second's extremes are ------------------------------------------------------------------------------------

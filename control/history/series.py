@@ -7,17 +7,18 @@ gaps. What is read for a bucket stands in `control.history.sums`, what its value
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import ceil, floor
 from typing import Any, Final
 
 import numpy as np
 from sqlalchemy import Connection, select
 
-from control.buckets import Buckets, Floats, Values, number
+from control.buckets import UNKNOWN, Buckets, Floats, Values, number
 from control.errors import CommandRefused, NotFound
 from control.history import schema
 from control.history.chunks import STATE, TRAFFIC, latency_kind, phase_kind
+from control.history.codec import Ints
 from control.history.frames import Mask
 from control.history.marks import read_marks
 from control.history.sums import Lines, Range, Source, Sums, histograms
@@ -95,6 +96,7 @@ class Grid:
     known: Mask
     buckets: Buckets
     simulated: bool
+    widest_s: Floats = field(default_factory=lambda: UNKNOWN)  # the widest slot in it: a long absence is told in such
 
 
 def read_grid(connection: Connection, query: SeriesQuery, tail: Tail) -> Grid:
@@ -158,7 +160,7 @@ def _lines(grid: Grid, values: Values, wholes: Sequence[float | None], until_uni
     known_s, offered = grid.buckets.cover("num_cover_s"), number(grid.buckets.traffic("offered"))
     is_cut = times + grid.step_s > until_unix_s
     is_short = np.broadcast_to(known_s < grid.step_s - 0.5, grid.known.shape).reshape(shape)
-    partial = np.array(is_short | is_cut, np.bool_)
+    partial = np.array(is_short | is_cut | _is_part_of_a_slot(grid, times), np.bool_)
     counts = grid.buckets.latencies.totals(len(grid.known))
     counts = np.where(counts > 0, counts, np.where(number(known_s) > 0, number(known_s), offered)).astype(np.int64)
     numbers = (np.where(grid.known, each, np.nan).reshape(shape) for each in (values.value, values.min, values.max))
@@ -173,6 +175,14 @@ def _lines(grid: Grid, values: Values, wholes: Sequence[float | None], until_uni
         )
         for row in rows
     )
+
+
+def _is_part_of_a_slot(grid: Grid, times: Ints) -> Mask:
+    """Buckets inside a slot that is wider: all that is known of them is its mean, told where it begins."""
+    shape = (len(grid.names), grid.num_buckets)
+    widest_s = np.broadcast_to(number(grid.widest_s), grid.known.shape).reshape(shape)
+    ends = np.where(widest_s > grid.step_s, times + widest_s, 0.0)
+    return np.asarray(np.maximum.accumulate(ends, axis=1) > times, np.bool_)
 
 
 def _points(
@@ -240,7 +250,7 @@ class _Reader:
                 known = found.totals(self._source.num_cells) > 0
                 return self._grid(known, simulated, Buckets(length_s=self._length_s(), latencies=found))
 
-    def _grid(self, known: Mask, simulated: bool, buckets: Buckets) -> Grid:
+    def _grid(self, known: Mask, simulated: bool, buckets: Buckets, widest_s: Floats = UNKNOWN) -> Grid:
         span = self._source.span
         return Grid(
             names=self._lines.names,
@@ -250,6 +260,7 @@ class _Reader:
             known=known,
             buckets=buckets,
             simulated=simulated,
+            widest_s=widest_s,
         )
 
     def _phases(self) -> Grid:
@@ -262,7 +273,8 @@ class _Reader:
             work=work.column,
             cover=cover.column,
         )
-        return self._grid(cover.known | work.known, cover.simulated or work.simulated, buckets)
+        known, simulated = cover.known | work.known, cover.simulated or work.simulated
+        return self._grid(known, simulated, buckets, cover.most("num_cover_s"))
 
     def _state(self) -> Grid:
         cover = Sums(self._source, (STATE,))

@@ -18,9 +18,9 @@ from control.buckets import Histograms
 from control.history import schema
 from control.history.chunks import Frames, Kind, StoredColumns, chunk_start, unpack_part
 from control.history.codec import Floats, Ints
-from control.history.frames import COUNT, Frame, Groups, Mask, aligned, band, concat, fill, quotient
+from control.history.frames import COUNT, Frame, Groups, Mask, aligned, band, concat, fill, quotient, uncovered
 from control.history.tail import Tail
-from control.points import GAUGES, PHASE_BANDS
+from control.points import GAUGES, ONCE_A_SECOND, PHASE_BANDS
 
 BLOCK_S: Final = schema.BLOCK_S
 
@@ -252,7 +252,7 @@ class Seconds:
         if not self._pieces:
             return np.empty(0)
         joined = np.concatenate([piece.column(name) for piece in self._pieces])
-        return self._groups.named(name, joined, is_same_second=True)
+        return self._groups.named_of_second(name, joined)
 
     def _filled(self, name: str, gauge: str) -> Floats:
         """An extreme of a gauge: in each piece that keeps none, its one sample."""
@@ -264,7 +264,7 @@ class Seconds:
             kept = piece.column(name)
             pieces.append(np.where(np.isnan(kept), quotient(piece.column(f"sum_{gauge}"), piece.column(samples)), kept))
         joined = np.concatenate([np.empty(0), *pieces])
-        return self._groups.named(name, joined, is_same_second=True)
+        return self._groups.named_of_second(name, joined)
 
     def frame(self, *names: str) -> Frame:
         return Frame(self.line_ids, self.t, self.bucket, {name: self.column(name) for name in names})
@@ -283,6 +283,7 @@ class Sums:
             for name in ("line_ids", "t")
         )
         cells, self.simulated = source.cells(line_ids, t)
+        self._keys, self._t = (cells, line_ids), t
         self._groups = Groups.by(cells)
         self._cells: Ints = self._groups.first(cells)
         self.known = np.zeros(source.num_cells, np.bool_)
@@ -291,11 +292,23 @@ class Sums:
     def column(self, name: str) -> Floats:
         """By cell; NaN where it is not there."""
         if name not in self._columns:
-            found = self._columns[name] = np.full(len(self.known), np.nan)
-            if self._pieces:
-                joined = np.concatenate([piece.column(name) for piece in self._pieces])
-                found[self._cells] = self._groups.named(name, joined)
+            joined = self._joined(name)
+            if name in ONCE_A_SECOND:
+                joined = uncovered(self._keys, self._t, joined)
+            self._columns[name] = self._by_cell(self._groups.named(name, joined))
         return self._columns[name]
+
+    def most(self, name: str) -> Floats:
+        """Of each cell's rows the largest; NaN where it is not there."""
+        return self._by_cell(self._groups.most(self._joined(name)))
+
+    def _joined(self, name: str) -> Floats:
+        return np.concatenate([np.empty(0), *(piece.column(name) for piece in self._pieces)])
+
+    def _by_cell(self, values: Floats) -> Floats:
+        found = np.full(len(self.known), np.nan)
+        found[self._cells] = values
+        return found
 
 
 def histograms(source: Source, kind: Kind) -> tuple[Histograms, bool]:
