@@ -18,7 +18,7 @@ from app.session import Form
 from app.source import Hub
 from control.errors import ControlError, StaleVersion
 from control.stories import departure_words
-from control.types import Action, Command, CommandRequest, Preview, Verb
+from control.types.commands import Action, Command, CommandRequest, Preview, Verb
 
 ENDED = ("done", "failed", "superseded")
 

@@ -12,7 +12,7 @@ from datetime import tzinfo
 from app import cards, format
 from app.source import Hub
 from control.errors import ControlError
-from control.types import Alert
+from control.types.alerts import Alert
 
 DAY_S = 86_400.0
 EVERY_S = 10.0  # what has ended is read so often

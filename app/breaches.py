@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from app import frames, marks
-from control.types import Alert, AlertName
+from control.types.alerts import Alert, AlertName
 
 NAMES: tuple[AlertName, ...] = ("slo_burn_fast", "slo_burn_slow")
 SCHEMA = pa.schema([("start", pa.float64()), ("end", pa.float64()), ("words", pa.string()), ("late", pa.bool_())])

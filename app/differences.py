@@ -6,7 +6,7 @@ from html import escape
 
 from app import cards, format, theme, words
 from control.differences import LEAST_RECORDS
-from control.types import Difference, Explanation
+from control.types.latencies import Difference, Explanation
 
 NUM_SHOWN = 7
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from app import format
-from control.types import WorkEstimates
+from control.types.workers import WorkEstimates
 
 
 def pairs(found: WorkEstimates | None) -> list[tuple[str, str]]:

@@ -6,7 +6,9 @@ from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from app import cards, foreign, format, frames, lines, theme, words
-from control.types import FleetSnapshot, PhaseUtilization, PoolStatus, SeriesResult, TrafficStatus
+from control.types.fleet import FleetSnapshot, PoolStatus, TrafficStatus
+from control.types.series import SeriesResult
+from control.types.workers import PhaseUtilization
 
 #: The series behind the five sparklines.
 COURSES: tuple[str, ...] = (

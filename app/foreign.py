@@ -12,7 +12,8 @@ from urllib.parse import urlencode
 
 from app import cards, words
 from control.client import AttachedInfo, Attachment, EngineSurvey, Survey
-from control.types import Capability, FleetSnapshot, Missing, PoolStatus, WorkerStatus
+from control.types.fleet import Capability, FleetSnapshot, Missing, PoolStatus
+from control.types.workers import WorkerStatus
 
 NAMES: Mapping[str, str] = {
     "vllm": "vLLM",

@@ -13,16 +13,11 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from app import format
-from control.types import (
-    Departure,
-    FleetEvent,
-    RequestMove,
-    RequestRecord,
-    RoleInterval,
-    Series,
-    SeriesPoint,
-    SeriesResult,
-)
+from control.types.commands import Departure
+from control.types.events import FleetEvent
+from control.types.requests import RequestMove, RequestRecord
+from control.types.series import Series, SeriesPoint, SeriesResult
+from control.types.workers import RoleInterval
 
 MAX_POINTS = 800  # per line: about the pixels there are
 TOPS: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)

@@ -10,7 +10,9 @@ from app import alerts, breaches, cards, limited, marks, routing_steps, tables
 from app.limited import Limited
 from app.routing_steps import Lane
 from app.source import Hub
-from control.types import Alert, Command, Desired, EventKind, FleetEvent
+from control.types.alerts import Alert
+from control.types.commands import Command, Desired
+from control.types.events import EventKind, FleetEvent
 
 NUM_LISTED = 40
 VERDICTS: tuple[EventKind, ...] = ("bottleneck",)

@@ -17,7 +17,7 @@ import pyarrow as pa
 from app import format, theme
 from app.frames import arrow, ms
 from app.layers import AXIS_PX, CONFIG, PADDING, X_AXIS, Spec
-from control.types import Heatmap
+from control.types.latencies import Heatmap
 
 PARAM: Final = "cell"
 #: A tick of the axis of latencies.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from app import frames, limits
-from control.types import FleetEvent
+from control.types.events import FleetEvent
 
 NOTHING, UNKNOWN = "none", "unknown"
 NAMES: dict[str, str] = {**{each.value: name for each, name in limits.NAMES.items()}, NOTHING: "Nothing"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from html import escape
 
 from app import cards, format, theme
-from control.types import Bottleneck, Resource
+from control.types.bottleneck import Bottleneck, Resource
 
 NAMES: dict[Resource, str] = {
     Resource.PREFILL: "Prefill worker",

@@ -11,7 +11,9 @@ from types import MappingProxyType
 from typing import Literal
 
 from app import cards, foreign, format, frames, theme
-from control.types import FleetSnapshot, PhaseUtilization, SeriesPoint, SeriesResult
+from control.types.fleet import FleetSnapshot
+from control.types.series import SeriesPoint, SeriesResult
+from control.types.workers import PhaseUtilization
 
 Basis = Literal["wall", "in_phase"]
 SOLID: tuple[int, ...] = (1, 0)

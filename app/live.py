@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from control.types import Series, SeriesPoint, SeriesResult
+from control.types.series import Series, SeriesPoint, SeriesResult
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from app import theme
 from app.source import Hub
 from app.visits import cookie_name
 from control.errors import ControlError, NotAllowed
-from control.types import Session
+from control.types.api import Session
 
 PATH = "/login"
 MAX_FORM_BYTES = 4096

@@ -13,7 +13,9 @@ import pyarrow as pa
 
 from app import frames, words
 from control.stories import event_words, loss_words
-from control.types import Command, EventKind, FleetEvent, MoveKind
+from control.types.commands import Command
+from control.types.events import EventKind, FleetEvent
+from control.types.requests import MoveKind
 
 #: Events of one kind are one mark when they are closer than this part of the window: their rules would touch.
 NEAR = 0.008

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app import frames, theme
-from control.types import SeriesPoint, SeriesResult
+from control.types.series import SeriesPoint, SeriesResult
 
 DERIVED, MEASURED, DIFFERENCE = "Derived, both phases", "Measured by the device", "Derived - measured"
 NAMES = (DERIVED, MEASURED, DIFFERENCE)

@@ -15,7 +15,8 @@ from app import alerts, cards, figures, foreign, format, limits, tables, theme, 
 from app.source import Hub
 from app.stream import Build, Part
 from control.errors import ControlError
-from control.types import Capability, FleetEvent, FleetSnapshot
+from control.types.events import FleetEvent
+from control.types.fleet import Capability, FleetSnapshot
 
 LATEST_S = 3600.0
 NUM_LATEST = 8

@@ -6,27 +6,17 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Protocol, Unpack
 
 from control.client import AttachChoices, AttachedInfo, Attachment, Survey
-from control.types import (
-    Alert,
-    Capability,
-    Command,
-    CommandRequest,
-    EventKind,
-    Explanation,
-    FleetEvent,
-    FleetSnapshot,
-    Heatmap,
-    MetricInfo,
-    Preview,
-    Principal,
-    RequestFilters,
-    RequestRecord,
-    RoleInterval,
-    Roofline,
-    SeriesResult,
-    Session,
-    WhatIfRouting,
-)
+from control.types.alerts import Alert
+from control.types.api import Principal, Session
+from control.types.commands import Command, CommandRequest, Preview
+from control.types.events import EventKind, FleetEvent
+from control.types.fleet import Capability, FleetSnapshot
+from control.types.latencies import Explanation, Heatmap
+from control.types.requests import RequestFilters, RequestRecord
+from control.types.roofline import Roofline
+from control.types.routing import WhatIfRouting
+from control.types.series import MetricInfo, SeriesResult
+from control.types.workers import RoleInterval
 
 
 class Plane(Protocol):

@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from app import cards, format, frames, theme
 from app.layers import AXIS_PX, CONFIG, Spec
-from control.types import Phase, Roof, Roofline, RooflinePoint
+from control.types.roofline import Roof, Roofline, RooflinePoint
+from control.types.workers import Phase
 
 NAMES = ("prefill", "decode")
 COLORS = (theme.PREFILL, theme.DECODE)

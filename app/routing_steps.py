@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from app import format, frames
-from control.types import Command, Desired
+from control.types.commands import Command, Desired
 
 #: Lane -> its words and its unit. `remote_share` and the version are always drawn, the others where they change.
 LANES: dict[str, tuple[str, str]] = {

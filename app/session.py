@@ -15,7 +15,9 @@ from app import format
 from app.source import Hub
 from app.visits import Visit, cookie_name
 from control.errors import NotAllowed
-from control.types import Desired, FleetSnapshot, Principal
+from control.types.api import Principal
+from control.types.commands import Desired
+from control.types.fleet import FleetSnapshot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,12 +19,10 @@ from app.marks import MOVE_KINDS, RARE_KINDS
 from app.plane import Plane
 from app.visits import MAX_VISITS, Visits
 from control.errors import ControlError, NotAllowed, PlaneUnreachable
-from control.types import (
-    Command,
-    FleetEvent,
-    FleetSnapshot,
-    Principal,
-)
+from control.types.api import Principal
+from control.types.commands import Command
+from control.types.events import FleetEvent
+from control.types.fleet import FleetSnapshot
 
 T = TypeVar("T")
 LOG = logging.getLogger("phaseline.console")

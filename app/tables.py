@@ -15,18 +15,12 @@ from app.breaches import Breach
 from app.frames import Away, is_percentile, mean, newest
 from app.marks import LOOKS, MOVE_KINDS
 from control.stories import event_words, loss_words, move_words, time_words
-from control.types import (
-    Command,
-    Desired,
-    FleetEvent,
-    FleetSnapshot,
-    PhaseUtilization,
-    RequestRecord,
-    Role,
-    RoleInterval,
-    SeriesResult,
-    SloBound,
-)
+from control.types.commands import Command, Desired
+from control.types.events import FleetEvent
+from control.types.fleet import FleetSnapshot
+from control.types.requests import RequestRecord, SloBound
+from control.types.series import SeriesResult
+from control.types.workers import PhaseUtilization, Role, RoleInterval
 
 TOGETHER_S = 10.0
 

@@ -7,7 +7,8 @@ with the difference in percentage points.
 from __future__ import annotations
 
 from app import cards, format
-from control.types import FleetSnapshot, PhaseUtilization, WorkerStatus
+from control.types.fleet import FleetSnapshot
+from control.types.workers import PhaseUtilization, WorkerStatus
 
 DERIVED_HEAD = ("", "Prefill compute", "Prefill bandwidth", "Decode compute", "Decode bandwidth", "Any step ran")
 MEASURED_HEAD = ("Tensor cores", "DRAM", "utilization.gpu", "Power", "Memory")

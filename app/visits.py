@@ -9,7 +9,7 @@ import secrets
 import threading
 from dataclasses import dataclass, field, replace
 
-from control.types import Principal
+from control.types.api import Principal
 
 VISIT_S = 12 * 3600.0
 MAX_VISITS = 1000

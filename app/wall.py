@@ -12,7 +12,10 @@ from typing import Any
 
 from app import foreign, format, frames, lines, marks, theme, words
 from app.source import Look
-from control.types import Command, FleetEvent, FleetSnapshot, PoolStatus, SeriesPoint, SeriesResult
+from control.types.commands import Command
+from control.types.events import FleetEvent
+from control.types.fleet import FleetSnapshot, PoolStatus
+from control.types.series import SeriesPoint, SeriesResult
 
 Json = dict[str, Any]
 WINDOW_S = 900

@@ -9,7 +9,9 @@ from collections.abc import Iterable, Sequence
 
 from app import format
 from control.stories import event_words
-from control.types import Action, Command, FleetEvent, PoolStatus, Verb
+from control.types.commands import Action, Command, Verb
+from control.types.events import FleetEvent
+from control.types.fleet import PoolStatus
 
 HEALTH_WORDS: dict[str, str] = {"ok": "Fine", "attention": "Attention", "broken": "Broken", "starting": "Starting"}
 RULE_WORDS: dict[str, str] = {

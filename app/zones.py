@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from app import format, frames
 from app.lines import Basis, LineSpec
-from control.types import Ceilings
+from control.types.fleet import Ceilings
 
 SCHEMA = pa.schema([("line", pa.string()), ("lo", pa.float64()), ("hi", pa.float64())])
 

@@ -30,7 +30,8 @@ from control.history.frames import COUNT
 from control.history.schema import SHELF_LINES
 from control.history.series import SeriesQuery, base_step
 from control.metrics import METRICS_BY_NAME
-from control.types import Role, Series, SeriesResult
+from control.types.series import Series, SeriesResult
+from control.types.workers import Role
 from engine.histogram import quantile
 
 _PREFILL, _DECODE = PHASE_KINDS

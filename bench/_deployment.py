@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from control.client import PhaselineClient
-from control.types import Action, Command, CommandRequest, CommandState, Verb
+from control.types.commands import Action, Command, CommandRequest, CommandState, Verb
 
 ROOT = Path(__file__).resolve().parents[1]
 

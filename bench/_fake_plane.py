@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from control.types import RequestFilters
+from control.types.requests import RequestFilters
 from tests.app.fake_plane import FakeClient, FakePlane
 
 API = "/api/v1"

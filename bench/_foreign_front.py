@@ -18,7 +18,8 @@ from _deployment import ROOT, deployment, free_ports
 from _role_swaps import WORKERS
 from control.auth import read_token
 from control.client import PhaselineClient
-from control.types import Action, CommandRequest, Role, Verb
+from control.types.commands import Action, CommandRequest, Verb
+from control.types.workers import Role
 
 FLEET = "pair"
 READY_LIMIT_S = 90.0

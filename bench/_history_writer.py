@@ -14,18 +14,10 @@ from typing import Final
 
 from control.history.store import History
 from control.points import Ingested, Line, WorkerCursor
-from control.types import (
-    Action,
-    Command,
-    CommandState,
-    Desired,
-    Phase,
-    RequestRecord,
-    Role,
-    RoutingPolicy,
-    Verb,
-    WorkerState,
-)
+from control.types.commands import Action, Command, CommandState, Desired, Verb
+from control.types.requests import RequestRecord
+from control.types.routing import RoutingPolicy
+from control.types.workers import Phase, Role, WorkerState
 from engine.readings import PhaseCounters
 
 T0: Final = 1_800_000_000

@@ -16,7 +16,7 @@ from typing import Any
 from _deployment import ROOT, Deployment
 from control.errors import ControlError
 from control.supervisor import pause_file
-from control.types import PlaneStatus
+from control.types.fleet import PlaneStatus
 
 LIMIT_S = 60.0
 

@@ -44,7 +44,8 @@ from control.gateway.plane_link import save_table
 from control.history.store import History
 from control.lease import Holder, Lease
 from control.settings import Settings
-from control.types import Bottleneck, RoutingTable, WorkerRoute
+from control.types.bottleneck import Bottleneck
+from control.types.routing import RoutingTable, WorkerRoute
 
 READY_LIMIT_S = 60.0
 #: A gateway that is given a share of a core has it in each of these, as CPU quotas do by default.

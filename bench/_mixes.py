@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
-from control.types import Resource
+from control.types.bottleneck import Resource
 from engine.cost_model import CostModel
 from engine.device_catalogue import cost_model
 

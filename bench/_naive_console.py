@@ -13,7 +13,8 @@ import streamlit as st
 
 from control.client import PhaselineClient
 from control.stories import event_words
-from control.types import FleetSnapshot, SeriesResult
+from control.types.fleet import FleetSnapshot
+from control.types.series import SeriesResult
 
 WINDOW_S = 900
 LINES = {"Prefill compute": "prefill_compute_wall", "Decode bandwidth": "decode_bandwidth_wall"}

@@ -32,7 +32,7 @@ import uvloop
 
 from control.fleets.fleet_token import fleet_token
 from control.gateway.plane_link import save_table
-from control.types import RoutingPolicy, RoutingTable, WorkerRoute
+from control.types.routing import RoutingPolicy, RoutingTable, WorkerRoute
 from engine.connection import connect
 from engine.paced import PacedWorker
 from engine.types import Role, WorkerState

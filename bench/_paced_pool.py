@@ -12,7 +12,9 @@ from typing import Final
 
 from _mixes import BLOCK_TOKENS, DEVICE, MODEL, Mix, Site
 from control.fleets.base import FleetStep, Observation, StepOutcome
-from control.types import Capability, Role, RoutingPolicy, WorkerRoute, WorkerState
+from control.types.fleet import Capability
+from control.types.routing import RoutingPolicy, WorkerRoute
+from control.types.workers import Role, WorkerState
 from engine.connection import Connection, connect
 from engine.errors import EngineError
 from engine.meter_reader import MeterReader

@@ -13,7 +13,8 @@ from _deployment import ROOT, free_ports
 from _peer_site import LIMIT_S, Site, Unmet, asked, resize, undo
 from _peers import PEERS, Dynamo, low_ports, running
 from control.client import Attachment
-from control.types import Capability, CommandState
+from control.types.commands import CommandState
+from control.types.fleet import Capability
 
 ETCD = PEERS / "etcd" / "usr" / "bin" / "etcd"
 ANSWER_TOKENS = 30

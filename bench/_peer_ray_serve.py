@@ -13,7 +13,8 @@ import psutil
 from _deployment import ROOT, free_ports
 from _peer_site import Site, Unmet, asked, resize, undo
 from _peers import Peer, running
-from control.types import Capability, CommandState
+from control.types.commands import CommandState
+from control.types.fleet import Capability
 
 RAY = "2.60.0"
 #: Ray's workers push their numbers every 10 s.

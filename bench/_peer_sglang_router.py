@@ -6,7 +6,9 @@ import time
 
 from _peer_site import Site, Unmet, asked, undo
 from _peers import SglangRouter, Smg, running
-from control.types import Action, Capability, CommandState, Role, Verb, WorkerState
+from control.types.commands import Action, CommandState, Verb
+from control.types.fleet import Capability
+from control.types.workers import Role, WorkerState
 
 COMPLETION = {"model": "fake", "max_tokens": 40, "stream": True}
 

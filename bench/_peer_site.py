@@ -21,7 +21,9 @@ from _deployment import ROOT, free_ports
 from _peers import READY_LIMIT_S, PeerFailed
 from control.client import Attachment, PhaselineClient
 from control.errors import ControlError
-from control.types import Action, Capability, Command, CommandRequest, CommandState, Role, Verb
+from control.types.commands import Action, Command, CommandRequest, CommandState, Verb
+from control.types.fleet import Capability
+from control.types.workers import Role
 
 LIMIT_S = 90.0
 ENDS_S = 60.0

@@ -16,7 +16,7 @@ from _role_swaps import WORKERS, swapping
 from _vllm_environment import MODEL
 from _vllm_pair import VllmPair
 from control.traffic.client import Outcome
-from control.types import Capability
+from control.types.fleet import Capability
 
 RATE_RPS = 3.0
 SECONDS = 20.0  # of the run without flips, and of that with them

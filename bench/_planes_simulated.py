@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from control.history import database
-from control.types import Verb
+from control.types.commands import Verb
 from tests.control.crash_rig import CrashRig, PlaneKilled, Trouble
 from tests.control.crash_scripts import SCRIPTS, check, points_to_try, run, settle
 

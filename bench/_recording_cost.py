@@ -22,7 +22,7 @@ from websockets.exceptions import ConnectionClosed
 from bench.gateway import STREAM_TOKENS, UNARY_TOKENS, body, cpu_s, fronted, many
 from control.auth import open_auth
 from control.gateway import link
-from control.types import Role
+from control.types.workers import Role
 
 SETTLE_S = 1.0
 TOKENS = "tokens"  # the part that each token costs

@@ -11,7 +11,8 @@ from itertools import cycle
 
 from control.client import PhaselineClient
 from control.errors import ControlError
-from control.types import Action, CommandRequest, CommandState, Role, Verb
+from control.types.commands import Action, CommandRequest, CommandState, Verb
+from control.types.workers import Role
 
 WORKERS = ("v0", "v1")
 SWAP = ((0, Role.MIXED), (1, Role.MIXED), (0, Role.DECODE), (1, Role.PREFILL))

@@ -30,7 +30,10 @@ from control.gateway.records import Origin, RecordLog
 from control.processes import stands_still
 from control.reconcile import Ordered, holds, reconcile
 from control.stand_ins import effective_roles
-from control.types import Desired, Role, RoutingPolicy, RoutingTable, Slo, WorkerRoute, WorkerState
+from control.types.commands import Desired
+from control.types.requests import Slo
+from control.types.routing import RoutingPolicy, RoutingTable, WorkerRoute
+from control.types.workers import Role, WorkerState
 from engine.errors import EngineError
 from engine.meter_reader import MeterReader
 from engine.readings import MeterReading

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import httpx
 
 from _streams import Heard, listen, prompts
-from control.types import Role
+from control.types.workers import Role
 
 PROBE_EVERY_S = 0.03
 MOST_REFUSALS = 100

@@ -15,7 +15,8 @@ from typing import Any, Final
 from _deployment import ROOT, Deployment, deployment, report_of
 from control.faults.place import Place, wait_until
 from control.history import schema
-from control.types import Action, CommandRequest, CommandState, Phase, Role, Verb
+from control.types.commands import Action, CommandRequest, CommandState, Verb
+from control.types.workers import Phase, Role
 from engine.convert import make_tiny_model
 
 COLUMNS: Final = ("tokens", "steps", "busy_s", "flops", "bytes")

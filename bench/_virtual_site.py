@@ -35,7 +35,9 @@ from control.gateway.link import GatewayHello
 from control.gateway.plane_link import PlaneAddress, PlaneLink
 from control.gateway.records import Origin, RecordLog
 from control.traffic_stats import TrafficStats
-from control.types import Bottleneck, RoutingTable, Slo, WorkerRoute
+from control.types.bottleneck import Bottleneck
+from control.types.requests import Slo
+from control.types.routing import RoutingTable, WorkerRoute
 from engine.device_catalogue import model_spec
 from engine.text import SeededText
 from engine.wire import Hello

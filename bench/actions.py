@@ -37,7 +37,7 @@ from control.faults.scenario import Traffic
 from control.faults.streams import Target, plan_streams
 from control.faults.usage import Usage, growth, sample
 from control.traffic.report import quantiles
-from control.types import Action, CommandState
+from control.types.commands import Action, CommandState
 
 WARM_UP_SHARE = 0.2
 #: The plane keeps a minute of traffic and 20 s of utilization, and the caches of its threads fill with them.

@@ -39,7 +39,7 @@ import uvloop
 from _mix_site import Sites, running
 from _mixes import TIGHT, Mix, mix_of
 from _paced_pool import body_of
-from control.types import Bottleneck, Resource
+from control.types.bottleneck import Bottleneck, Resource
 from overload import Answer, ask
 
 SEED: Final = 8

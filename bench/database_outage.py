@@ -25,7 +25,7 @@ from control.client import PhaselineClient
 from control.errors import ControlError
 from control.history.store import History
 from control.settings import Settings
-from control.types import Action, CommandRequest, Verb
+from control.types.commands import Action, CommandRequest, Verb
 from engine.meter_reader import MeterReader, scan
 
 COLUMNS: Final = ("tokens", "steps", "flops", "bytes", "busy_s")

@@ -37,7 +37,8 @@ from _small_fleet import TOKEN, SmallFleet, small_fleet
 from _workers import Spares, Worker
 from control.gateway.relay import Relay
 from control.traffic.report import quantiles
-from control.types import Role, RoutingPolicy
+from control.types.routing import RoutingPolicy
+from control.types.workers import Role
 from engine.convert import make_tiny_model
 from engine.text import ModelText, SeededText, Text
 from engine.worker_config import WorkerConfig

@@ -20,7 +20,8 @@ import httpx
 from _deployment import Deployment, deployment
 from control.client import PhaselineClient
 from control.traffic.report import quantiles
-from control.types import Action, Command, CommandRequest, CommandState, Role, Verb
+from control.types.commands import Action, Command, CommandRequest, CommandState, Verb
+from control.types.workers import Role
 
 FLIPPED = "w2"
 OTHERS_WEIGHT = 0.001  # so that requests go to the flipped worker wherever there is a choice

@@ -32,7 +32,8 @@ import uvloop
 
 from control.fleets.fleet_token import fleet_token
 from control.gateway.plane_link import save_table
-from control.types import Role, RoutingPolicy, RoutingTable, WorkerRoute, WorkerState
+from control.types.routing import RoutingPolicy, RoutingTable, WorkerRoute
+from control.types.workers import Role, WorkerState
 from engine.bench._setup import model_folder
 from engine.connection import Connection, Mailbox, connect
 from engine.text import ModelText

@@ -29,7 +29,7 @@ from control.accounting import Accountant
 from control.fleets.base import Observation
 from control.history.store import History, SeriesQuery
 from control.traffic.report import quantiles
-from control.types import RequestRecord
+from control.types.requests import RequestRecord
 from engine.histogram import MAX_RELATIVE_ERROR, MAX_S, MIN_S, merge_all, of_values, quantile
 from engine.meter import Clock, Meter, MeterReader
 from engine.readings import DeviceInfo

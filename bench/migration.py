@@ -38,7 +38,8 @@ from _steady_load import Asked, SteadyLoad
 from control.client import PhaselineClient
 from control.faults.place import Place
 from control.traffic.report import quantiles
-from control.types import Action, Command, CommandRequest, CommandState, Role, Verb, WorkerState, WorkerStatus
+from control.types.commands import Action, Command, CommandRequest, CommandState, Verb
+from control.types.workers import Role, WorkerState, WorkerStatus
 from engine.convert import make_tiny_model
 from engine.device_catalogue import cost_model
 from engine.seeded_pool import WORD_BYTES

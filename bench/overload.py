@@ -34,7 +34,7 @@ import aiohttp
 import uvloop
 
 from _paced_fleet import MODEL, PacedFleet, Shape, paced_fleet
-from control.types import Slo
+from control.types.requests import Slo
 
 OUTPUT_TOKENS = 100
 VOCABULARY = 100_000

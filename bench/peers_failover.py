@@ -35,7 +35,7 @@ from _deployment import Deployment, deployment
 from _peers import DYNAMO, SGLANG_ROUTER, Dynamo, Peer, PeerFailed, SglangRouter, running
 from _streams import Heard, Round, prompts
 from control.traffic.report import quantiles
-from control.types import Role, WorkerState
+from control.types.workers import Role, WorkerState
 
 LIMIT_S = 90.0
 POLL_S = 0.02

@@ -30,7 +30,9 @@ from _deployment import Deployment, deployment, report_of
 from _live_planes import LivePlane, LivePlanes, asked, database_of, until
 from control.history.store import History
 from control.traffic.report import quantiles
-from control.types import Action, Command, CommandRequest, CommandState, FleetSnapshot, Role, Verb, WorkerState
+from control.types.commands import Action, Command, CommandRequest, CommandState, Verb
+from control.types.fleet import FleetSnapshot
+from control.types.workers import Role, WorkerState
 
 NUM_WORKERS = 4
 SETTINGS = {"num_workers": NUM_WORKERS, "num_prefill": 1, "worker_kind": "paced", "paced_workers_per_process": 2}

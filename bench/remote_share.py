@@ -9,7 +9,7 @@ from collections import Counter
 from openai import OpenAI
 
 from _deployment import Deployment, deployment
-from control.types import Action, CommandRequest, Verb
+from control.types.commands import Action, CommandRequest, Verb
 
 
 def routes(fleet: Deployment, client: OpenAI, model: str, count: int, label: str) -> Counter[str]:

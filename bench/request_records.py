@@ -27,7 +27,7 @@ from control.points import Ingested
 from control.sampling import Sampler
 from control.traffic.report import quantiles
 from control.traffic_stats import judged
-from control.types import RequestRecord, Slo
+from control.types.requests import RequestRecord, Slo
 from engine.histogram import of_values
 
 T0 = 500_000 * 3600.0

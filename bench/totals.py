@@ -32,7 +32,9 @@ from control.fleets.sim_traffic import SimTraffic
 from control.history import schema
 from control.history.store import History, SeriesQuery
 from control.settings import Settings
-from control.types import Phase, Role, RoutingPolicy, RoutingTable, SeriesResult, WorkerState
+from control.types.routing import RoutingPolicy, RoutingTable
+from control.types.series import SeriesResult
+from control.types.workers import Phase, Role, WorkerState
 from engine.readings import PhaseCounters
 
 START_S: Final = 500_000 * 3600.0

@@ -32,7 +32,8 @@ from control.held_roles import Held, divided, held_roles, intervals
 from control.points import Ingested, Line, Row, WorkerCursor, WorkerEpoch, add_row, lines_of
 from control.recent import Recent, UtilizationView
 from control.spreading import Slots, on_time_grid
-from control.types import FleetEvent, Phase, Role, RoleInterval
+from control.types.events import FleetEvent
+from control.types.workers import Phase, Role, RoleInterval
 from engine.histogram import delta
 from engine.meter import cursor_records
 from engine.readings import DeviceInfo, MeterReading

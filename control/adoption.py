@@ -25,7 +25,7 @@ from control.plane import Plane
 from control.recorder import Recorder
 from control.settings import Settings
 from control.spool import Spool
-from control.types import Desired
+from control.types.commands import Desired
 
 _log = logging.getLogger("phaseline.plane")
 

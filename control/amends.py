@@ -19,7 +19,9 @@ from control.changes import changes_between
 from control.desk import Desk
 from control.errors import CommandRefused, HistoryError, NotFound
 from control.first_desired import INITIAL_WHO, registry_words, routed_desired
-from control.types import Action, Command, CommandRequest, CommandState, Desired, Preview, Principal, Role, Verb
+from control.types.api import Principal
+from control.types.commands import Action, Command, CommandRequest, CommandState, Desired, Preview, Verb
+from control.types.workers import Role
 
 _log = logging.getLogger("phaseline.plane")
 Previewed = Callable[[CommandRequest], Awaitable[Preview]]

@@ -34,7 +34,7 @@ from control.lease import Holder
 from control.lease_keeper import LeaseKeeper
 from control.plane import Plane
 from control.settings import Settings
-from control.types import Capability
+from control.types.fleet import Capability
 
 _log = logging.getLogger("phaseline.attached")
 RETRY_S = 2.0

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from control.errors import CommandRefused, NotAllowed, NotFound, SettingsError
-from control.types import Principal
+from control.types.api import Principal
 
 PrincipalRole = Literal["viewer", "operator", "service"]
 ROLES: tuple[PrincipalRole, ...] = ("viewer", "operator", "service")

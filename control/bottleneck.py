@@ -27,7 +27,7 @@ from control.bottleneck_words import LEAST_GAIN, limits, nothing_limits, told
 from control.evidence import Decode, Evidence
 from control.lost import Loss
 from control.traffic_stats import Gateways
-from control.types import Bottleneck, Resource
+from control.types.bottleneck import Bottleneck, Resource
 
 #: A second resource that saves this part of what the best one saves limits as well.
 ALIKE: Final = 0.75

@@ -14,7 +14,8 @@ from control.accounting import UtilizationView
 from control.bottleneck import Standing, settle, verdict
 from control.evidence import Decode, Evidence, Look, Prefill, ceiling_source, growth_of, look_at, mean_of, pools_of
 from control.traffic_stats import WINDOW_S, TrafficStats
-from control.types import Bottleneck, FleetEvent
+from control.types.bottleneck import Bottleneck
+from control.types.events import FleetEvent
 from engine.readings import MeterReading
 
 #: Looks as old as this count; requests count by their arrival, over `traffic_stats.WINDOW_S`.

@@ -7,7 +7,8 @@ from typing import Final
 
 from control.evidence import Evidence
 from control.lost import Loss, LossKind
-from control.types import Bottleneck, BottleneckKind, EvidenceLine, Provenance, Resource
+from control.types.bottleneck import Bottleneck, BottleneckKind, EvidenceLine, Resource
+from control.types.values import Provenance
 
 #: Of the offered requests: what one more unit must save, to be worth a word.
 LEAST_GAIN: Final = 0.05

@@ -11,7 +11,9 @@ from collections.abc import Iterable
 from typing import Final
 
 from control.accounting import peaks_of
-from control.types import Ceilings, Provenance, Roof
+from control.types.fleet import Ceilings
+from control.types.roofline import Roof
+from control.types.values import Provenance
 from engine.readings import DeviceInfo, MeterReading
 
 #: Share of a datasheet's peak that is taken as achievable where no ceiling was measured.

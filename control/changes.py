@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, replace
 
-from control.types import Desired, Role, RoutingPolicy
+from control.types.commands import Desired
+from control.types.routing import RoutingPolicy
+from control.types.workers import Role
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,23 +21,11 @@ import httpx
 from control.fleets.attached.types import AttachChoices, AttachedInfo, Attachment, EngineSurvey, KindChoice, Survey
 from control.history_client import HistoryClient
 from control.plane_http import API, PlaneHttp, adapter
-from control.types import (
-    Action,
-    Bottleneck,
-    Capability,
-    Command,
-    CommandRequest,
-    CommandState,
-    Desired,
-    FleetSnapshot,
-    Preview,
-    Principal,
-    RoutingPolicy,
-    ServerInfo,
-    Session,
-    Verb,
-    WhatIfRouting,
-)
+from control.types.api import Principal, ServerInfo, Session
+from control.types.bottleneck import Bottleneck
+from control.types.commands import Action, Command, CommandRequest, CommandState, Desired, Preview, Verb
+from control.types.fleet import Capability, FleetSnapshot
+from control.types.routing import RoutingPolicy, WhatIfRouting
 
 __all__ = [
     "ENDED",

@@ -15,7 +15,8 @@ from control.changes import Changes, changes_between, role_of
 from control.facts import POOLS, FleetFacts, Refusal, natural
 from control.guards import needs_confirmation, overfull_after, safety_refusal, serving_warnings
 from control.pools import planned_pools
-from control.types import Action, Command, CommandState, Desired, PlannedStep, Role
+from control.types.commands import Action, Command, CommandState, Desired, PlannedStep
+from control.types.workers import Role
 from control.verbs import RefusedPlan, desired_after
 
 #: (state, event) -> state. A pair that is missing is a bug of ours, never input.

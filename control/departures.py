@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
-from control.types import Departure, DepartureKind
+from control.types.commands import Departure, DepartureKind
 
 #: Gateways see one departure within this time of each other.
 SAME_S: Final = 10.0

@@ -23,7 +23,8 @@ from control.history.deferred import JournalWrite, encode
 from control.history.store import History
 from control.progress import Progress, departed, departed_in_all, departures_of, superseded_by
 from control.recorder import Recorder
-from control.types import (
+from control.types.api import Principal
+from control.types.commands import (
     Action,
     Command,
     CommandRequest,
@@ -32,7 +33,6 @@ from control.types import (
     Departure,
     Desired,
     Preview,
-    Principal,
     Verb,
 )
 from control.words import action_words

@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from control.types import Difference, RequestRecord
+from control.types.latencies import Difference
+from control.types.requests import RequestRecord
 
 #: Less of a difference is not told, however certain.
 LEAST_DIFFERENCE: Final = 0.05

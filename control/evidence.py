@@ -14,7 +14,8 @@ from control.accounting import UtilizationView
 from control.ceilings import ceilings_of
 from control.lost import Tally
 from control.traffic_stats import Gateways
-from control.types import Phase, PhaseUtilization, Provenance, Role, WorkerState
+from control.types.values import Provenance
+from control.types.workers import Phase, PhaseUtilization, Role, WorkerState
 from engine.readings import MeterReading
 
 

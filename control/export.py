@@ -13,7 +13,7 @@ from typing import Final, Literal
 import pyarrow as pa
 from pyarrow import csv, parquet
 
-from control.types import SeriesResult
+from control.types.series import SeriesResult
 
 Format = Literal["csv", "parquet"]
 MEDIA_TYPES: Final = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}

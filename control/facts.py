@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from control.types import Role, WorkerState
+from control.types.workers import Role, WorkerState
 
 #: The roles that serve; workers of one of them are a pool.
 POOLS: tuple[Role, ...] = (Role.PREFILL, Role.DECODE, Role.MIXED)

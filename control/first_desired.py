@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from control.settings import Settings
-from control.types import Action, Command, CommandState, Desired, Role, RoutingPolicy, Verb
+from control.types.commands import Action, Command, CommandState, Desired, Verb
+from control.types.routing import RoutingPolicy
+from control.types.workers import Role
 
 INITIAL_WHO = "phaseline"
 

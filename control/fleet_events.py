@@ -14,7 +14,9 @@ from typing import Final
 from control.fleets.base import WorkerLife
 from control.points import WorkerCursor
 from control.traffic_stats import is_error
-from control.types import FleetEvent, LifeKind, RequestMove, RequestRecord, WorkerState
+from control.types.events import FleetEvent, LifeKind
+from control.types.requests import RequestMove, RequestRecord
+from control.types.workers import WorkerState
 from engine.readings import MeterReading
 
 #: How the next life tells of an end in order (`control.fleets.host_life`).

@@ -18,7 +18,8 @@ from control.gateway import link
 from control.gateway.usage import Usage, add_used, sum_of
 from control.intake import IntakeFull
 from control.progress import TablesSeen
-from control.types import RequestRecord, RoutingTable
+from control.types.requests import RequestRecord
+from control.types.routing import RoutingTable
 
 HELLO_TIMEOUT_S = 10.0
 SILENCE_S = 15.0  # a gateway beats once a second

@@ -24,7 +24,8 @@ from control.self_driving import SelfDriving
 from control.settings import Settings
 from control.tables import Tables
 from control.traffic_stats import TrafficStats
-from control.types import Desired, RequestRecord
+from control.types.commands import Desired
+from control.types.requests import RequestRecord
 
 _log = logging.getLogger("phaseline.plane")
 

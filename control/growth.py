@@ -14,7 +14,7 @@ from typing import Final
 
 from control.points import WorkerCursor
 from control.spreading import Slots
-from control.types import Phase, Role
+from control.types.workers import Phase, Role
 from engine.meter import cursor_records
 from engine.quanta import COUNTS, SECONDS, on_grid, work_quanta
 from engine.readings import DeviceInfo, MeterReading, PhaseCounters, StepRecord

@@ -9,7 +9,8 @@ from __future__ import annotations
 from control.changes import role_of
 from control.facts import POOLS, FleetFacts, Refusal, natural
 from control.pools import pool_losing_most
-from control.types import Desired, Role
+from control.types.commands import Desired
+from control.types.workers import Role
 
 SERVES_DECODE = (Role.DECODE, Role.MIXED)
 

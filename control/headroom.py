@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from statistics import StatisticsError, linear_regression
 from typing import Final
 
-from control.types import PhaseUtilization, Role, RouteRule, TrafficStatus
+from control.types.fleet import TrafficStatus
+from control.types.routing import RouteRule
+from control.types.workers import PhaseUtilization, Role
 from engine.readings import MeterReading
 from engine.types import Phase
 

@@ -9,7 +9,10 @@ from typing import Literal
 from control.departures import total_of
 from control.fleets.base import Observation
 from control.stories import departure_words, loss_words, time_words
-from control.types import Bottleneck, Departure, Role, TrafficStatus, WorkerState, WorkerStatus
+from control.types.bottleneck import Bottleneck
+from control.types.commands import Departure
+from control.types.fleet import TrafficStatus
+from control.types.workers import Role, WorkerState, WorkerStatus
 
 SILENT_S = 5.0
 AIM = 0.95

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from control.types import LatencyKind, Slo
+from control.types.requests import LatencyKind, Slo
 from engine.histogram import GAMMA, MIN_S, NUM_BUCKETS, bucket_of
 
 #: Histogram buckets in one bin: a bin ends 27% above its start, about ten bins to a factor of ten.

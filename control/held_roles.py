@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from control.points import WorkerCursor
-from control.types import Role, RoleInterval, WorkerState
+from control.types.workers import Role, RoleInterval, WorkerState
 from engine.readings import MeterReading, RoleChange
 
 _ALWAYS: Final = float("-inf")

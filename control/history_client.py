@@ -10,19 +10,13 @@ from collections.abc import Collection, Sequence
 from typing import Any, TypeVar, Unpack
 
 from control.plane_http import API, PlaneHttp
-from control.types import (
-    Alert,
-    EventKind,
-    Explanation,
-    FleetEvent,
-    Heatmap,
-    MetricInfo,
-    RequestFilters,
-    RequestRecord,
-    RoleInterval,
-    Roofline,
-    SeriesResult,
-)
+from control.types.alerts import Alert
+from control.types.events import EventKind, FleetEvent
+from control.types.latencies import Explanation, Heatmap
+from control.types.requests import RequestFilters, RequestRecord
+from control.types.roofline import Roofline
+from control.types.series import MetricInfo, SeriesResult
+from control.types.workers import RoleInterval
 
 T = TypeVar("T")
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from control.facts import natural
-from control.types import Action, Role, Verb, WorkerState, WorkerStatus
+from control.types.commands import Action, Verb
+from control.types.workers import Role, WorkerState, WorkerStatus
 
 SERVING = (Role.PREFILL, Role.DECODE, Role.MIXED)
 

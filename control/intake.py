@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from control.types import RequestRecord
+from control.types.requests import RequestRecord
 
 MAX_RECORDS = 20_000
 #: Lives of gateways that are remembered: of an older one that comes back, the history knows what is durable.

@@ -41,7 +41,7 @@ from control.serving import served_components
 from control.settings import Settings, load_settings
 from control.supervisor import HANDOVER, Supervisor, end_leftovers, pause_file, records_for
 from control.traffic.plan import load_profile
-from control.types import WorkerState, WorkerStatus
+from control.types.workers import WorkerState, WorkerStatus
 from control.upgrade import Upgrade
 
 WORKERS_LIMIT_S = 600.0

@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from control.types import RequestRecord, Resource, Slo
+from control.types.bottleneck import Resource
+from control.types.requests import RequestRecord, Slo
 
 LossKind = Literal["refused", "late", "alone", "failed", "unknown"]
 REFUSED: Final = 429

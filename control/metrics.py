@@ -16,7 +16,9 @@ import numpy as np
 
 from control.buckets import Buckets, Columns, Floats, Values, number, ratio, where
 from control.points import GAUGES
-from control.types import MetricInfo, Phase, Provenance
+from control.types.series import MetricInfo
+from control.types.values import Provenance
+from control.types.workers import Phase
 
 Source = Literal["phase", "state", "traffic", "latency"]
 Formula = Callable[[Buckets], Values]

@@ -26,7 +26,9 @@ from control.points import Ingested
 from control.recorder import Recorder
 from control.settings import Settings, webhook_secret
 from control.traffic_stats import is_good
-from control.types import Alert, FleetSnapshot, RequestRecord
+from control.types.alerts import Alert
+from control.types.fleet import FleetSnapshot
+from control.types.requests import RequestRecord
 
 
 class Monitor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from control.types import RoutingPolicy
+from control.types.routing import RoutingPolicy
 from engine.readings import MeterReading
 
 LOCAL_PROFILE = (

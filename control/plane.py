@@ -41,18 +41,12 @@ from control.recorder import Recorder
 from control.settings import Settings
 from control.snapshot import FleetIdentity, build_snapshot, fleet_facts, newest_readings
 from control.stand_ins import Effective, effective_roles
-from control.types import (
-    Bottleneck,
-    Command,
-    CommandRequest,
-    Desired,
-    FleetSnapshot,
-    PlaneStatus,
-    Preview,
-    Principal,
-    WhatIfRouting,
-    WorkerState,
-)
+from control.types.api import Principal
+from control.types.bottleneck import Bottleneck
+from control.types.commands import Command, CommandRequest, Desired, Preview
+from control.types.fleet import FleetSnapshot, PlaneStatus
+from control.types.routing import WhatIfRouting
+from control.types.workers import WorkerState
 from control.verbs import RefusedPlan, changed_policy
 from control.what_if import what_if
 from control.workload import Workload

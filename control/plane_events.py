@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from control.types import FleetEvent, PlaneStatus
+from control.types.events import FleetEvent
+from control.types.fleet import PlaneStatus
 
 #: A shorter trouble is told by the notices only.
 LEAST_OUTAGE_S: Final = 2.0

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from control import errors
 from control.errors import ControlError, FleetError, NotActive, NotFound, PlaneUnreachable, StaleFence
-from control.types import Problem
+from control.types.api import Problem
 
 T = TypeVar("T")
 API = "/api/v1"

@@ -14,7 +14,8 @@ from typing import Final, Literal
 
 import msgspec
 
-from control.types import FleetEvent, Phase, Role, RoleInterval, WorkerState
+from control.types.events import FleetEvent
+from control.types.workers import Phase, Role, RoleInterval, WorkerState
 from engine.readings import DeviceInfo, MeterReading, PhaseCounters
 
 Scope = Literal["fleet", "role", "rule", "worker"]

@@ -12,7 +12,8 @@ from typing import Literal
 
 from control.facts import POOLS, FleetFacts, Refusal
 from control.fleets.base import FleetStep, StepOutcome
-from control.types import Action, CommandStep, Desired, PlannedStep, Role
+from control.types.commands import Action, CommandStep, Desired, PlannedStep
+from control.types.workers import Role
 
 
 def pool_key(role: str) -> str:

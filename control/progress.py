@@ -18,7 +18,8 @@ from control.fleets.base import StepOutcome
 from control.pools import pool_key, pool_line
 from control.reconcile import holds, words_of
 from control.stories import departure_words
-from control.types import Command, CommandState, CommandStep, Departure, Desired, Role, Verb, WorkerState
+from control.types.commands import Command, CommandState, CommandStep, Departure, Desired, Verb
+from control.types.workers import Role, WorkerState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from math import floor
 from typing import Final
 
 from control.points import Line, Row, add_row
-from control.types import Phase, PhaseUtilization, Role
+from control.types.workers import Phase, PhaseUtilization, Role
 from engine.readings import MeterReading
 from engine.types import PHASES
 

@@ -18,7 +18,8 @@ from control.changes import changes_between, role_of
 from control.facts import FleetFacts, WorkerFacts, natural
 from control.fleets.base import FleetStep
 from control.pools import sizes_seen
-from control.types import Command, Desired, Role, WorkerState
+from control.types.commands import Command, Desired
+from control.types.workers import Role, WorkerState
 
 #: A wish that shows no effect is ordered again after this long; orders are idempotent.
 REPEAT_S = 5.0

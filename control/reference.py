@@ -19,7 +19,7 @@ from control.gateway.move_estimate import rules_markdown
 from control.gateway.schema import parameters_markdown
 from control.metrics import METRICS
 from control.settings import Settings
-from control.types import RoutingPolicy
+from control.types.routing import RoutingPolicy
 from engine.lifecycle import markdown_table, role_changes_markdown
 
 ROOT = Path(__file__).resolve().parents[1]

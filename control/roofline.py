@@ -13,7 +13,9 @@ from typing import Final
 from control.ceilings import roof_of
 from control.history.store import SeriesQuery
 from control.points import Ingested
-from control.types import Phase, Role, Roofline, RooflinePoint, SeriesResult
+from control.types.roofline import Roofline, RooflinePoint
+from control.types.series import SeriesResult
+from control.types.workers import Phase, Role
 from engine.readings import MeterReading
 
 SLOT_S: Final = 10

@@ -17,7 +17,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from control.types import Resource, RouteRule, RoutingPolicy
+from control.types.bottleneck import Resource
+from control.types.routing import RouteRule, RoutingPolicy
 
 #: How long a client is told to stay away when nothing can take its request.
 RETRY_AFTER_S = 1.0

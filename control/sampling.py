@@ -18,7 +18,7 @@ from math import floor, log2
 from typing import Final, Literal
 
 from control.traffic_stats import is_cancelled, is_error, is_offered, is_rejected
-from control.types import Kept, LatencyKind, RequestRecord
+from control.types.requests import Kept, LatencyKind, RequestRecord
 from engine.histogram import bucket_of
 
 #: Of the requests of lately, so many are slow by their time to first token; as many by their whole, and by their gap.

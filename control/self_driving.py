@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Protocol, runtime_checkable
 
 from control.gateway.link import Beat
-from control.types import RequestRecord, RoutingTable
+from control.types.requests import RequestRecord
+from control.types.routing import RoutingTable
 
 
 @runtime_checkable

@@ -16,7 +16,9 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from control.errors import SettingsError
-from control.types import Fraction, RoutingPolicy, Slo
+from control.types.requests import Slo
+from control.types.routing import RoutingPolicy
+from control.types.values import Fraction
 
 #: Variables of ours that are no settings: the file to read, a test's crash point, the inherited listening socket.
 OUTSIDE_SETTINGS = frozenset({"PHASELINE_CONFIG", "PHASELINE_CRASH_AT", "PHASELINE_LISTEN_FD"})

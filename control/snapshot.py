@@ -21,24 +21,11 @@ from control.gateway.pulse import Pulse, pulse_of_step
 from control.headroom import BatchLimit, headroom_rps
 from control.health import Health, health_of
 from control.overdue import overdue_step_s
-from control.types import (
-    Alert,
-    Blended,
-    Bottleneck,
-    Capability,
-    Departure,
-    Desired,
-    FleetSnapshot,
-    Phase,
-    PhaseUtilization,
-    PlaneStatus,
-    PoolStatus,
-    Role,
-    TrafficStatus,
-    WorkerState,
-    WorkerStatus,
-    WorkEstimates,
-)
+from control.types.alerts import Alert
+from control.types.bottleneck import Bottleneck
+from control.types.commands import Departure, Desired
+from control.types.fleet import Blended, Capability, FleetSnapshot, PlaneStatus, PoolStatus, TrafficStatus
+from control.types.workers import Phase, PhaseUtilization, Role, WorkerState, WorkerStatus, WorkEstimates
 from engine.readings import DeviceReading, MeterReading
 from engine.types import Load
 

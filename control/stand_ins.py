@@ -12,7 +12,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from control.facts import FleetFacts, natural
-from control.types import Desired, Role, WorkerState
+from control.types.commands import Desired
+from control.types.workers import Role, WorkerState
 from engine.lifecycle import SERVES
 from engine.types import WorkKind
 

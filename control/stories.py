@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from control.types import Departure, FleetEvent, LossCause, RequestMove
+from control.types.commands import Departure
+from control.types.events import FleetEvent
+from control.types.requests import RequestMove
+from control.types.workers import LossCause
 
 UNITS: Final = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 #: Workers that are named before the rest is only counted.

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from control.fleets.base import Fleet
-from control.types import Desired, RoutingTable, WorkerRoute
+from control.types.commands import Desired
+from control.types.routing import RoutingTable, WorkerRoute
 
 #: The recent median of output lengths is taken over when it has moved by more than this share, else every request
 #: would make a new table.

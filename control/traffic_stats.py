@@ -23,7 +23,9 @@ from typing import Final
 from control.departures import sum_departures
 from control.gateway.link import Beat
 from control.lost import Tally, ttft_bound_s
-from control.types import SAMPLE_TRAFFIC_KEY, Departure, RequestRecord, Slo, SloBound, TrafficStatus
+from control.types.commands import Departure
+from control.types.fleet import TrafficStatus
+from control.types.requests import SAMPLE_TRAFFIC_KEY, RequestRecord, Slo, SloBound
 from engine.histogram import bucket_of, quantile
 
 #: The window of `status`; nothing older is kept.

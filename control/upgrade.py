@@ -36,7 +36,8 @@ from control.processes import last_line, send_signal
 from control.runner import Runner
 from control.settings import Settings
 from control.supervisor import MAX_FIRST_STARTS, Supervisor
-from control.types import Action, Command, CommandRequest, CommandState, WorkerState, WorkerStatus
+from control.types.commands import Action, Command, CommandRequest, CommandState
+from control.types.workers import WorkerState, WorkerStatus
 
 T = TypeVar("T")
 POLL_S: Final = 0.1

@@ -15,7 +15,9 @@ from pydantic import TypeAdapter, ValidationError
 from control.changes import POLICY_NAMES, Changes, changes_between
 from control.facts import POOLS, FleetFacts, Refusal, natural
 from control.pools import resized
-from control.types import Action, Command, Desired, Role, RoutingPolicy, Verb
+from control.types.commands import Action, Command, Desired, Verb
+from control.types.routing import RoutingPolicy
+from control.types.workers import Role
 
 _policy = TypeAdapter(RoutingPolicy)
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from control.routing import RuleFacts, choose_rule
-from control.types import Desired, RequestRecord, Role, RouteRule, RoutingPolicy, WhatIfRouting
+from control.types.commands import Desired
+from control.types.requests import RequestRecord
+from control.types.routing import RouteRule, RoutingPolicy, WhatIfRouting
+from control.types.workers import Role
 
 #: These were decided by the fleet's room, not by the policy: another policy would not have changed them.
 KEPT = frozenset({RouteRule.CANNOT_FIT.value, RouteRule.NO_CAPACITY.value})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from control.types import Action, Verb
+from control.types.commands import Action, Verb
 
 
 def action_words(action: Action) -> str:

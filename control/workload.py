@@ -12,7 +12,8 @@ from control.history.store import History
 from control.points import Ingested
 from control.recorder import Recorder
 from control.roofline import RecentWork, live_roofline, range_queries, range_roofline
-from control.types import Role, Roofline
+from control.types.roofline import Roofline
+from control.types.workers import Role
 from engine.readings import MeterReading
 
 

@@ -12,7 +12,9 @@ import streamlit as st
 from app import actions, cards, format, session, tables, url, words
 from app.source import Hub
 from control.errors import ControlError
-from control.types import Command, CommandState, EventKind, FleetSnapshot, Verb
+from control.types.commands import Command, CommandState, Verb
+from control.types.events import EventKind
+from control.types.fleet import FleetSnapshot
 
 PAGE = 100
 NUM_GRANTS = 20

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from app import frames, url, words
 from app.lines import LineSpec
 from app.source import Hub
-from control.types import SeriesPoint, SeriesResult
+from control.types.series import SeriesPoint, SeriesResult
 
 DAY_S = 86_400
 ROUND_S = 60  # a live window moves each second; what is laid beside it is read once a minute

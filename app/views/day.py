@@ -16,7 +16,7 @@ from app.source import Hub
 from app.views import beside
 from app.views.beside import DAY_S, Other
 from control.errors import ControlError
-from control.types import SeriesResult
+from control.types.series import SeriesResult
 
 DAY_STEP_S = 60
 LEAST_STRIP_S = 1800.0

@@ -33,7 +33,8 @@ from app.source import Hub
 from app.views import beside, day
 from app.views.beside import Other
 from control.errors import ControlError
-from control.types import FleetSnapshot, Series, SeriesResult
+from control.types.fleet import FleetSnapshot
+from control.types.series import Series, SeriesResult
 
 WINDOWS: dict[str, tuple[int, int]] = {"5m": (300, 1), "15m": (900, 1), "60m": (3600, 10)}
 CARRY_S = 15.0  # workers per role: a tick may come late, a worker does not come and go with it

@@ -14,7 +14,8 @@ from app.happened import Happened
 from app.source import Hub
 from app.views import day
 from control.errors import ControlError
-from control.types import FleetSnapshot, MetricInfo, SeriesResult
+from control.types.fleet import FleetSnapshot
+from control.types.series import MetricInfo, SeriesResult
 
 RANGES: dict[str, int] = {"15m": 900, "1h": 3600, "6h": 21_600, "24h": 86_400, "7d": 604_800, "30d": 2_592_000}
 RANGE_WORDS: dict[str, str] = {

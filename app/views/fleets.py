@@ -16,7 +16,7 @@ from app.source import Hub
 from app.views import attach_form
 from control.client import AttachedInfo
 from control.errors import ControlError
-from control.types import Capability, FleetSnapshot
+from control.types.fleet import Capability, FleetSnapshot
 
 ANSWER = "fleets_answer"
 LOOK_EVERY_S = 3.0

@@ -6,7 +6,7 @@ import streamlit as st
 
 from app import cards, charts, draw, frames, marks, measured, push, truth, url
 from app.source import Hub
-from control.types import FleetSnapshot
+from control.types.fleet import FleetSnapshot
 
 WINDOW_S, STEP_S = 900, 10
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from app import cards, foreign
-from control.types import FleetSnapshot
+from control.types.fleet import FleetSnapshot
 
 
 def section(snapshot: FleetSnapshot) -> None:

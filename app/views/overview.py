@@ -12,7 +12,7 @@ from app import cards, push, url
 from app.lines import Basis
 from app.source import Hub
 from app.views import beside, day, detail, waiting
-from control.types import FleetSnapshot
+from control.types.fleet import FleetSnapshot
 
 WINDOW_WORDS: dict[str, str] = {"5m": "5 min", "15m": "15 min", "60m": "60 min"}
 BASES: dict[str, Basis] = {"wall": "wall", "in-phase": "in_phase"}

@@ -14,17 +14,10 @@ from app.session import Form
 from app.source import Hub
 from app.views.detail import Chosen, utilization
 from control.errors import ControlError
-from control.types import (
-    Action,
-    Capability,
-    Desired,
-    FleetSnapshot,
-    Role,
-    RoutingPolicy,
-    Verb,
-    WhatIfRouting,
-    WorkerStatus,
-)
+from control.types.commands import Action, Desired, Verb
+from control.types.fleet import Capability, FleetSnapshot
+from control.types.routing import RoutingPolicy, WhatIfRouting
+from control.types.workers import Role, WorkerStatus
 
 MANY_WORKERS = 12
 ROLE_CHOICES: tuple[Role, ...] = (Role.PREFILL, Role.DECODE, Role.MIXED)

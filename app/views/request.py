@@ -9,7 +9,7 @@ from app.source import Hub
 from control.differences import priority_class
 from control.errors import ControlError, NotFound
 from control.stories import move_words
-from control.types import RequestRecord
+from control.types.requests import RequestRecord
 
 KEPT_WORDS = {"slow": "it was slow", "failed": "it failed", "moved": "it left a worker"}
 

@@ -16,7 +16,9 @@ from app.heat import HeatCell
 from app.source import Hub
 from app.views.request import waterfall
 from control.errors import ControlError
-from control.types import FleetSnapshot, Heatmap, LatencyKind, RequestFilters, RequestRecord
+from control.types.fleet import FleetSnapshot
+from control.types.latencies import Heatmap
+from control.types.requests import LatencyKind, RequestFilters, RequestRecord
 
 WINDOWS: dict[str, int] = {"15m": 900, "1h": 3600, "6h": 21_600, "24h": 86_400, "7d": 604_800}
 WINDOW_WORDS: dict[str, str] = {

@@ -11,7 +11,8 @@ from app import cards, draw, foreign, push, roofline, truth, url
 from app.source import Hub
 from app.views import measured, not_known
 from control.errors import ControlError
-from control.types import FleetSnapshot, Roofline
+from control.types.fleet import FleetSnapshot
+from control.types.roofline import Roofline
 
 RANGES: dict[str, int] = {"15m": 900, "1h": 3600, "6h": 21_600, "24h": 86_400}
 WORDS: dict[str, str] = {"now": "Last minute", "15m": "15 min", "1h": "1 hour", "6h": "6 hours", "24h": "24 hours"}

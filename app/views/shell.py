@@ -15,7 +15,7 @@ import streamlit as st
 from app import cards, foreign, push, session
 from app.fleets import PARAM, Fleets
 from app.source import Hub
-from control.types import FleetSnapshot
+from control.types.fleet import FleetSnapshot
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ import streamlit as st
 from app import cards, charts, draw, foreign, format, frames, marks, theme
 from app.source import Hub
 from control.errors import ControlError
-from control.types import FleetSnapshot, SeriesResult
+from control.types.fleet import FleetSnapshot
+from control.types.series import SeriesResult
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,10 @@ from app import cards, charts, draw, estimates, foreign, format, frames, marks, 
 from app.source import Hub
 from app.views import not_known
 from control.errors import ControlError
-from control.types import Capability, Command, FleetEvent, FleetSnapshot, PhaseUtilization, RoleInterval, WorkerStatus
+from control.types.commands import Command
+from control.types.events import FleetEvent
+from control.types.fleet import Capability, FleetSnapshot
+from control.types.workers import PhaseUtilization, RoleInterval, WorkerStatus
 
 RANGES: dict[str, int] = {"1h": 3600, "6h": 21_600, "24h": 86_400}
 LEAST_LIFE_S = 300.0

@@ -20,7 +20,9 @@ from control.events import Events
 from control.history.deferred import AlertWrite, encode
 from control.history.store import History
 from control.recorder import Recorder
-from control.types import Alert, FleetSnapshot, RequestRecord
+from control.types.alerts import Alert
+from control.types.fleet import FleetSnapshot
+from control.types.requests import RequestRecord
 
 #: What ended longer ago, and was not told, is news for nobody.
 TOO_OLD_S: Final = 3600.0

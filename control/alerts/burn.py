@@ -15,7 +15,7 @@ from math import floor
 from typing import Final
 
 from control.alerts.life import Condition
-from control.types import AlertName, AlertSeverity
+from control.types.alerts import AlertName, AlertSeverity
 
 #: Counts are kept by so many seconds of arrival: windows are that exact.
 STEP_S: Final = 10

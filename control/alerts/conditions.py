@@ -12,7 +12,9 @@ from typing import Final
 
 from control.alerts.burn import RULES
 from control.alerts.life import Condition
-from control.types import AlertName, FleetSnapshot, PoolStatus, Role, WorkerState, WorkerStatus
+from control.types.alerts import AlertName
+from control.types.fleet import FleetSnapshot, PoolStatus
+from control.types.workers import Role, WorkerState, WorkerStatus
 
 #: Longer than the start of another process takes: a worker that comes back at once is no alert.
 WORKER_FOR_S: Final = 15.0

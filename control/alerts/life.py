@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from control.types import Alert, AlertName, AlertSeverity
+from control.types.alerts import Alert, AlertName, AlertSeverity
 
 Key = tuple[AlertName, str]
 

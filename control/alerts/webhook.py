@@ -24,7 +24,7 @@ from typing import Final, Literal
 import httpx
 from pydantic import TypeAdapter
 
-from control.types import Alert
+from control.types.alerts import Alert
 
 _log = logging.getLogger("phaseline.alerts")
 TRY_LIMIT_S: Final = 5.0

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 from starlette.responses import Response
 
 from control.api.context import Context, OptionalTime, Reader, answer
-from control.types import Alert
+from control.types.alerts import Alert
 
 router = APIRouter(prefix="/api/v1", tags=["alerts"])
 

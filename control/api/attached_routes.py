@@ -10,7 +10,7 @@ from control.attached_planes import AttachedPlanes
 from control.errors import NotActive
 from control.fleets.attached.choices import choices
 from control.fleets.attached.types import AttachChoices, AttachedInfo, Attachment, Survey
-from control.types import Capability
+from control.types.fleet import Capability
 
 router = APIRouter(prefix="/api/v1", tags=["attached fleets"])
 

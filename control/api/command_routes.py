@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.responses import Response
 
 from control.api.context import Context, Operator, OptionalTime, Reader, answer
-from control.types import Action, Command, CommandRequest, Preview
+from control.types.commands import Action, Command, CommandRequest, Preview
 
 router = APIRouter(prefix="/api/v1", tags=["commands"])
 CommandId = Annotated[int, Path(ge=0, le=2**53)]

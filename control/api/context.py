@@ -17,7 +17,7 @@ from control.auth import Auth, unauthenticated
 from control.errors import NotActive, NotAllowed, NotFound
 from control.plane import Plane
 from control.settings import Settings
-from control.types import Principal
+from control.types.api import Principal
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from starlette.responses import Response, StreamingResponse
 from control.api.context import Context, OptionalTime, Reader, answer
 from control.events import Events
 from control.history.store import EventQuery
-from control.types import EventKind, FleetEvent
+from control.types.events import EventKind, FleetEvent
 
 router = APIRouter(prefix="/api/v1", tags=["events"])
 KEEPALIVE_S = 10.0

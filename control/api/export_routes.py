@@ -12,7 +12,7 @@ from control.api.context import Context, OptionalTime, Reader, Time
 from control.errors import CommandRefused
 from control.export import MAX_METRICS, MAX_ROWS, MEDIA_TYPES, Format, encoded, num_rows, table_of
 from control.history.store import SeriesQuery
-from control.types import SeriesResult
+from control.types.series import SeriesResult
 
 router = APIRouter(prefix="/api/v1", tags=["history"])
 

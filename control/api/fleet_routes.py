@@ -10,7 +10,10 @@ from pydantic import Field
 from starlette.responses import Response
 
 from control.api.context import Context, Reader, answer
-from control.types import Bottleneck, Desired, FleetSnapshot, WhatIfRouting
+from control.types.bottleneck import Bottleneck
+from control.types.commands import Desired
+from control.types.fleet import FleetSnapshot
+from control.types.routing import WhatIfRouting
 
 router = APIRouter(prefix="/api/v1", tags=["fleet"])
 

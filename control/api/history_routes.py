@@ -11,7 +11,8 @@ from control.api.context import Context, OptionalTime, Reader, Time, answer
 from control.export import MAX_METRICS
 from control.history.store import SeriesQuery
 from control.metrics import METRICS
-from control.types import MetricInfo, RoleInterval, SeriesResult
+from control.types.series import MetricInfo, SeriesResult
+from control.types.workers import RoleInterval
 
 router = APIRouter(prefix="/api/v1", tags=["history"])
 

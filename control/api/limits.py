@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from control.api.problems import problem_response
-from control.types import Problem
+from control.types.api import Problem
 
 MAX_BODY_BYTES = 256 * 1024
 MAX_JSON_DEPTH = 32

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from control.errors import ControlError
-from control.types import Problem
+from control.types.api import Problem
 
 _log = logging.getLogger("phaseline.api")
 BOUNDS = ("ge", "gt", "le", "lt", "max_length", "min_length", "pattern", "expected")

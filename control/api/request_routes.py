@@ -11,7 +11,8 @@ from starlette.responses import Response
 from control.api.context import Context, OptionalTime, Reader, Time, answer
 from control.errors import NotFound
 from control.history.store import ExplainQuery, RequestFilter, RequestQuery
-from control.types import Explanation, Heatmap, LatencyKind, RequestRecord
+from control.types.latencies import Explanation, Heatmap
+from control.types.requests import LatencyKind, RequestRecord
 
 router = APIRouter(prefix="/api/v1", tags=["requests"])
 OptionalSeconds = Annotated[float | None, Query(ge=0, le=1e6, allow_inf_nan=False)]

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 from starlette.responses import Response
 
 from control.api.context import Context, Reader, answer
-from control.types import Roofline
+from control.types.roofline import Roofline
 
 router = APIRouter(prefix="/api/v1", tags=["history"])
 Time = Annotated[float | None, Query(ge=0, le=1e11, allow_inf_nan=False)]

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from control.api.context import Context, Reader, answer
 from control.settings import Settings
-from control.types import Principal, ServerInfo, Session
+from control.types.api import Principal, ServerInfo, Session
 
 router = APIRouter(prefix="/api/v1", tags=["session"])
 

@@ -23,7 +23,7 @@ from control.gateway.app import running
 from control.gateway.main import READY_LIMIT_S, make_gateway, make_plane_link, make_server, until_ready
 from control.listener import Channel, bind_listener, inherited_listener
 from control.settings import Settings
-from control.types import Capability
+from control.types.fleet import Capability
 from engine.host import format_address
 from engine.text import ModelText
 

@@ -9,7 +9,7 @@ import typer
 
 from control.cli.history import parse_duration
 from control.cli.shell import JsonFlag, connect, print_json, print_table, say
-from control.types import Alert
+from control.types.alerts import Alert
 
 
 def alerts(

@@ -13,7 +13,7 @@ from control.errors import PlaneUnreachable
 from control.fleets.attached.attachment import plan_of
 from control.fleets.attached.survey import survey
 from control.fleets.attached.types import AttachedInfo, Attachment, EngineSurvey, ExporterSurvey, Finding, Survey
-from control.types import Capability
+from control.types.fleet import Capability
 
 
 def attach(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from control.cli.shell import JsonFlag, connect, print_json, print_table, say, seconds
-from control.types import Bottleneck, EvidenceLine, Resource
+from control.types.bottleneck import Bottleneck, EvidenceLine, Resource
 
 
 def bottleneck(as_json: JsonFlag = False) -> None:

@@ -22,18 +22,9 @@ from control.fleets.attached.types import AttachedInfo
 from control.served import read_served
 from control.settings import load_settings
 from control.stories import departure_words
-from control.types import (
-    Action,
-    Command,
-    CommandRequest,
-    CommandState,
-    FleetSnapshot,
-    PlaneStatus,
-    Preview,
-    Role,
-    Verb,
-    WorkerStatus,
-)
+from control.types.commands import Action, Command, CommandRequest, CommandState, Preview, Verb
+from control.types.fleet import FleetSnapshot, PlaneStatus
+from control.types.workers import Role, WorkerStatus
 
 WhyOption = Annotated[str, typer.Option("--why", help="Why, for the record.")]
 WaitFlag = Annotated[bool, typer.Option("--wait", help="Return when the command has ended.")]

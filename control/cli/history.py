@@ -11,7 +11,9 @@ import typer
 from control.cli.shell import JsonFlag, connect, print_json, print_table, say
 from control.errors import SettingsError
 from control.stories import event_words
-from control.types import EventKind, LifeKind, MoveKind, PlaneKind, Series, SeriesResult
+from control.types.events import EventKind, LifeKind, PlaneKind
+from control.types.requests import MoveKind
+from control.types.series import Series, SeriesResult
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}

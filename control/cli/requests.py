@@ -13,7 +13,8 @@ from control.client import PhaselineClient
 from control.differences import priority_class
 from control.errors import SettingsError
 from control.stories import move_words
-from control.types import Explanation, LatencyKind, RequestFilters, RequestRecord
+from control.types.latencies import Explanation
+from control.types.requests import LatencyKind, RequestFilters, RequestRecord
 
 METRICS: tuple[LatencyKind, ...] = ("e2e", "ttft", "gap")
 _NUMBERS = ("in", "cached", "out", "TTFT", "TPOT", "gap", "e2e")

@@ -27,7 +27,7 @@ from control.traffic.plan import (
     plan_trace,
     until,
 )
-from control.types import SAMPLE_TRAFFIC_KEY, Slo
+from control.types.requests import SAMPLE_TRAFFIC_KEY, Slo
 
 if TYPE_CHECKING:
     from control.traffic.report import Quantiles, Report

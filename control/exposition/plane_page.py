@@ -18,20 +18,11 @@ from control.alerts.webhook import Outcome
 from control.exposition.families import SERIES_PER_HISTOGRAM, Family, Page
 from control.exposition.request_totals import LATENCIES, OUTCOMES, PATHS, RULES, RequestFamilies, RequestTotals
 from control.exposition.work_totals import ROLES, STAGES, WorkTotals
-from control.types import (
-    Alert,
-    AlertName,
-    AlertState,
-    Bottleneck,
-    FleetSnapshot,
-    MoveKind,
-    Phase,
-    PhaseUtilization,
-    Resource,
-    Role,
-    WorkerState,
-    WorkerStatus,
-)
+from control.types.alerts import Alert, AlertName, AlertState
+from control.types.bottleneck import Bottleneck, Resource
+from control.types.fleet import FleetSnapshot
+from control.types.requests import MoveKind
+from control.types.workers import Phase, PhaseUtilization, Role, WorkerState, WorkerStatus
 from engine.types import PHASES
 
 

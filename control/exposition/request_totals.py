@@ -11,7 +11,8 @@ from typing import Final, Literal, get_args
 
 from control.exposition.families import Family, Latencies, Page
 from control.traffic_stats import is_cancelled, is_error, is_good, is_offered, is_rejected
-from control.types import MoveKind, RequestRecord, RouteRule, Slo
+from control.types.requests import MoveKind, RequestRecord, Slo
+from control.types.routing import RouteRule
 
 Outcome = Literal["good", "late", "error", "rejected", "cancelled", "bad_request"]
 Path = Literal["split", "local", "none"]

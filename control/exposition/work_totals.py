@@ -11,7 +11,7 @@ from typing import Final
 
 from control.exposition.families import Latencies
 from control.points import Ingested, Row
-from control.types import Phase, Role
+from control.types.workers import Phase, Role
 
 ROLES: Final = (Role.PREFILL, Role.DECODE, Role.MIXED)
 WORK: Final = ("busy_s", "flops", "bytes", "tokens", "steps", "flops_room", "bytes_room")

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from control.types import Action, Desired, Role, Verb
+from control.types.commands import Action, Desired, Verb
+from control.types.workers import Role
 
 SERVES_DECODE: Final = (Role.DECODE, Role.MIXED)
 

@@ -13,7 +13,7 @@ from typing import Final, Literal
 from control.faults.events import EventDone
 from control.traffic.client import Outcome
 from control.traffic.report import fingerprint
-from control.types import Command, CommandState, Desired
+from control.types.commands import Command, CommandState, Desired
 from engine.types import Load
 
 #: Too many requests: nothing was accepted, so nothing was lost.

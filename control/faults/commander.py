@@ -9,7 +9,7 @@ from typing import Final
 
 from control.client import ENDED, PhaselineClient
 from control.errors import CommandRefused, HistoryError, PlaneUnreachable
-from control.types import Action, Command, CommandRequest, Verb
+from control.types.commands import Action, Command, CommandRequest, Verb
 
 RETRY_S: Final = 0.2
 

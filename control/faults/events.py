@@ -24,7 +24,7 @@ from control.faults.sockets import drop_connection
 from control.faults.stages import Stage, is_at, worker_at
 from control.faults.streams import Streams
 from control.processes import ProcessId, send_signal
-from control.types import Action, Verb
+from control.types.commands import Action, Verb
 from control.write_points import FILE_NAME
 from engine.readings import MeterReading
 

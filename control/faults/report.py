@@ -9,7 +9,7 @@ from typing import Any
 from control.faults.checks import CheckResult
 from control.faults.events import EventDone
 from control.traffic.report import quantiles
-from control.types import RequestRecord
+from control.types.requests import RequestRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,9 @@ from control.faults.report import Report, figures
 from control.faults.scenario import Scenario
 from control.faults.streams import Streams, Target, plan_streams
 from control.traffic.client import Outcome
-from control.types import Action, Desired, RequestRecord, Role, Verb, WorkerState, WorkerStatus
+from control.types.commands import Action, Desired, Verb
+from control.types.requests import RequestRecord
+from control.types.workers import Role, WorkerState, WorkerStatus
 from engine.types import Load
 
 #: Records come once a second, and leases end by themselves.

@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass as checked
 
 from control.errors import SettingsError
 from control.faults.stages import Stage
-from control.types import Role
+from control.types.workers import Role
 from control.write_points import POINT
 
 DATA: Final = Path(__file__).resolve().parents[2] / "data" / "faults"

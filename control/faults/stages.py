@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from typing import Final
 
-from control.types import Role, WorkerState
+from control.types.workers import Role, WorkerState
 from engine.readings import MeterReading
 
 

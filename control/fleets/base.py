@@ -11,7 +11,9 @@ from typing import Protocol, runtime_checkable
 
 from control.facts import PoolFacts
 from control.points import WorkerCursor
-from control.types import Capability, Missing, Role, WorkerRoute
+from control.types.fleet import Capability, Missing
+from control.types.routing import WorkerRoute
+from control.types.workers import Role
 from engine.readings import DeviceReading, MeterReading
 
 #: What changes workers; a fleet that can nothing of it is observed only.

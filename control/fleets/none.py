@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from control.fleets.base import FleetStep, Observation, StepOutcome
 from control.settings import Settings
-from control.types import Capability, WorkerRoute
+from control.types.fleet import Capability
+from control.types.routing import WorkerRoute
 
 
 class NoFleet:

@@ -41,7 +41,8 @@ from control.fleets.ray_head import (
 )
 from control.fleets.worker_link import WorkerLink
 from control.settings import Settings, load_settings
-from control.types import Capability, WorkerRoute
+from control.types.fleet import Capability
+from control.types.routing import WorkerRoute
 
 log = logging.getLogger(__name__)
 NAME_FREE_LIMIT_S = 15.0

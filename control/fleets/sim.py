@@ -26,7 +26,9 @@ from control.fleets.sim_traffic import Arrival, Arrivals, SimTraffic
 from control.fleets.sim_worker import SimMachine, SimWorker
 from control.gateway.link import Beat
 from control.settings import Settings, worker_ids
-from control.types import Capability, RequestRecord, RoutingTable, Slo, WorkerRoute
+from control.types.fleet import Capability
+from control.types.requests import RequestRecord, Slo
+from control.types.routing import RoutingTable, WorkerRoute
 from engine.core import Outbox
 from engine.device_catalogue import cost_model, model_spec, paced_device
 from engine.wire import Order

@@ -17,7 +17,9 @@ from control.fleets.sim_worker import SimWorker
 from control.gateway.link import Beat
 from control.gateway.timeline import Timeline
 from control.routing import FleetView, RouteDecision, RouteRequest, WorkerView, route
-from control.types import RequestRecord, Role, RouteRule, RoutingTable, Slo, WorkerState
+from control.types.requests import RequestRecord, Slo
+from control.types.routing import RouteRule, RoutingTable
+from control.types.workers import Role, WorkerState
 from engine.core import Outbox, PullPlan
 from engine.types import FinishReason, WorkKind
 from engine.wire import Message, Prefilled, Pull, Rejected, Submit, TokenEvent, Yielded

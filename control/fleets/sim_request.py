@@ -10,7 +10,9 @@ from control.fleets.sim_worker import SimWorker
 from control.gateway.timeline import Timeline
 from control.routing import RouteDecision
 from control.traffic_stats import judged
-from control.types import MoveKind, RequestMove, RequestRecord, Resource, RoutingTable, Slo
+from control.types.bottleneck import Resource
+from control.types.requests import MoveKind, RequestMove, RequestRecord, Slo
+from control.types.routing import RoutingTable
 from engine.types import FinishReason, SamplingParams
 from engine.wire import StageTimes
 

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from control.fleets.base import FleetStep, StepOutcome
-from control.types import WorkerRoute
+from control.types.routing import WorkerRoute
 from engine.connection import Connection, connect
 from engine.errors import EngineError
 from engine.types import Role, WorkerState

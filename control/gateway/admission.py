@@ -14,7 +14,8 @@ from control.gateway.gatekeeper import AdmissionRules, Gatekeeper
 from control.gateway.lateness import Lateness
 from control.gateway.relay import Relay
 from control.traffic_stats import CLIENT_CLOSED, REJECTED, TIMED_OUT
-from control.types import Resource, Slo
+from control.types.bottleneck import Resource
+from control.types.requests import Slo
 
 RETRY_AFTER_S = 1.0
 

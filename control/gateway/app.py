@@ -46,7 +46,7 @@ from control.gateway.schema import Ask, Endpoint, parse_ask
 from control.gateway.tracing import Tracing
 from control.gateway.urgency import priority_of
 from control.listener import GatewayStatus
-from control.types import RequestRecord
+from control.types.requests import RequestRecord
 from engine.blocks import block_hashes
 from engine.core_types import MIN_TEMPERATURE
 from engine.text import TemplateError, Text

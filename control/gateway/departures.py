@@ -13,7 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from control.types import Departure, DepartureKind, LossCause, RequestMove
+from control.types.commands import Departure, DepartureKind
+from control.types.requests import RequestMove
+from control.types.workers import LossCause
 
 #: Losses of one worker that follow each other within this time are one loss.
 SAME_LOSS_S: Final = 10.0

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from control.types import Resource
+from control.types.bottleneck import Resource
 
 #: Longest part of a refused value that an error repeats.
 MAX_SHOWN_CHARS: Final = 80

@@ -24,7 +24,7 @@ from control.gateway.standing import Standing
 from control.gateway.turns import Turn
 from control.gateway.workers import WorkerLink
 from control.routing import FleetView, WorkerView
-from control.types import RoutingTable, WorkerRoute
+from control.types.routing import RoutingTable, WorkerRoute
 from engine.types import Role
 from engine.wire import Hello
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from control.routing import WorkerView
-from control.types import Resource
+from control.types.bottleneck import Resource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

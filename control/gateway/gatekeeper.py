@@ -43,7 +43,8 @@ from control.gateway.rates import Mean
 from control.gateway.relay import Relay
 from control.gateway.usage import Usage, sum_of
 from control.routing import RouteRequest, cached_tokens, has_place
-from control.types import Resource, Slo
+from control.types.bottleneck import Resource
+from control.types.requests import Slo
 
 #: A promise is for the time that was told, with this much added, so that those refused together do not return together.
 JITTER_SHARE: Final = 0.1

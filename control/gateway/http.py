@@ -17,7 +17,7 @@ import msgspec
 
 from control.gateway.errors import GatewayError, bad_value
 from control.gateway.urgency import parse_deadline, parse_priority
-from control.types import SAMPLE_TRAFFIC_KEY
+from control.types.requests import SAMPLE_TRAFFIC_KEY
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]

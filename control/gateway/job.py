@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from control.routing import RouteDecision
-from control.types import RequestMove
+from control.types.requests import RequestMove
 from engine.types import SamplingParams, WorkKind
 from engine.wire import StageTimes, Submit
 

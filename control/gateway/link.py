@@ -11,7 +11,9 @@ from typing import Any
 import msgspec
 
 from control.gateway.usage import Usage
-from control.types import Departure, RequestRecord, RoutingTable
+from control.types.commands import Departure
+from control.types.requests import RequestRecord
+from control.types.routing import RoutingTable
 
 
 class LinkMessage(msgspec.Struct, frozen=True, tag=True):

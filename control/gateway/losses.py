@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from control.types import LossCause
+from control.types.workers import LossCause
 
 #: Deaths at one place of a request before it ends with an error: it may be what kills them.
 MAX_DEATHS: Final = 2

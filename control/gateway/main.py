@@ -37,7 +37,7 @@ from control.gateway.records import Origin, RecordLog
 from control.gateway.tracing import Tracing
 from control.listener import BACKLOG, Channel, bind_listener, inherited_listener
 from control.settings import Settings, load_key_names, load_key_weights, load_settings
-from control.types import RoutingTable
+from control.types.routing import RoutingTable
 from engine.device_catalogue import model_spec
 from engine.errors import EngineError
 from engine.host import format_address

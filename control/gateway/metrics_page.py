@@ -19,7 +19,7 @@ from control.gateway.promises import PromiseBook
 from control.gateway.records import RecordLog
 from control.gateway.tracing import OUTCOMES as TRACED
 from control.gateway.tracing import Tracing
-from control.types import MoveKind
+from control.types.requests import MoveKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

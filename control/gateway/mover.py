@@ -28,7 +28,7 @@ from control.gateway.move_estimate import (
 )
 from control.gateway.workers import WorkerLink
 from control.routing import FleetView
-from control.types import MoveKind, RequestMove
+from control.types.requests import MoveKind, RequestMove
 from engine.histogram import bucket_of
 from engine.types import Role, WorkerState
 

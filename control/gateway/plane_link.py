@@ -28,7 +28,7 @@ from control.gateway.admission import Admission
 from control.gateway.cpu_wait import cpu_waited_s
 from control.gateway.fleet import Fleet
 from control.gateway.records import RecordLog
-from control.types import RoutingTable
+from control.types.routing import RoutingTable
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from control.gateway.rates import Rate
 from control.routing import WorkerView
-from control.types import WorkerRoute
+from control.types.routing import WorkerRoute
 from engine.types import Load
 
 #: A load that arrives this long after a submission has surely counted it.

@@ -22,7 +22,7 @@ from control.gateway.gaps import Gaps, gaps_of
 from control.gateway.relay import Relay
 from control.gateway.schema import Ask
 from control.traffic_stats import CLIENT_CLOSED, bounds_broken_by, verdict
-from control.types import RequestRecord, Slo
+from control.types.requests import RequestRecord, Slo
 from engine.types import FinishReason
 
 MAX_UNACKNOWLEDGED: Final = 100_000

@@ -30,7 +30,7 @@ from control.gateway.standing import standing_of
 from control.gateway.turns import Turn
 from control.gateway.workers import WorkerLink
 from control.routing import RouteDecision, RouteRequest, route
-from control.types import RouteRule
+from control.types.routing import RouteRule
 from engine.types import FinishReason, WorkKind
 from engine.wire import (
     Cancel,

@@ -22,7 +22,7 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 from opentelemetry.util.types import AttributeValue
 
 from control.traffic_stats import is_error
-from control.types import RequestMove, RequestRecord
+from control.types.requests import RequestMove, RequestRecord
 
 SCOPE: Final = InstrumentationScope("phaseline.gateway")
 PATHS: Final = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}

@@ -10,7 +10,7 @@ from control.gateway.forecast import Need
 from control.gateway.job import Job
 from control.gateway.turns import Turn, turn_of
 from control.gateway.urgency import Urgency, urgency_of
-from control.types import Resource
+from control.types.bottleneck import Resource
 
 
 @dataclass(slots=True)

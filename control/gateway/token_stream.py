@@ -16,7 +16,8 @@ from control.gateway.fleet import Fleet
 from control.gateway.job import Job, Served
 from control.gateway.move import Move
 from control.gateway.timeline import Timeline
-from control.types import LossCause, MoveKind, RequestMove
+from control.types.requests import MoveKind, RequestMove
+from control.types.workers import LossCause
 from engine.types import FinishReason
 
 

@@ -13,7 +13,7 @@ import threading
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Final, Literal
 
-from control.types import RequestRecord
+from control.types.requests import RequestRecord
 
 if TYPE_CHECKING:  # loaded by the thread, and only where there is a collector
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter

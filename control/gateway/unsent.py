@@ -18,7 +18,7 @@ from typing import Final, Protocol
 import msgspec
 
 from control.gateway import link
-from control.types import RequestRecord
+from control.types.requests import RequestRecord
 
 log = logging.getLogger(__name__)
 

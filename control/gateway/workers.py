@@ -20,7 +20,8 @@ from control.gateway.pressure import Pressure
 from control.gateway.pulse import ASK_S, LATE_S, Pulse, pulse_of, pulse_of_step
 from control.processes import asleep_cpu_ticks, is_ending, stands_still
 from control.routing import WorkerView
-from control.types import LossCause, WorkerRoute
+from control.types.routing import WorkerRoute
+from control.types.workers import LossCause
 from engine.connection import Connection, connect
 from engine.errors import ConnectionLost, WireError
 from engine.types import Load, Role, WorkerState, WorkKind

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, delete, or_, select
 
 from control.history import schema
 from control.history.points import upsert
-from control.types import Alert, AlertState
+from control.types.alerts import Alert, AlertState
 
 MAX_ALERTS: Final = 1_000
 _alert = TypeAdapter(Alert)

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, delete, select
 from control.history import schema
 from control.history.codec import Floats, Ints, decode, decode_ints, encode, encode_ints, num_values
 from control.history.frames import EMPTY, Frame, Mask, fill, thin
-from control.types import Phase
+from control.types.workers import Phase
 
 Kind = str
 STATE: Final[Kind] = "state"

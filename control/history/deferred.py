@@ -14,16 +14,12 @@ from dataclasses import dataclass
 import msgspec
 
 from control.points import Ingested, Line, Mark, Row, WorkerCursor, WorkerEpoch
-from control.types import (
-    Alert,
-    CommandState,
-    CommandStep,
-    FleetEvent,
-    Phase,
-    RequestRecord,
-    RoleInterval,
-    TrafficStatus,
-)
+from control.types.alerts import Alert
+from control.types.commands import CommandState, CommandStep
+from control.types.events import FleetEvent
+from control.types.fleet import TrafficStatus
+from control.types.requests import RequestRecord
+from control.types.workers import Phase, RoleInterval
 
 #: A tick's rows repeat their column names: the fastest level takes nearly all that a slow one does.
 _ZLIB_LEVEL = 1

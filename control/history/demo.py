@@ -43,7 +43,7 @@ from control.history.marks import write_mark
 from control.history.points import line_ids
 from control.history.store import History
 from control.points import Line, Scope
-from control.types import WorkerState
+from control.types.workers import WorkerState
 from engine.readings import DeviceInfo
 
 _MODEL: Final = "demo"

@@ -18,7 +18,7 @@ from control.history.codec import Floats, Ints
 from control.history.frames import COUNT, EMPTY, Frame, Groups, concat
 from control.history.schema import SHELF_LINES
 from control.points import ONCE_A_SECOND
-from control.types import Role
+from control.types.workers import Role
 from engine.histogram import GAMMA, MIN_S, NUM_BUCKETS, bucket_of
 
 DAY_S: Final = 86_400

@@ -18,7 +18,7 @@ from control.heatmap import KIND_WORDS
 from control.history import schema
 from control.history.requests import LATENCY_COLUMNS, RequestFilter, checked_range, conditions, some_of
 from control.stories import time_words
-from control.types import Explanation
+from control.types.latencies import Explanation
 from engine.histogram import GAMMA, MIN_S
 
 MAX_A_SIDE: Final = 4_000

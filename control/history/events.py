@@ -16,7 +16,7 @@ from sqlalchemy import Connection, delete, select
 from control.fleet_events import added
 from control.history import schema
 from control.history.points import upsert
-from control.types import EventKind, FleetEvent
+from control.types.events import EventKind, FleetEvent
 
 MAX_EVENTS: Final = 10_000
 _event = TypeAdapter(FleetEvent)

@@ -17,7 +17,8 @@ from control.history import schema
 from control.history.requests import LATENCY_COLUMNS, RequestFilter, checked_range, conditions
 from control.history.series import SeriesQuery, read_grid
 from control.history.tail import Tail
-from control.types import Heatmap, LatencyKind, RecordCounts, Slo
+from control.types.latencies import Heatmap
+from control.types.requests import LatencyKind, RecordCounts, Slo
 
 _METRICS: Final = {"ttft": "ttft_p99_s", "e2e": "e2e_p99_s", "gap": "max_gap_p99_s"}
 KEPT: Final = ("slow", "failed", "moved", "share")

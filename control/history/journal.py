@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Row, func, select, update
 from control.errors import NotFound, StaleVersion
 from control.history import schema
 from control.history.points import upsert
-from control.types import Action, Command, CommandState, CommandStep, Desired
+from control.types.commands import Action, Command, CommandState, CommandStep, Desired
 
 _ENDED = (CommandState.DONE, CommandState.FAILED, CommandState.SUPERSEDED)
 _desired = TypeAdapter(Desired)

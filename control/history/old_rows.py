@@ -14,7 +14,7 @@ from sqlalchemy import Connection, text
 from control.history import schema
 from control.history.chunks import STATE, TRAFFIC, Kind, latency_kind, phase_kind, put_chunk, put_parts
 from control.history.frames import Frame, of_counts, of_rows
-from control.types import Phase
+from control.types.workers import Phase
 
 _KEYS: Final = frozenset(("line_id", "step_s", "phase", "t"))
 _ROWS: Final[tuple[tuple[Kind, str, str], ...]] = (

@@ -19,7 +19,8 @@ from control.history.frames import of_counts, of_rows
 from control.points import Ingested, Line, Row, add_row
 from control.sampling import KINDS, dropped_class, latency_of
 from control.traffic_stats import is_cancelled, is_error, is_offered, is_rejected
-from control.types import RequestRecord, TrafficStatus
+from control.types.fleet import TrafficStatus
+from control.types.requests import RequestRecord
 from engine.histogram import bucket_of, merge
 
 LineIds = dict[tuple[str, Line], int]

@@ -19,7 +19,7 @@ from control.history import schema
 from control.history.record_seqs import read_seqs, write_seqs
 from control.sampling import latency_of, places
 from control.traffic_stats import CLIENT_CLOSED
-from control.types import LatencyKind, RequestRecord
+from control.types.requests import LatencyKind, RequestRecord
 from engine.histogram import bucket_of
 
 MAX_RECORDS: Final = 100_000

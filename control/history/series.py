@@ -24,7 +24,7 @@ from control.history.marks import read_marks
 from control.history.sums import Lines, Range, Source, Sums, histograms
 from control.history.tail import Tail
 from control.metrics import METRICS_BY_NAME, Metric
-from control.types import Series, SeriesPoint, SeriesResult
+from control.types.series import Series, SeriesPoint, SeriesResult
 
 MAX_POINTS: Final = 1_000
 #: Of all lines together: a chart of 200 lines has 40 points of each, and no extreme less.

@@ -34,21 +34,14 @@ from control.history.upkeep import UPKEEP_S, Upkeep
 from control.lease import MAX_LOCK_WAIT_S, Holder, Lease, Standing, Verdict
 from control.points import Ingested, WorkerCursor
 from control.spool import Frame
-from control.types import (
-    Alert,
-    Command,
-    CommandState,
-    CommandStep,
-    Desired,
-    Explanation,
-    FleetEvent,
-    Heatmap,
-    RequestRecord,
-    RoleInterval,
-    SeriesResult,
-    Slo,
-    TrafficStatus,
-)
+from control.types.alerts import Alert
+from control.types.commands import Command, CommandState, CommandStep, Desired
+from control.types.events import FleetEvent
+from control.types.fleet import TrafficStatus
+from control.types.latencies import Explanation, Heatmap
+from control.types.requests import RequestRecord, Slo
+from control.types.series import SeriesResult
+from control.types.workers import RoleInterval
 from control.write_points import Reach, pass_by
 
 FOREVER: Final = 1e11

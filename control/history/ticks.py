@@ -22,7 +22,8 @@ from control.history.tail import Tail
 from control.history.transactions import Transactions
 from control.points import MAX_KNOWN_LINES, Ingested, WorkerCursor, is_new
 from control.spool import Frame
-from control.types import RequestRecord, TrafficStatus
+from control.types.fleet import TrafficStatus
+from control.types.requests import RequestRecord
 
 
 @dataclass(frozen=True, slots=True)

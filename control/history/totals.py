@@ -16,7 +16,7 @@ from control.history.series import find_lines
 from control.history.sums import Range, Source, Sums
 from control.history.tail import Tail
 from control.points import PHASE_SUMS
-from control.types import Phase
+from control.types.workers import Phase
 
 #: (scope, name, phase) -> column -> sum; name "fleet" is the fleet. Only where there was a step.
 Totals = Mapping[tuple[str, str, str], Mapping[str, float]]

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, case, or_, select
 from control.history import schema
 from control.history.points import upsert
 from control.points import WorkerEpoch
-from control.types import Role, RoleInterval, WorkerState
+from control.types.workers import Role, RoleInterval, WorkerState
 
 
 def put_epochs(connection: Connection, fleet_id: str, epochs: Sequence[WorkerEpoch]) -> None:

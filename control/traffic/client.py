@@ -12,7 +12,7 @@ import aiohttp
 import msgspec
 
 from control.traffic.plan import PlannedRequest
-from control.types import SAMPLE_TRAFFIC_KEY
+from control.types.requests import SAMPLE_TRAFFIC_KEY
 
 
 @dataclass(slots=True, kw_only=True)

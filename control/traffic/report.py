@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from control.traffic.client import Outcome
-from control.types import Slo
+from control.types.requests import Slo
 
 #: Upper bounds of the length classes, in prompt tokens.
 LENGTH_CLASSES: tuple[tuple[str, int], ...] = (

@@ -15,7 +15,7 @@ from control.errors import SettingsError
 from control.traffic.client import Outcome, SendOptions, send_plan
 from control.traffic.plan import PlannedRequest
 from control.traffic.report import Report, fingerprint, summarise
-from control.types import Slo
+from control.types.requests import Slo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

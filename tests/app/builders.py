@@ -7,7 +7,8 @@ import io
 import pyarrow as pa
 
 from app.source import Hub
-from control.types import Alert, AlertName, Series, SeriesPoint, SeriesResult
+from control.types.alerts import Alert, AlertName
+from control.types.series import Series, SeriesPoint, SeriesResult
 from tests.app.fake_plane import FakePlane
 
 NOW = 1_780_000_000.0

@@ -25,54 +25,28 @@ from control.fleets.attached.types import (
 )
 from control.heatmap import BIN_BUCKETS, bound_of, cells_of, column_step
 from control.sampling import latency_of
-from control.types import (
+from control.types.alerts import Alert
+from control.types.api import Principal, Session
+from control.types.bottleneck import Bottleneck, Resource
+from control.types.commands import (
     Action,
-    Alert,
-    Blended,
-    Bottleneck,
-    Capability,
-    Ceilings,
     Command,
     CommandRequest,
     CommandState,
     CommandStep,
     Desired,
-    EventKind,
-    Explanation,
-    FleetEvent,
-    FleetSnapshot,
-    Heatmap,
-    LossCause,
-    MetricInfo,
-    Missing,
-    Phase,
-    PhaseUtilization,
     PlannedStep,
-    PoolStatus,
     Preview,
-    Principal,
-    RecordCounts,
-    RequestFilters,
-    RequestMove,
-    RequestRecord,
-    Resource,
-    Role,
-    RoleInterval,
-    Roof,
-    Roofline,
-    RooflinePoint,
-    RoutingPolicy,
-    Series,
-    SeriesPoint,
-    SeriesResult,
-    Session,
-    Slo,
-    TrafficStatus,
     Verb,
-    WhatIfRouting,
-    WorkerState,
-    WorkerStatus,
 )
+from control.types.events import EventKind, FleetEvent
+from control.types.fleet import Blended, Capability, Ceilings, FleetSnapshot, Missing, PoolStatus, TrafficStatus
+from control.types.latencies import Explanation, Heatmap
+from control.types.requests import RecordCounts, RequestFilters, RequestMove, RequestRecord, Slo
+from control.types.roofline import Roof, Roofline, RooflinePoint
+from control.types.routing import RoutingPolicy, WhatIfRouting
+from control.types.series import MetricInfo, Series, SeriesPoint, SeriesResult
+from control.types.workers import LossCause, Phase, PhaseUtilization, Role, RoleInterval, WorkerState, WorkerStatus
 from engine.histogram import bucket_of
 
 STEP_S = 0.7  # how long each step of a command takes

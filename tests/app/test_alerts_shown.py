@@ -7,7 +7,7 @@ from datetime import UTC
 
 from app import alerts
 from app.source import Hub
-from control.types import Alert
+from control.types.alerts import Alert
 from tests.app.builders import plane_and_hub
 from tests.app.fake_plane import FakePlane
 

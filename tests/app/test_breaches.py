@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from app import breaches
-from control.types import Alert
+from control.types.alerts import Alert
 from tests.app.builders import NOW, rows
 
 BURN = Alert(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from app import cards, figures, lines, words
-from control.types import Action, CommandRequest, Role, SeriesResult, Verb
+from control.types.commands import Action, CommandRequest, Verb
+from control.types.series import SeriesResult
+from control.types.workers import Role
 from tests.app.builders import plane_and_hub, points, result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from app import estimates
-from control.types import WorkEstimates
+from control.types.workers import WorkEstimates
 
 
 def test_both_accounts_and_their_difference_are_told() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from streamlit.testing.v1 import AppTest
 
 from app.fleets import IDLE_S, Fleets
-from control.types import Capability, FleetSnapshot
+from control.types.fleet import Capability, FleetSnapshot
 from tests.app.builders import Clock, plane_and_hub
 from tests.app.fake_plane import FakeClient, FakePlane
 from tests.app.test_pages import button, log_in, opened, script, text

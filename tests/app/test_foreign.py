@@ -13,7 +13,8 @@ from app import figures, foreign, wall
 from app.source import Hub, Look
 from control.client import AttachedInfo, Attachment, EngineSurvey, Survey
 from control.fleets.attached.types import Finding, Looks, Permission
-from control.types import Capability, FleetSnapshot, Missing, Role, WorkEstimates
+from control.types.fleet import Capability, FleetSnapshot, Missing
+from control.types.workers import Role, WorkEstimates
 from tests.app.builders import Clock
 from tests.app.fake_plane import FakePlane
 from tests.app.test_pages import button, opened, text

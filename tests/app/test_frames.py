@@ -8,16 +8,11 @@ from typing import Any
 import pytest
 
 from app import frames, marks
-from control.types import (
-    Departure,
-    EventKind,
-    FleetEvent,
-    RequestRecord,
-    Role,
-    RoleInterval,
-    SeriesPoint,
-    WorkerState,
-)
+from control.types.commands import Departure
+from control.types.events import EventKind, FleetEvent
+from control.types.requests import RequestRecord
+from control.types.series import SeriesPoint
+from control.types.workers import Role, RoleInterval, WorkerState
 from tests.app.builders import NOW, plane_and_hub, points, result, rows
 
 

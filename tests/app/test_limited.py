@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from app import frames, limited
-from control.types import FleetEvent
+from control.types.events import FleetEvent
 from tests.app.builders import NOW, points, rows
 
 

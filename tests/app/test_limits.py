@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from app.limits import card, headline
-from control.types import Bottleneck, Resource
+from control.types.bottleneck import Bottleneck, Resource
 
 
 def found(**changes: Any) -> Bottleneck:

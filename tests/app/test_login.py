@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from app import login
 from app.source import Hub
 from app.visits import MAX_VISITS, VISIT_S, Visits, cookie_name
-from control.types import Principal
+from control.types.api import Principal
 from tests.app.builders import NOW, plane_and_hub
 
 WHO = Principal(name="ann", role="viewer")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from app import marks
-from control.types import Action, CommandRequest, EventKind, FleetEvent, LossCause, Verb
+from control.types.commands import Action, CommandRequest, Verb
+from control.types.events import EventKind, FleetEvent
+from control.types.workers import LossCause
 from tests.app.builders import NOW, plane_and_hub, rows
 
 

@@ -11,7 +11,8 @@ from streamlit.testing.v1 import AppTest
 
 from app.fleets import Fleets
 from app.source import Hub
-from control.types import Action, CommandRequest, Departure, Principal, Verb
+from control.types.api import Principal
+from control.types.commands import Action, CommandRequest, Departure, Verb
 from tests.app.builders import plane_and_hub, slo_alert
 
 PAGES = ("overview", "pools", "workers", "fleets", "explore", "roofline", "requests", "audit")

@@ -9,7 +9,8 @@ import pytest
 from app import differences, heat
 from app.heat import HeatCell
 from app.views.requests import list_words
-from control.types import Difference, Explanation, Heatmap, RecordCounts
+from control.types.latencies import Difference, Explanation, Heatmap
+from control.types.requests import RecordCounts
 from tests.app.builders import NOW, plane_and_hub, rows
 from tests.app.test_pages import opened, opened_with, text
 

@@ -6,7 +6,8 @@ import pyarrow as pa
 import pytest
 
 from app import measured, roofline, truth
-from control.types import PhaseUtilization, SeriesPoint
+from control.types.series import SeriesPoint
+from control.types.workers import PhaseUtilization
 from tests.app.builders import plane_and_hub
 from tests.app.fake_plane import FakePlane
 

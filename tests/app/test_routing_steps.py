@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from app import routing_steps
 from app.happened import read
-from control.types import Action, CommandRequest, Desired, Verb
+from control.types.commands import Action, CommandRequest, Desired, Verb
 from tests.app.builders import NOW, plane_and_hub, rows
 from tests.app.fake_plane import FakePlane
 

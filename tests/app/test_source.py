@@ -9,7 +9,9 @@ import pytest
 
 from app.live import merged
 from app.source import IDLE_S, MAX_CLIENTS, RECHECK_S, Hub
-from control.types import Action, CommandRequest, Principal, SeriesResult, Verb
+from control.types.api import Principal
+from control.types.commands import Action, CommandRequest, Verb
+from control.types.series import SeriesResult
 from tests.app.builders import NOW, plane_and_hub, points, result
 from tests.app.fake_plane import FakeClient, FakePlane
 

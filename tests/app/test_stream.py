@@ -19,7 +19,7 @@ from app.parts import PARTS
 from app.source import RECHECK_S, Hub
 from app.stream import PATH, Part, Streams
 from app.visits import VISIT_S
-from control.types import Principal
+from control.types.api import Principal
 from tests.app.builders import Clock, plane_and_hub
 
 WHO = Principal(name="ann", role="viewer")

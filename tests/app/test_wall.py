@@ -11,7 +11,8 @@ from streamlit.testing.v1 import AppTest
 
 from app import format, wall
 from app.source import Hub, Look
-from control.types import Bottleneck, Principal
+from control.types.api import Principal
+from control.types.bottleneck import Bottleneck
 from tests.app.builders import NOW, plane_and_hub, points, result
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from app import lines, zones
-from control.types import Blended
+from control.types.fleet import Blended
 from tests.app.builders import plane_and_hub
 from tests.app.fake_plane import CEILINGS
 

@@ -7,7 +7,7 @@ import re
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from control.types import Action, CommandRequest, Verb
+from control.types.commands import Action, CommandRequest, Verb
 from tests.browser.conftest import LIMIT_MS, PRESS_MS
 from tests.browser.processes import Stack
 

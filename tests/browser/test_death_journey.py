@@ -15,7 +15,8 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from control.client import PhaselineClient
-from control.types import LossCause, RequestRecord
+from control.types.requests import RequestRecord
+from control.types.workers import LossCause
 from tests.browser.conftest import LIMIT_MS
 from tests.integration.deployment import Deployment
 

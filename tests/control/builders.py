@@ -10,22 +10,11 @@ from typing import Any
 from control.facts import FleetFacts, WorkerFacts, natural
 from control.fleets.base import FleetStep, Observation, StepOutcome, WorkerLife
 from control.lease import Holder, Lease
-from control.types import (
-    Action,
-    Capability,
-    Command,
-    CommandState,
-    Desired,
-    PhaseUtilization,
-    RequestRecord,
-    Role,
-    RoutingPolicy,
-    TrafficStatus,
-    Verb,
-    WorkerRoute,
-    WorkerState,
-    WorkerStatus,
-)
+from control.types.commands import Action, Command, CommandState, Desired, Verb
+from control.types.fleet import Capability, TrafficStatus
+from control.types.requests import RequestRecord
+from control.types.routing import RoutingPolicy, WorkerRoute
+from control.types.workers import PhaseUtilization, Role, WorkerState, WorkerStatus
 from engine.readings import DeviceInfo, MeterReading
 from engine.types import Load
 

@@ -28,16 +28,11 @@ from control.history.store import History
 from control.lease import Lease, Standing
 from control.plane import Plane
 from control.settings import Settings
-from control.types import (
-    Command,
-    CommandRequest,
-    Principal,
-    RequestRecord,
-    Role,
-    RoutingPolicy,
-    RoutingTable,
-    WorkerRoute,
-)
+from control.types.api import Principal
+from control.types.commands import Command, CommandRequest
+from control.types.requests import RequestRecord
+from control.types.routing import RoutingPolicy, RoutingTable, WorkerRoute
+from control.types.workers import Role
 from tests.control.builders import holder
 
 ALICE = Principal(name="alice", role="operator")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from control.types import Action, Command, CommandRequest, CommandState, Role, Verb
+from control.types.commands import Action, Command, CommandRequest, CommandState, Verb
+from control.types.workers import Role
 from tests.control.crash_rig import CrashRig
 
 CALM_TICKS = 8  # of traffic before and after the commands

@@ -9,7 +9,9 @@ from typing import Any
 from control.errors import HistoryError
 from control.history.deferred import AlertWrite, TickWrite, decode
 from control.spool import Frame
-from control.types import Alert, Command, CommandState, CommandStep, Desired, RequestRecord
+from control.types.alerts import Alert
+from control.types.commands import Command, CommandState, CommandStep, Desired
+from control.types.requests import RequestRecord
 
 
 @dataclass(slots=True)

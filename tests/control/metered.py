@@ -7,7 +7,7 @@ from typing import Any
 from control.accounting import Accountant
 from control.fleets.base import Observation, WorkerLife
 from control.points import Ingested
-from control.types import Phase, Role, WorkerState
+from control.types.workers import Phase, Role, WorkerState
 from engine.meter import Clock, Meter, MeterReader
 from engine.quanta import SECONDS, on_grid
 from engine.readings import DeviceInfo, DeviceReading

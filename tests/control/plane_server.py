@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from control.types import Problem
+from control.types.api import Problem
 
 
 def dumped(value: Any) -> bytes:

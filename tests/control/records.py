@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from control.types import RequestRecord
+from control.types.requests import RequestRecord
 
 NOW = 1_000_000.0
 

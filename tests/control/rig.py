@@ -14,7 +14,9 @@ from control.api.context import ApiContext
 from control.auth import Auth, open_auth, read_token
 from control.plane import Plane
 from control.settings import Settings
-from control.types import Action, Command, CommandRequest, CommandState, Principal, Role
+from control.types.api import Principal
+from control.types.commands import Action, Command, CommandRequest, CommandState
+from control.types.workers import Role
 from tests.control.builders import NOW, FakeFleet, lease
 from tests.control.fake_history import FakeHistory
 

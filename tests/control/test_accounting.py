@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from control.accounting import Accountant, peaks_of
 from control.fleets.base import Observation, WorkerLife
 from control.points import Ingested, Row, add_row
-from control.types import Phase, Role, WorkerState
+from control.types.workers import Phase, Role, WorkerState
 from engine.readings import DeviceInfo, DeviceReading
 from engine.types import Load
 from tests.control.metered import CPU, GPU, T0, FakeWorker, observe

@@ -16,7 +16,7 @@ from control.errors import SettingsError
 from control.history.deferred import AlertWrite, decode, encode
 from control.monitor import make_webhook
 from control.settings import Settings, webhook_secret
-from control.types import Alert
+from control.types.alerts import Alert
 from tests.control.builders import NOW, FakeFleet
 from tests.control.records import record
 from tests.control.rig import Rig

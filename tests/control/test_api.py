@@ -17,7 +17,7 @@ from control.api.limits import MAX_BODY_BYTES, depth_of
 from control.export import SCHEMA
 from control.history.store import History
 from control.settings import Settings
-from control.types import CommandState
+from control.types.commands import CommandState
 from tests.control.builders import FakeFleet, lease, record
 from tests.control.rig import Rig
 

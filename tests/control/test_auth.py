@@ -8,7 +8,7 @@ import pytest
 
 from control.auth import LOGIN_CODE_S, SESSION_S, Auth, open_auth, read_token
 from control.errors import CommandRefused, NotAllowed, NotFound, SettingsError
-from control.types import Principal
+from control.types.api import Principal
 from tests.control.builders import NOW
 
 

@@ -11,7 +11,7 @@ from control.bottleneck import HOLD_S, Standing, settle, verdict
 from control.evidence import Decode, Evidence, Prefill
 from control.lost import Loss, Tally
 from control.traffic_stats import Gateways
-from control.types import Bottleneck, Resource
+from control.types.bottleneck import Bottleneck, Resource
 
 NOW = 1_000.0
 PREFILL, KV, DECODE, HANDOFF, GATEWAY = Resource

@@ -14,7 +14,9 @@ from control.gateway.forecast import Need
 from control.gateway.link import Beat
 from control.gateway.usage import Usage
 from control.traffic_stats import TrafficStats
-from control.types import Bottleneck, Phase, Role, Slo, WorkerState
+from control.types.bottleneck import Bottleneck
+from control.types.requests import Slo
+from control.types.workers import Phase, Role, WorkerState
 from engine.readings import DeviceInfo, MeterReading
 from engine.types import Load
 from tests.control.builders import NOW, phase, reading, record

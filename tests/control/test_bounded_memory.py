@@ -8,7 +8,8 @@ from control.gateway.link import Beat
 from control.history.store import History
 from control.intake import MAX_GATEWAYS, Intake
 from control.points import MAX_KNOWN_LINES, Ingested, Line
-from control.types import Action, CommandRequest, Departure, Role, Verb, WorkerState
+from control.types.commands import Action, CommandRequest, Departure, Verb
+from control.types.workers import Role, WorkerState
 from tests.control.builders import FakeFleet, drain, flip, set_routing
 from tests.control.containers import kept
 from tests.control.records import record

@@ -24,31 +24,16 @@ from control.cli.lifecycle import last_lines, masked
 from control.cli.main import app
 from control.cli.shell import Exit, exit_code, one_line, plain, print_table, remote, seconds
 from control.errors import SettingsError
-from control.types import (
-    Action,
-    Alert,
-    Bottleneck,
-    CommandState,
-    Difference,
-    EvidenceLine,
-    Explanation,
-    FleetEvent,
-    FleetSnapshot,
-    Heatmap,
-    LossCause,
-    PlaneStatus,
-    PlannedStep,
-    Preview,
-    Problem,
-    RecordCounts,
-    RequestMove,
-    Resource,
-    Role,
-    Series,
-    SeriesPoint,
-    SeriesResult,
-    Verb,
-)
+from control.types.alerts import Alert
+from control.types.api import Problem
+from control.types.bottleneck import Bottleneck, EvidenceLine, Resource
+from control.types.commands import Action, CommandState, PlannedStep, Preview, Verb
+from control.types.events import FleetEvent
+from control.types.fleet import FleetSnapshot, PlaneStatus
+from control.types.latencies import Difference, Explanation, Heatmap
+from control.types.requests import RecordCounts, RequestMove
+from control.types.series import Series, SeriesPoint, SeriesResult
+from control.types.workers import LossCause, Role
 from tests.control import builders
 from tests.control.plane_server import PlaneServer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from control.cli.estimates import estimate_lines
-from control.types import WorkEstimates
+from control.types.workers import WorkEstimates
 from tests.control.builders import worker_status
 
 

@@ -30,7 +30,9 @@ from control.errors import (
 from control.gateway import link
 from control.history.store import History
 from control.plane_http import problem_error
-from control.types import Action, CommandRequest, CommandState, Principal, Role, Verb
+from control.types.api import Principal
+from control.types.commands import Action, CommandRequest, CommandState, Verb
+from control.types.workers import Role
 from tests.control.builders import NOW, FakeFleet, record, resize
 from tests.control.rig import Rig
 from tests.control.test_gateway_hub import HELLO

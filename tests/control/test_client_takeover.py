@@ -10,7 +10,7 @@ import pytest
 
 from control.client import PhaselineClient
 from control.errors import CommandRefused, PlaneUnreachable, StaleFence
-from control.types import Action, CommandRequest, Verb
+from control.types.commands import Action, CommandRequest, Verb
 
 Answer = Callable[[httpx.Request], httpx.Response]
 DRAIN = CommandRequest(action=Action(verb=Verb.DRAIN, worker_id="w1"))

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from control.changes import changes_between
 from control.commands import ENDED, LIFECYCLE, Planned, advance, plan_action
 from control.facts import FleetFacts
-from control.types import Action, CommandState, Desired, Role, Verb, WorkerState
+from control.types.commands import Action, CommandState, Desired, Verb
+from control.types.workers import Role, WorkerState
 from tests.control.builders import command, desired, drain, facts, flip, resize, set_routing, worker
 
 D, P = Role.DECODE, Role.PREFILL

@@ -14,7 +14,7 @@ import pytest
 
 from control.errors import SettingsError
 from control.history.store import History
-from control.types import Verb
+from control.types.commands import Verb
 from control.write_points import FILE_NAME, MOMENTS, crash_point, pass_by
 from tests.control.crash_rig import CrashRig, Trouble
 from tests.control.crash_scripts import check, points_to_try, run, settle

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from control.departures import departures_since, sum_departures, total_of
-from control.types import Departure
+from control.types.commands import Departure
 from tests.control.builders import NOW
 
 

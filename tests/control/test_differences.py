@@ -19,7 +19,7 @@ from control.differences import (
     p_value,
     token_bin,
 )
-from control.types import RequestMove, RequestRecord
+from control.types.requests import RequestMove, RequestRecord
 from tests.control.records import record
 
 LOST = RequestMove(kind="failover", from_worker="w1", to_worker="w2", at_s=1.0)

@@ -12,7 +12,8 @@ from control.facts import FleetFacts, PoolFacts
 from control.fleets.base import StepOutcome
 from control.pools import pool_line, scale_steps
 from control.reconcile import as_observed
-from control.types import Action, Desired, Role, Verb
+from control.types.commands import Action, Desired, Verb
+from control.types.workers import Role
 
 BEFORE = Desired(version=3, roles={}, pools={"prefill": 1, "decode": 2})
 OBEYED = StepOutcome(accepted=True)

@@ -14,7 +14,7 @@ from control.cli.export import format_of
 from control.cli.history import compared_lines, earlier_values, parse_window, spark_lines
 from control.errors import CommandRefused, SettingsError
 from control.export import SCHEMA, encoded, rows_in, table_of
-from control.types import Series, SeriesPoint, SeriesResult
+from control.types.series import Series, SeriesPoint, SeriesResult
 
 
 def point(at_unix_s: float, value: float) -> SeriesPoint:

@@ -27,7 +27,10 @@ from control.gateway.gatekeeper import AdmissionRules
 from control.gateway.metrics_page import FAMILIES as GATEWAY_FAMILIES
 from control.gateway.metrics_page import MAX_SERIES, GatewayFacts, gateway_page
 from control.gateway.records import RecordLog
-from control.types import Bottleneck, Phase, RequestMove, Resource, Role, RouteRule, Slo
+from control.types.bottleneck import Bottleneck, Resource
+from control.types.requests import RequestMove, Slo
+from control.types.routing import RouteRule
+from control.types.workers import Phase, Role
 from engine.histogram import MAX_RELATIVE_ERROR, bucket_of
 from engine.wire import Hello
 from tests.control.builders import NOW, FakeFleet

@@ -7,7 +7,9 @@ from typing import Any
 from control.fleet_events import added, life_events, move_events
 from control.fleets.base import WorkerLife
 from control.points import WorkerCursor
-from control.types import FleetEvent, RequestMove, Role, WorkerState
+from control.types.events import FleetEvent
+from control.types.requests import RequestMove
+from control.types.workers import Role, WorkerState
 from tests.control.builders import NOW, reading
 from tests.control.records import record
 

@@ -12,7 +12,8 @@ from control.gateway.usage import Usage
 from control.gateway_hub import POLICY_VIOLATION, REPLACED, TRY_AGAIN_LATER, GatewayHub, SocketClosed
 from control.intake import Intake, IntakeFull
 from control.progress import TablesSeen
-from control.types import RequestRecord, RoutingPolicy, RoutingTable
+from control.types.requests import RequestRecord
+from control.types.routing import RoutingPolicy, RoutingTable
 from tests.control.builders import NOW, record
 
 HELLO = link.GatewayHello(gateway_id="g1", address="", version="1", started_unix_s=NOW)

@@ -7,7 +7,7 @@ from typing import Any, cast
 from control.gateway.link import Beat
 from control.gateways import Gateways
 from control.settings import Settings
-from control.types import Departure
+from control.types.commands import Departure
 from tests.control.builders import NOW
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from control.headroom import BatchLimit, headroom_rps, largest_batch, pool_fullness
-from control.types import Role
+from control.types.workers import Role
 from tests.control.builders import traffic
 
 LINE = [(batch, 0.010 + 0.002 * batch) for batch in (2.0, 4.0, 6.0, 8.0)]

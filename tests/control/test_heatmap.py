@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from control.heatmap import COLUMN_STEPS_S, MAX_COLUMNS, binned, bound_of, cells_of, column_step, edge_s
-from control.types import Slo
+from control.types.requests import Slo
 from engine.histogram import of_values
 
 TIMES = st.lists(st.floats(1e-4, 900.0), min_size=1, max_size=60)

@@ -6,7 +6,8 @@ import pytest
 from builders import worker_status
 
 from control.host_rolling import outdated_hosts, plan_host
-from control.types import Action, Role, Verb, WorkerStatus
+from control.types.commands import Action, Verb
+from control.types.workers import Role, WorkerStatus
 
 
 def fleet(**roles: str) -> list[WorkerStatus]:

@@ -10,7 +10,7 @@ import pytest
 
 from control.routing import share_of
 from control.sampling import TOP_WINDOW, Sampler, first_of_top, places, share_for
-from control.types import RequestMove, RequestRecord
+from control.types.requests import RequestMove, RequestRecord
 from tests.control.records import record
 
 LATE = RequestMove(kind="failover", from_worker="w1", to_worker="w2", at_s=1.0)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from control.lost import Loss, Tally, lost_to
-from control.types import RequestMove, Resource, Slo
+from control.types.bottleneck import Resource
+from control.types.requests import RequestMove, Slo
 from tests.control.records import record
 
 SLO = Slo(ttft_base_s=1.0, ttft_per_token_s=0.001, tpot_s=0.1, max_gap_s=1.0)

@@ -15,7 +15,8 @@ from control.fleets.base import StepOutcome
 from control.gateway import link
 from control.reconcile import REPEAT_S
 from control.settings import Settings
-from control.types import Action, CommandRequest, CommandState, Departure, Role, Verb, WorkerState
+from control.types.commands import Action, CommandRequest, CommandState, Departure, Verb
+from control.types.workers import Role, WorkerState
 from tests.control.builders import NOW, FakeFleet, drain, flip, lease, record, resize, set_routing
 from tests.control.rig import BOB, Rig
 from tests.control.test_gateway_hub import HELLO, FakeSocket, beat

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from control.plane_events import PlaneEvents
-from control.types import PlaneStatus
+from control.types.fleet import PlaneStatus
 from tests.control.builders import NOW
 
 

@@ -8,7 +8,8 @@ import pytest
 from control.facts import FleetFacts
 from control.fleets.base import StepOutcome
 from control.progress import Progress, TablesSeen, departed, departed_in_all, progress_of, superseded_by
-from control.types import Action, Command, CommandState, CommandStep, Departure, Desired, Role, Verb, WorkerState
+from control.types.commands import Action, Command, CommandState, CommandStep, Departure, Desired, Verb
+from control.types.workers import Role, WorkerState
 from tests.control.builders import NOW, command, desired, drain, facts, flip, policy, resize, worker
 
 BEFORE = desired(1, 3)

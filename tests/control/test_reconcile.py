@@ -6,7 +6,8 @@ import pytest
 
 from control.facts import FleetFacts, WorkerFacts
 from control.reconcile import REPEAT_S, holds, reconcile
-from control.types import Desired, Role, WorkerState
+from control.types.commands import Desired
+from control.types.workers import Role, WorkerState
 from tests.control.builders import NOW, desired, facts, worker
 
 D, P, U, M = Role.DECODE, Role.PREFILL, Role.UNASSIGNED, Role.MIXED

@@ -7,7 +7,8 @@ import pytest
 from control.accounting import Accountant
 from control.ceilings import TARGET_IN_PHASE, ceilings_of, roof_of
 from control.roofline import WINDOW_S, RecentWork, live_roofline, range_queries, range_roofline
-from control.types import Phase, Series, SeriesPoint, SeriesResult
+from control.types.series import Series, SeriesPoint, SeriesResult
+from control.types.workers import Phase
 from engine.device_catalogue import paced_device
 from engine.readings import DeviceInfo
 from tests.control.metered import CPU, GPU, T0, FakeWorker, observe

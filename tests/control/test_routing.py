@@ -19,7 +19,8 @@ from control.routing import (
     route,
     share_of,
 )
-from control.types import Resource, RouteRule, RoutingPolicy
+from control.types.bottleneck import Resource
+from control.types.routing import RouteRule, RoutingPolicy
 
 POLICY = RoutingPolicy(min_fleet_devices=4, min_remote_prefill_tokens=512, max_local_output_tokens=256)
 

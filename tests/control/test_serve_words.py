@@ -19,7 +19,7 @@ from control.errors import ControlError
 from control.fleets.attached.types import AttachedInfo, Attachment, Permission
 from control.processes import identify
 from control.served import Served, all_served, read_served, remove_served, served_path, write_served
-from control.types import Capability
+from control.types.fleet import Capability
 from tests.control.plane_server import PlaneServer
 
 sys.path.insert(0, str(Path(__file__).parent / "gateway"))

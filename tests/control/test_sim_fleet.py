@@ -13,7 +13,8 @@ from control.fleets.sim import MAX_ADVANCE_S, SimConfig, SimFleet, sim_config
 from control.fleets.sim_traffic import Arrivals, SimTraffic
 from control.self_driving import SelfDriving
 from control.settings import Settings
-from control.types import Role, RouteRule, RoutingPolicy, RoutingTable, WorkerState
+from control.types.routing import RouteRule, RoutingPolicy, RoutingTable
+from control.types.workers import Role, WorkerState
 
 START_S = 1_800_000_000.0
 TRAFFIC = SimTraffic(mean_rps=6.0, swing=0.0, prompt_median_tokens=1020, prompt_p99_tokens=4142)

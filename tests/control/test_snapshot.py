@@ -9,21 +9,11 @@ from control.accounting import UtilizationView
 from control.fleets.base import Observation, WorkerLife
 from control.notices import LOCAL_PROFILE, notices_of
 from control.snapshot import FleetIdentity, blended_of, build_snapshot, fleet_facts, newest_readings
-from control.types import (
-    Bottleneck,
-    BottleneckKind,
-    Capability,
-    Departure,
-    Desired,
-    FleetSnapshot,
-    LossCause,
-    Phase,
-    PoolStatus,
-    Resource,
-    Role,
-    RoutingPolicy,
-    WorkerState,
-)
+from control.types.bottleneck import Bottleneck, BottleneckKind, Resource
+from control.types.commands import Departure, Desired
+from control.types.fleet import Capability, FleetSnapshot, PoolStatus
+from control.types.routing import RoutingPolicy
+from control.types.workers import LossCause, Phase, Role, WorkerState
 from engine.readings import DeviceInfo, DeviceReading, MeterReading, PhaseCounters
 from engine.types import Load
 from tests.control.builders import NOW, desired, phase, reading, traffic

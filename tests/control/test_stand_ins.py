@@ -10,7 +10,8 @@ import pytest
 from control.facts import FleetFacts
 from control.reconcile import reconcile
 from control.stand_ins import effective_roles
-from control.types import Desired, Role, WorkerState
+from control.types.commands import Desired
+from control.types.workers import Role, WorkerState
 from tests.control.builders import NOW, desired, facts
 
 WANTED = desired(prefill=2, decode=2)  # w0 w1 prefill, w2 w3 decode

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from control.stories import event_words, move_words, size_words, time_words
-from control.types import FleetEvent, LossCause, RequestMove
+from control.types.events import FleetEvent
+from control.types.requests import RequestMove
+from control.types.workers import LossCause
 
 
 def event(kind: str, **changes: Any) -> FleetEvent:

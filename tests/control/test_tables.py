@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from control.tables import Tables, settled_output
-from control.types import Role, WorkerState
+from control.types.workers import Role, WorkerState
 from tests.control.builders import FakeFleet, desired, policy
 
 

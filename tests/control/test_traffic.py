@@ -11,7 +11,7 @@ from control.errors import SettingsError
 from control.traffic.client import Outcome
 from control.traffic.plan import Lengths, Profile, capped, faster, load_profile, plan_profile, plan_trace, until
 from control.traffic.report import is_good, quantiles, summarise
-from control.types import Slo
+from control.types.requests import Slo
 
 FLAT = Profile(
     name="flat", help="", rate_rps=5.0, prompt=Lengths(median=50, p99=100), output=Lengths(median=10, p99=20, high=24)

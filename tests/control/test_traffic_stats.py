@@ -8,7 +8,7 @@ import pytest
 
 from control.gateway.link import Beat
 from control.traffic_stats import DEFAULT_OUTPUT_TOKENS, TrafficStats, is_good, length_class
-from control.types import Slo
+from control.types.requests import Slo
 from engine.histogram import of_values
 from tests.control.records import NOW, record
 

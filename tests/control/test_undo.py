@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from control.changes import Changes, changes_between
 from control.commands import plan_action
 from control.facts import FleetFacts
-from control.types import Action, Command, Desired, Role, Verb
+from control.types.commands import Action, Command, Desired, Verb
+from control.types.workers import Role
 from tests.control.builders import command, desired, drain, facts, flip, resize
 
 WORKERS = [f"w{index}" for index in range(5)]

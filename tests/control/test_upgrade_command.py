@@ -13,7 +13,7 @@ from control.client import PhaselineClient
 from control.errors import CommandRefused, ControlError, HistoryError
 from control.settings import Settings
 from control.supervisor import Supervisor
-from control.types import Action, CommandRequest, CommandState, Verb
+from control.types.commands import Action, CommandRequest, CommandState, Verb
 from control.upgrade import Upgrade
 
 DRAIN = Action(verb=Verb.DRAIN, worker_id="w1")

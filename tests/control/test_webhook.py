@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from control.alerts.webhook import MAX_TRIES, MAX_WAITING, Delivery, Webhook, key_of, signed_headers, wait_s
-from control.types import Alert
+from control.types.alerts import Alert
 from tests.control.builders import NOW
 from tests.control.gateway.gateway_builders import serving, until
 from tests.control.rig import Rig

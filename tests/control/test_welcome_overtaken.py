@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from control.fleets.worker_link import WorkerLink as PlaneLink
 from control.gateway.prefix_index import PrefixIndex
 from control.gateway.workers import WorkerLink as GatewayLink
-from control.types import WorkerRoute
+from control.types.routing import WorkerRoute
 from engine.connection import Connection, bound_port, listen
 from engine.types import KvLayout, Load, Role, WorkerState
 from engine.wire import Hello, Status, Welcome, encode

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from control.routing import FleetView, RouteRequest, WorkerView, route
-from control.types import RequestRecord, RouteRule, RoutingPolicy
+from control.types.requests import RequestRecord
+from control.types.routing import RouteRule, RoutingPolicy
 from control.what_if import what_if
 from tests.control.builders import NOW, desired, record
 

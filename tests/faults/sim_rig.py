@@ -20,7 +20,11 @@ from control.fleets.sim_worker import SimWorker
 from control.plane import Plane
 from control.reconcile import holds
 from control.settings import Settings
-from control.types import Action, Command, CommandRequest, Principal, RequestRecord, Role, RoutingPolicy
+from control.types.api import Principal
+from control.types.commands import Action, Command, CommandRequest
+from control.types.requests import RequestRecord
+from control.types.routing import RoutingPolicy
+from control.types.workers import Role
 from engine.core import Outbox
 from tests.control.builders import lease
 from tests.control.fake_history import FakeHistory

@@ -10,7 +10,8 @@ from control.faults.events import EventDone
 from control.faults.scenario import ALL_CHECKS
 from control.faults.stages import Stage, worker_at
 from control.traffic.client import Outcome
-from control.types import Command, CommandState, CommandStep, Role, WorkerState
+from control.types.commands import Command, CommandState, CommandStep
+from control.types.workers import Role, WorkerState
 from engine.types import Load
 from tests.control.builders import command, desired, reading
 

@@ -12,7 +12,7 @@ from control.faults.scenario import Traffic
 from control.faults.streams import Target, plan_streams
 from control.faults.usage import NUM_MEAN, Usage, growth
 from control.traffic.client import Outcome
-from control.types import Verb
+from control.types.commands import Verb
 from tests.control.builders import desired
 
 

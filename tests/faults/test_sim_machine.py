@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from control.types import Action, Role, Verb
+from control.types.commands import Action, Verb
+from control.types.workers import Role
 from tests.faults.sim_rig import NUM_WORKERS, SimRig
 
 WORKERS = st.sampled_from([f"w{index}" for index in range(NUM_WORKERS)])

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from control.faults.place import Place
-from control.types import Action, Role, Verb
+from control.types.commands import Action, Verb
+from control.types.workers import Role
 from tests.faults.tiny_rig import Answers, TinyRig
 
 pytestmark = pytest.mark.integration

@@ -24,7 +24,8 @@ from control.faults.scenario import Traffic
 from control.faults.streams import Stream, Streams, Target, plan_streams
 from control.processes import ProcessId, send_signal
 from control.traffic.client import Outcome
-from control.types import Action, Desired, Role, Verb
+from control.types.commands import Action, Desired, Verb
+from control.types.workers import Role
 
 LIMIT_S = 90.0
 TRAFFIC = Traffic(streams=24, output_tokens=(60, 200), rate_rps=50.0, seed=11)

@@ -18,7 +18,8 @@ from control.client import PhaselineClient
 from control.deployment import DeploymentState, read_state
 from control.errors import ControlError
 from control.processes import ProcessId, end_processes, send_signal, tree_of
-from control.types import FleetSnapshot, WorkerState
+from control.types.fleet import FleetSnapshot
+from control.types.workers import WorkerState
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 240.0

@@ -23,7 +23,8 @@ from control.gateway.app import running as tasks_of
 from control.gateway.fleet import Fleet
 from control.gateway.gatekeeper import AdmissionRules
 from control.gateway.records import Origin, RecordLog
-from control.types import RoutingPolicy, RoutingTable, Slo, WorkerRoute
+from control.types.requests import Slo
+from control.types.routing import RoutingPolicy, RoutingTable, WorkerRoute
 from engine.errors import ConnectionLost
 from engine.text import Text
 from engine.types import Load, Role, WorkerState

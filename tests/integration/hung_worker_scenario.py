@@ -15,7 +15,7 @@ from typing import Any
 from control.fleets.base import FleetStep
 from control.fleets.fleet_token import fleet_token
 from control.settings import load_settings
-from control.types import Role, WorkerState
+from control.types.workers import Role, WorkerState
 from engine.connection import connect
 from engine.types import SamplingParams, WorkKind
 from engine.wire import Hello, Submit

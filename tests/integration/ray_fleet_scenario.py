@@ -18,7 +18,7 @@ from control.errors import FleetError
 from control.fleets import ray_fleet
 from control.fleets.base import FleetStep, Observation
 from control.settings import load_settings
-from control.types import Role, WorkerState
+from control.types.workers import Role, WorkerState
 
 LIMIT_S = 60.0
 

@@ -25,7 +25,8 @@ from control.fleets.fleet_token import fleet_token
 from control.gateway.null_worker import NullConfig, NullWorker
 from control.gateway.plane_link import save_table
 from control.listener import LISTEN_FD, ask_gateway, bind_listener, reclaim_listener
-from control.types import Role, RoutingTable, WorkerRoute, WorkerState
+from control.types.routing import RoutingTable, WorkerRoute
+from control.types.workers import Role, WorkerState
 
 pytestmark = pytest.mark.integration
 LIMIT_S = 60.0

@@ -18,7 +18,8 @@ import pytest
 
 from control.client import PhaselineClient
 from control.errors import ControlError
-from control.types import Action, CommandRequest, CommandState, PlaneStatus, Verb
+from control.types.commands import Action, CommandRequest, CommandState, Verb
+from control.types.fleet import PlaneStatus
 from tests.integration.deployment import ROOT, free_ports
 
 LIMIT_S = 60.0

@@ -10,7 +10,7 @@ import pytest
 
 from bench._postgresql import Cluster, private_cluster
 from control.errors import HistoryError
-from control.types import Action, CommandRequest, CommandState, Verb
+from control.types.commands import Action, CommandRequest, CommandState, Verb
 from tests.integration.test_standby import LIMIT_S, Planes
 
 pytestmark = pytest.mark.integration

@@ -13,7 +13,8 @@ import pytest
 
 from control.client import PhaselineClient
 from control.processes import ProcessId, identify, send_signal
-from control.types import Action, CommandRequest, CommandState, FleetSnapshot, Verb
+from control.types.commands import Action, CommandRequest, CommandState, Verb
+from control.types.fleet import FleetSnapshot
 from tests.integration.deployment import LIMIT_S, ROOT, Deployment
 
 pytestmark = pytest.mark.integration

@@ -19,7 +19,8 @@ from worker_client import LIMIT_S
 from worker_process import WorkerProcess, paced_config, running
 
 from control.traffic_stats import TrafficStats
-from control.types import Role, Slo
+from control.types.requests import Slo
+from control.types.workers import Role
 from engine.text import SeededText
 
 pytestmark = pytest.mark.integration

@@ -29,7 +29,7 @@ from control.fleets.attached.targets import (
     parse_target,
 )
 from control.fleets.attached.types import Attachment, Permission
-from control.types import Role
+from control.types.workers import Role
 from engine.device_catalogue import device_spec, model_spec
 from engine.errors import EngineError
 from engine.model_config import read_model_config

@@ -12,7 +12,8 @@ from pathlib import Path
 from control.fleets.attached.bridge_file import BridgeFile, bridge_path, read_bridge
 from control.fleets.base import FleetStep, StepOutcome
 from control.fleets.worker_link import WorkerLink
-from control.types import Role, WorkerRoute, WorkerState
+from control.types.routing import WorkerRoute
+from control.types.workers import Role, WorkerState
 
 
 class BridgedWorkers:

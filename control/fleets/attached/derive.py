@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from control.fleets.attached.engine_page import Buckets, Counters, EnginePage, Prompts
-from control.types import Phase, Role
+from control.types.workers import Phase, Role
 from engine.work import ModelWork
 
 

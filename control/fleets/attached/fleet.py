@@ -25,7 +25,9 @@ from control.fleets.attached.targets import Target
 from control.fleets.attached.types import Looks
 from control.fleets.base import FleetStep, Observation, StepOutcome, WorkerLife
 from control.points import WorkerCursor
-from control.types import Capability, Missing, Role, WorkerRoute
+from control.types.fleet import Capability, Missing
+from control.types.routing import WorkerRoute
+from control.types.workers import Role
 
 
 class AttachedFleet:

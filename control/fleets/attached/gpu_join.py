@@ -16,7 +16,7 @@ from typing import Final
 
 from control.errors import CommandRefused
 from control.fleets.attached.gpu_page import FIELDS, Gpu
-from control.types import Role
+from control.types.workers import Role
 from engine.readings import DeviceReading
 
 GPU_FORM: Final = "WORKER=GPU[,GPU...], GPU one of UUID, HOST/INDEX, HOST/*, pod:NAMESPACE/POD"

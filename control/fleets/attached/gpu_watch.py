@@ -20,7 +20,7 @@ from control.fleets.attached.gpu_join import gpus_of, joined, sharers, unknown_n
 from control.fleets.attached.gpu_page import Gpu, GpuPage, read_gpus
 from control.fleets.attached.scraper import SILENT_LOOKS, fetch_page
 from control.fleets.attached.targets import MAX_TARGETS, make_target
-from control.types import Role
+from control.types.workers import Role
 from engine.readings import DeviceReading
 
 

@@ -19,7 +19,7 @@ import msgspec
 from control.fleets.attached.derive import PhaseWork, derive, grown_by, has_restarted, per_bucket
 from control.fleets.attached.engine_page import Buckets, Counters, EnginePage, Gauges
 from control.points import WorkerCursor
-from control.types import Phase, Role, WorkerState
+from control.types.workers import Phase, Role, WorkerState
 from engine.histogram import bucket_of
 from engine.readings import DeviceInfo, MeterReading, PhaseCounters, WorkEstimates
 from engine.types import Load

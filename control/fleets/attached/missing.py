@@ -12,7 +12,7 @@ from typing import Final, Literal
 from control.fleets.attached.attachment import Plan
 from control.fleets.attached.engine_page import EnginePage
 from control.fleets.attached.types import Finding
-from control.types import Missing
+from control.types.fleet import Missing
 
 #: What shows the work of workers whose controller tells only that they are there.
 REMEDIES: Final = {

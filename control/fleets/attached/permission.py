@@ -13,7 +13,8 @@ from typing import Final
 from control.errors import CommandRefused, NotAllowed
 from control.fleets.attached.steering.controllers import controller_can
 from control.fleets.attached.types import Attachment, Permission
-from control.types import Capability, FleetEvent
+from control.types.events import FleetEvent
+from control.types.fleet import Capability
 
 #: Beyond observing, which every kind can; where a controller steers the fleet, what that can counts in its place.
 DECLARED: Final[Mapping[str, frozenset[Capability]]] = MappingProxyType(

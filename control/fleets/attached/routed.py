@@ -26,7 +26,9 @@ from control.fleets.attached.steering.memory import Memory
 from control.fleets.attached.targets import Target
 from control.fleets.base import FleetStep, Observation, StepOutcome
 from control.fleets.fleet_token import fleet_token
-from control.types import Capability, Role, WorkerRoute, WorkerState
+from control.types.fleet import Capability
+from control.types.routing import WorkerRoute
+from control.types.workers import Role, WorkerState
 from engine.readings import MeterReading
 
 #: Any one of these allows the order; what is not here needs only that requests may be routed.

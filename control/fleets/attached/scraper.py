@@ -24,7 +24,7 @@ from control.fleets.attached.engine_page import EnginePage
 from control.fleets.attached.exposition import MAX_PAGE_BYTES, PageError
 from control.fleets.attached.ledger import Ledger
 from control.fleets.attached.targets import Target
-from control.types import Role, WorkerState
+from control.types.workers import Role, WorkerState
 from engine.readings import MeterReading
 
 LOOK_LIMIT_S: Final = 3.0

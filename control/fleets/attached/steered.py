@@ -29,7 +29,8 @@ from control.fleets.attached.steering.roster import Member, Roster, Steering, Wa
 from control.fleets.attached.targets import MAX_TARGETS, RosterTargets, Target
 from control.fleets.attached.types import Looks
 from control.fleets.base import FleetStep, Observation, StepOutcome, WorkerLife
-from control.types import Capability, Missing, Role, WorkerState
+from control.types.fleet import Capability, Missing
+from control.types.workers import Role, WorkerState
 from engine.readings import MeterReading
 
 #: Changes that come together are one look.

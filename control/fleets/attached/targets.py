@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from control.errors import CommandRefused
 from control.fleets.attached.gpu_join import parse_gpus
-from control.types import Role
+from control.types.workers import Role
 
 ROLES: Final = {each.value: each for each in (Role.PREFILL, Role.DECODE, Role.MIXED)}
 MAX_TARGETS: Final = 2000

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from control.types import Capability, Missing
+from control.types.fleet import Capability, Missing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,9 @@ from control.lease import this_process
 from control.plane import Plane
 from control.settings import Settings
 from control.stories import event_words
-from control.types import Action, Capability, Command, CommandRequest, CommandState, Principal, Verb
+from control.types.api import Principal
+from control.types.commands import Action, Command, CommandRequest, CommandState, Verb
+from control.types.fleet import Capability
 from tests.control.attached.fake_controllers import FakeRay, FakeRouter, FakeSglangEngine, served
 from tests.control.attached.fake_engines import until
 from tests.control.attached.fake_kubernetes import FakeKubernetes, serving, write_kubeconfig

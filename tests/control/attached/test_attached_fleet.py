@@ -17,7 +17,8 @@ from control.fleets.attached.fleet import AttachedFleet
 from control.fleets.attached.survey import survey
 from control.fleets.attached.types import Attachment
 from control.fleets.base import FleetStep, Observation
-from control.types import Capability, Role, WorkerState
+from control.types.fleet import Capability
+from control.types.workers import Role, WorkerState
 from tests.control.attached.fake_engines import FakeEngine, engines, until
 from tests.control.attached.pages_of import text_of
 

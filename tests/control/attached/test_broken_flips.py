@@ -14,7 +14,7 @@ from control.fleets.attached.steering.memory import Memory
 from control.fleets.attached.steering.router_entry import entry_of
 from control.fleets.attached.steering.sglang_router import SglangRouterSteering
 from control.fleets.base import FleetStep, StepOutcome
-from control.types import Role, WorkerState
+from control.types.workers import Role, WorkerState
 from tests.control.attached.fake_controllers import FakeRouter, FakeSglangEngine, served
 
 

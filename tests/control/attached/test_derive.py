@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from control.fleets.attached.derive import derive, has_restarted, pairs_of, per_bucket
 from control.fleets.attached.engine_page import Buckets, Counters, EnginePage
-from control.types import Phase, Role
+from control.types.workers import Phase, Role
 from engine.work import attention_pairs
 from tests.control.attached.pages_of import TINY, page_of
 

@@ -7,7 +7,7 @@ import pytest
 from control.fleets.attached.derive import derive
 from control.fleets.attached.dialects import SGLANG, VLLM, read_page
 from control.fleets.attached.engine_page import Counters
-from control.types import Phase, Role
+from control.types.workers import Phase, Role
 from engine.work import attention_pairs
 from tests.control.attached.pages_of import TINY, page_of, text_of
 

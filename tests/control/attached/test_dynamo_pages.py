@@ -20,7 +20,7 @@ from control.fleets.attached.steering.dynamo_frontend import Routed, mean_prompt
 from control.fleets.attached.steering.dynamo_pages import PageFinder, host_of, page_of_card, ports_of
 from control.fleets.attached.steering.etcd import Etcd
 from control.fleets.attached.types import Attachment
-from control.types import Phase, Role
+from control.types.workers import Phase, Role
 from engine.readings import LATENCY_KINDS
 from tests.control.attached.fake_controllers import FakeDynamo, FakeEtcd, served
 from tests.control.attached.fake_engines import FakeEngine, engines, until

@@ -7,7 +7,7 @@ import pytest
 from control.errors import CommandRefused
 from control.fleets.attached.gpu_join import gpus_of, joined, parse_assignments, sharers, unknown_names
 from control.fleets.attached.gpu_page import Gpu, read_gpus
-from control.types import Role
+from control.types.workers import Role
 from tests.control.attached.gpu_pages import UUIDS, gpu_lines, pod
 
 PAGE = gpu_lines(0, extra=pod("prefill-0")) + gpu_lines(1, extra=pod("decode-0"), TENSOR_ACTIVE=0.21, POWER_USAGE=500)

@@ -25,7 +25,8 @@ from control.fleets.attached.steering.kube.steering import KubernetesSteering
 from control.fleets.attached.survey import survey
 from control.fleets.attached.types import Attachment, Permission
 from control.fleets.base import FleetStep
-from control.types import Capability, Role, WorkerState
+from control.types.fleet import Capability
+from control.types.workers import Role, WorkerState
 from tests.control.attached.fake_kubernetes import FakeKubernetes, serving, write_kubeconfig, write_text
 
 

@@ -14,7 +14,7 @@ from control.fleets.attached.steering.kube.address import kube_plan
 from control.fleets.attached.steering.kube.api import KubeApi
 from control.fleets.attached.steering.kube.steering import KubernetesSteering
 from control.fleets.base import FleetStep
-from control.types import Role
+from control.types.workers import Role
 from tests.control.attached.fake_kubernetes import write_kubeconfig
 
 POD = {

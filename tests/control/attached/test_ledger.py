@@ -11,7 +11,7 @@ from control.accounting import Accountant
 from control.fleets.attached.engine_page import Counters, EnginePage
 from control.fleets.attached.ledger import EngineIdentity, Ledger
 from control.fleets.base import Observation
-from control.types import Phase, Role, WorkerState
+from control.types.workers import Phase, Role, WorkerState
 from engine.histogram import quantile
 from engine.readings import DeviceInfo, MeterReading, WorkEstimates
 from tests.control.attached.pages_of import TINY, page_of

@@ -9,7 +9,9 @@ from control.facts import FleetFacts, WorkerFacts
 from control.fleets.attached.permission import acting, can_of, check_grantable, not_allowed
 from control.fleets.attached.types import Attachment, Permission
 from control.reconcile import as_observed
-from control.types import Action, Capability, Command, CommandState, Desired, Role, Verb, WorkerState
+from control.types.commands import Action, Command, CommandState, Desired, Verb
+from control.types.fleet import Capability
+from control.types.workers import Role, WorkerState
 from control.verbs import RefusedPlan, desired_after
 
 THEIRS = Attachment(name="theirs", kind="vllm", targets=("decode=h:1",))

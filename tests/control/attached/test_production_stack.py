@@ -16,7 +16,8 @@ from control.fleets.attached.steering.memory import Memory
 from control.fleets.attached.steering.production_stack import ProductionStackSteering
 from control.fleets.attached.types import Attachment
 from control.fleets.base import FleetStep
-from control.types import Capability, Role, WorkerState
+from control.types.fleet import Capability
+from control.types.workers import Role, WorkerState
 from tests.control.attached.fake_controllers import FakeSglangEngine, served
 from tests.control.attached.fake_stack_router import YAML, FakeStackRouter
 

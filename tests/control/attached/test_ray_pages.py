@@ -10,7 +10,7 @@ from control.fleets.attached.steering.calls import Caller
 from control.fleets.attached.steering.ray_metrics import RayMetrics
 from control.fleets.attached.steering.ray_pages import STILL_S, counting, lines_by_replica, page_of
 from control.fleets.attached.steering.ray_serve import RayServeSteering
-from control.types import Phase, Role
+from control.types.workers import Phase, Role
 from tests.control.attached.fake_controllers import FakeRay, served
 from tests.control.attached.pages_of import PAGES
 

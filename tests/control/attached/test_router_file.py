@@ -10,7 +10,7 @@ import pytest
 
 from control.errors import FleetError
 from control.fleets.attached.steering.router_file import Backend, RouterFile, edited, read_router_file
-from control.types import Role
+from control.types.workers import Role
 from tests.control.attached.fake_stack_router import YAML
 
 JSON = json.dumps(

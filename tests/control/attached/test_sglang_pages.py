@@ -7,7 +7,7 @@ import pytest
 from control.fleets.attached.derive import derive
 from control.fleets.attached.dialects import SGLANG, read_page
 from control.fleets.attached.engine_page import Counters, EnginePage
-from control.types import Phase, Role
+from control.types.workers import Phase, Role
 from tests.control.attached.pages_of import PAGES, TINY
 
 

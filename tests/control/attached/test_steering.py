@@ -18,7 +18,8 @@ from control.fleets.attached.steering.sglang_router import SglangRouterSteering
 from control.fleets.attached.survey import survey
 from control.fleets.attached.types import Attachment, Permission
 from control.fleets.base import FleetStep
-from control.types import Capability, Role, WorkerState
+from control.types.fleet import Capability
+from control.types.workers import Role, WorkerState
 from tests.control.attached.fake_controllers import (
     FakeDynamo,
     FakeEtcd,

@@ -10,7 +10,7 @@ import pytest
 
 from control.errors import CommandRefused
 from control.fleets.attached.targets import FileTargets, ListedTargets, Target, parse_target, read_targets
-from control.types import Role
+from control.types.workers import Role
 
 
 def test_a_target_is_a_role_and_an_address():

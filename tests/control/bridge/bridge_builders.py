@@ -28,7 +28,9 @@ from control.gateway.app import Gateway, GatewayLimits, running
 from control.gateway.fleet import Fleet
 from control.gateway.gatekeeper import AdmissionRules
 from control.gateway.records import Origin, RecordLog
-from control.types import RequestRecord, Role, RoutingPolicy, RoutingTable, Slo, WorkerState
+from control.types.requests import RequestRecord, Slo
+from control.types.routing import RoutingPolicy, RoutingTable
+from control.types.workers import Role, WorkerState
 from engine.text import ModelText
 from engine.wire import Hello
 

@@ -12,7 +12,8 @@ from fake_servers import BLOCK, FakeServer, answer_of
 from gateway_builders import LOCAL_ALWAYS, until
 
 from control.fleets.attached.bridge_file import bridge_path, hold_bridge
-from control.types import Role, RouteRule, WorkerState
+from control.types.routing import RouteRule
+from control.types.workers import Role, WorkerState
 
 PAIR = {"p": Role.PREFILL, "d": Role.DECODE}
 PROMPT = "The capital of France is Paris."

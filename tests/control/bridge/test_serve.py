@@ -10,7 +10,7 @@ from control.bridge.bridge import speech_of
 from control.bridge.serve import allowed_of, while_allowed
 from control.errors import CommandRefused, NotActive, NotAllowed, NotFound, PlaneUnreachable
 from control.fleets.attached.types import AttachedInfo, Attachment, Permission
-from control.types import Capability
+from control.types.fleet import Capability
 
 
 def info(*capabilities: Capability, kind: str = "vllm") -> AttachedInfo:

@@ -22,7 +22,8 @@ from control.gateway.gatekeeper import AdmissionRules
 from control.gateway.null_worker import NullConfig, NullWorker
 from control.gateway.records import Origin, RecordLog
 from control.gateway.tracing import Tracing
-from control.types import RequestRecord, RoutingPolicy, RoutingTable, Slo, WorkerRoute
+from control.types.requests import RequestRecord, Slo
+from control.types.routing import RoutingPolicy, RoutingTable, WorkerRoute
 from engine.text import ModelText, Text
 from engine.types import WorkerState
 from engine.wire import Hello

@@ -16,7 +16,7 @@ from control.gateway.fleet import Fleet
 from control.gateway.gatekeeper import AdmissionRules
 from control.gateway.plane_link import PlaneAddress, PlaneLink
 from control.gateway.records import RecordLog
-from control.types import RequestMove, RequestRecord
+from control.types.requests import RequestMove, RequestRecord
 from engine.wire import Hello
 
 

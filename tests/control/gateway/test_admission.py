@@ -21,7 +21,8 @@ from control.gateway.job import Job
 from control.gateway.null_worker import NullConfig
 from control.gateway.relay import Relay
 from control.gateway.usage import Usage
-from control.types import Resource, Slo
+from control.types.bottleneck import Resource
+from control.types.requests import Slo
 from engine.text import ModelText
 from engine.types import Load, Role, SamplingParams
 from engine.wire import Submit

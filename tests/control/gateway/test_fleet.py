@@ -19,7 +19,8 @@ from control.gateway.pulse import Pulse, pulse_of, pulse_of_step
 from control.gateway.timeline import Timeline
 from control.gateway.workers import WorkerLink
 from control.processes import asleep_cpu_ticks, is_ending, stands_still
-from control.types import LossCause, Role, WorkerRoute, WorkerState
+from control.types.routing import WorkerRoute
+from control.types.workers import LossCause, Role, WorkerState
 from engine.histogram import bucket_of
 from engine.wire import CacheDelta
 

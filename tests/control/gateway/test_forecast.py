@@ -21,7 +21,7 @@ from control.gateway.forecast import (
 )
 from control.gateway.rates import Mean, Rate
 from control.routing import WorkerView
-from control.types import Resource
+from control.types.bottleneck import Resource
 
 
 def capacity(**changes: Any) -> Capacity:

@@ -13,7 +13,7 @@ import pytest
 from gateway_builders import LOCAL_ALWAYS, House, chat_body, house, until
 
 from control.gateway.null_worker import Faults, NullConfig
-from control.types import RoutingPolicy
+from control.types.routing import RoutingPolicy
 from engine.blocks import block_hashes
 from engine.text import ModelText
 from engine.types import Load, Role, WorkerState, WorkKind

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from control.gateway.admission import is_overdue
-from control.types import Slo
+from control.types.requests import Slo
 
 SLO = Slo(ttft_base_s=1.0, ttft_per_token_s=0.01, tpot_s=0.1, max_gap_s=0.5)
 

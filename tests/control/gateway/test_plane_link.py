@@ -11,7 +11,7 @@ from link_builders import FakePlane, Gateway, linked, record
 from control.gateway import link
 from control.gateway.plane_link import load_table, save_table
 from control.gateway.records import RecordLog
-from control.types import RoutingPolicy, RoutingTable
+from control.types.routing import RoutingPolicy, RoutingTable
 
 
 def table(version: int, fleet_id: str = "test") -> RoutingTable:

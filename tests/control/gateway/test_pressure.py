@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from control.gateway.pressure import Pressure
-from control.types import Role, WorkerRoute, WorkerState
+from control.types.routing import WorkerRoute
+from control.types.workers import Role, WorkerState
 from engine.types import Load
 
 FULL, IDLE = Load(max_batch=2, num_decoding=2), Load(max_batch=2)

@@ -19,7 +19,7 @@ from opentelemetry.trace import StatusCode
 from control.gateway.null_worker import NullConfig
 from control.gateway.spans import spans_of, stages
 from control.gateway.tracing import MAX_WAITING, Tracing, traces_url
-from control.types import RequestMove
+from control.types.requests import RequestMove
 from engine.text import ModelText
 from engine.types import Role
 from tests.control.records import record

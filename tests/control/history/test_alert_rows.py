@@ -7,7 +7,7 @@ from dataclasses import replace
 from control.alerts.burn import STEP_S, GoodCounts
 from control.history.store import History
 from control.points import Ingested
-from control.types import Alert
+from control.types.alerts import Alert
 from tests.control.metered import T0
 from tests.control.records import record
 

@@ -21,7 +21,7 @@ from control.accounting import Accountant
 from control.fleets.base import Observation
 from control.history import schema
 from control.history.store import History, SeriesQuery
-from control.types import Phase, Role
+from control.types.workers import Phase, Role
 from engine.readings import MeterReading
 from tests.control.metered import CPU, GPU, T0, FakeWorker
 

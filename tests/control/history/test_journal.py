@@ -9,16 +9,9 @@ import pytest
 
 from control.errors import NotFound, StaleVersion
 from control.history.store import History
-from control.types import (
-    Action,
-    Command,
-    CommandState,
-    CommandStep,
-    Desired,
-    Role,
-    RoutingPolicy,
-    Verb,
-)
+from control.types.commands import Action, Command, CommandState, CommandStep, Desired, Verb
+from control.types.routing import RoutingPolicy
+from control.types.workers import Role
 
 DESIRED = Desired(
     version=1,

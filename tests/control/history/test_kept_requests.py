@@ -14,7 +14,8 @@ from control.errors import CommandRefused
 from control.heatmap import BIN_BUCKETS
 from control.history.store import EventQuery, ExplainQuery, History, RequestFilter, RequestQuery, Retention
 from control.sampling import Sampler, latency_of
-from control.types import Heatmap, LatencyKind, RequestMove, RequestRecord, Slo
+from control.types.latencies import Heatmap
+from control.types.requests import LatencyKind, RequestMove, RequestRecord, Slo
 from engine.histogram import bucket_of
 from tests.control.history.test_ticks import nothing, values
 from tests.control.metered import T0

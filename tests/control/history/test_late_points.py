@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from control.history.store import History, SeriesQuery
 from control.points import Ingested, Line
-from control.types import Phase
+from control.types.workers import Phase
 
 T0 = 300 * 3600
 LENGTH_S = 1_800

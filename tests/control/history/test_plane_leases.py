@@ -10,7 +10,7 @@ import pytest
 from control.errors import HistoryError, StaleFence
 from control.history.store import History
 from control.lease import Lease, Standing
-from control.types import CommandState
+from control.types.commands import CommandState
 from tests.control.builders import holder
 from tests.control.history.test_journal import draft
 

@@ -9,7 +9,7 @@ from control.errors import NotFound
 from control.history.deferred import JournalWrite, TickWrite, decode, encode
 from control.history.store import History
 from control.spool import Frame, Place
-from control.types import CommandState, CommandStep
+from control.types.commands import CommandState, CommandStep
 from control.write_points import MOMENTS
 from engine.histogram import of_values
 from tests.control.history.test_journal import draft

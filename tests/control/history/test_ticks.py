@@ -23,7 +23,9 @@ from control.history.store import EventQuery, History, RequestQuery, SeriesQuery
 from control.metrics import METRICS
 from control.points import Ingested
 from control.traffic_stats import TrafficStats
-from control.types import Phase, RequestMove, Role, Series, Slo
+from control.types.requests import RequestMove, Slo
+from control.types.series import Series
+from control.types.workers import Phase, Role
 from engine.histogram import of_values
 from tests.control.metered import T0, FakeWorker, observe
 from tests.control.records import record

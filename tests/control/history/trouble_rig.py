@@ -23,18 +23,11 @@ from control.history.store import History, RequestQuery, SeriesQuery
 from control.lease import Holder, Standing
 from control.plane import Plane
 from control.settings import Settings
-from control.types import (
-    Action,
-    Command,
-    CommandRequest,
-    CommandState,
-    Preview,
-    Principal,
-    RequestRecord,
-    Role,
-    RoutingPolicy,
-    Verb,
-)
+from control.types.api import Principal
+from control.types.commands import Action, Command, CommandRequest, CommandState, Preview, Verb
+from control.types.requests import RequestRecord
+from control.types.routing import RoutingPolicy
+from control.types.workers import Role
 
 ALICE = Principal(name="alice", role="operator")
 START_S = 1_800_000_000.0

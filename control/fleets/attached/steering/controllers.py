@@ -36,7 +36,8 @@ from control.fleets.attached.steering.ray_serve import RayServeSteering
 from control.fleets.attached.steering.roster import Steering
 from control.fleets.attached.steering.sglang_router import SglangRouterSteering
 from control.fleets.attached.types import Attachment
-from control.types import Capability, Role
+from control.types.fleet import Capability
+from control.types.workers import Role
 
 FORM: Final = "KIND=URL, KIND one of sglang-router, smg, ray-serve, dynamo, prometheus, production-stack, kubernetes"
 

@@ -25,7 +25,7 @@ from control.fleets.attached.steering.dynamo_pages import PageFinder, host_of, p
 from control.fleets.attached.steering.etcd import Etcd
 from control.fleets.attached.steering.roster import Member, Roster
 from control.fleets.base import FleetStep, StepOutcome
-from control.types import Role
+from control.types.workers import Role
 
 NAMESPACE: Final = "dynamo"
 RIVAL_S: Final = 300.0

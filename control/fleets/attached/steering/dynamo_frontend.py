@@ -14,7 +14,7 @@ from typing import Final
 from control.fleets.attached.engine_page import EnginePage, Gauges, Prompts
 from control.fleets.attached.exposition import Page, parse_page
 from control.fleets.attached.types import Finding
-from control.types import Role
+from control.types.workers import Role
 
 BLOCKS: Final = "dynamo_frontend_worker_active_decode_blocks"
 TOTAL_BLOCKS: Final = "dynamo_frontend_model_total_kv_blocks"

@@ -14,7 +14,7 @@ from control.errors import FleetError
 from control.fleets.attached.exposition import parse_page
 from control.fleets.attached.steering.calls import Caller, Refused
 from control.fleets.attached.steering.router_entry import Entry, word_of
-from control.types import Role
+from control.types.workers import Role
 
 #: What an SGLang engine holds, in all stages; vLLM's names for engines of its kind.
 HELD: Final = (

@@ -30,7 +30,7 @@ from control.fleets.attached.steering.memory import Memory
 from control.fleets.attached.steering.roster import Member, Roster
 from control.fleets.attached.steering.router_file import Backend, RouterFile, edited, read_router_file
 from control.fleets.base import FleetStep, StepOutcome
-from control.types import WorkerState
+from control.types.workers import WorkerState
 
 FILE_ENDINGS: Final = (".yaml", ".yml", ".json")
 MAX_FILE_BYTES: Final = 1024 * 1024

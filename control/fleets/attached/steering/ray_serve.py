@@ -19,7 +19,7 @@ from control.fleets.attached.steering.ray_metrics import RayMetrics
 from control.fleets.attached.steering.ray_pages import Seen
 from control.fleets.attached.steering.roster import Member, Roster
 from control.fleets.base import FleetStep, StepOutcome
-from control.types import Role, WorkerState
+from control.types.workers import Role, WorkerState
 
 STATES: Final = {
     "RUNNING": WorkerState.READY,

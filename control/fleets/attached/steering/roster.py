@@ -10,7 +10,7 @@ from control.facts import PoolFacts
 from control.fleets.attached.engine_page import EnginePage
 from control.fleets.attached.targets import Target
 from control.fleets.base import FleetStep, StepOutcome
-from control.types import Role, WorkerState
+from control.types.workers import Role, WorkerState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

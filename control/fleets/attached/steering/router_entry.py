@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from control.types import Role
+from control.types.workers import Role
 
 TYPES: Final = {"prefill": Role.PREFILL, "decode": Role.DECODE, "regular": Role.MIXED}
 

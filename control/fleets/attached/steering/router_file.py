@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from control.errors import FleetError
-from control.types import Role
+from control.types.workers import Role
 
 MAX_BACKENDS: Final = 2000
 _BACKENDS, _LABELS, _MODELS, _TYPES = "static_backends", "static_model_labels", "static_models", "static_model_types"

@@ -25,7 +25,7 @@ from control.fleets.attached.steering.memory import Memory
 from control.fleets.attached.steering.roster import Member, Roster
 from control.fleets.attached.steering.router_entry import Entry, entry_of, read, word_of, written
 from control.fleets.base import FleetStep, StepOutcome
-from control.types import Role, WorkerState
+from control.types.workers import Role, WorkerState
 
 POLL_S: Final = 0.25
 #: A change that the router accepted shows within this time, or was not obeyed (0.3.2: within 4 s).

@@ -14,7 +14,7 @@ from typing import Final
 from control.errors import CommandRefused
 from control.fleets.attached.steering.kube.api import Cluster
 from control.fleets.attached.steering.kube.pods import PodRules
-from control.types import Role
+from control.types.workers import Role
 
 IN_CLUSTER: Final = "in-cluster"
 OPTIONS: Final = ("context", "namespace", "selector", "role", "prefill", "decode", "mixed", "port", "scale")

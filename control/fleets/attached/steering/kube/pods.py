@@ -16,7 +16,7 @@ from control.fleets.attached.steering.calls import rows, table
 from control.fleets.attached.steering.kube.objects import name_of
 from control.fleets.attached.steering.roster import Member
 from control.fleets.attached.targets import make_target
-from control.types import Role, WorkerState
+from control.types.workers import Role, WorkerState
 
 WORKER_INDEX: Final = "leaderworkerset.sigs.k8s.io/worker-index"
 TEMPLATE_HASH: Final = "pod-template-hash"

@@ -25,7 +25,7 @@ from control.fleets.attached.steering.kube.objects import (
 )
 from control.fleets.attached.steering.kube.pods import SeenPod
 from control.fleets.attached.steering.kube.rivals import owner_of, planner_of, set_by
-from control.types import Role
+from control.types.workers import Role
 
 MAX_DEPLOYMENTS: Final = 16
 

@@ -25,7 +25,7 @@ from control.fleets.attached.steering.kube.scales import NEEDS, READERS, Scale, 
 from control.fleets.attached.steering.kube.watch import PodWatch, Watched
 from control.fleets.attached.steering.roster import Member, Roster
 from control.fleets.base import FleetStep, StepOutcome
-from control.types import WorkerState
+from control.types.workers import WorkerState
 
 #: Between two looks for autoscalers; before an order there is always one.
 RIVALS_EVERY_S: Final = 10.0
