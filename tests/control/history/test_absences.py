@@ -9,7 +9,7 @@ import pytest
 
 from control.accounting import Accountant
 from control.history.store import History, SeriesQuery
-from control.types import Series
+from control.types.series import Series
 from tests.control.metered import T0, FakeWorker, observe
 
 AWAY_S = 1_200  # slots of ten seconds
