@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from urllib.parse import urlencode
 
 from app import cards, words
-from control.client import AttachedInfo, Attachment, EngineSurvey, Survey
+from control.client import AttachedInfo, Attachment, ControllerChoice, EngineSurvey, KindChoice, Survey
 from control.types.fleet import Capability, FleetSnapshot, Missing, PoolStatus
 from control.types.workers import WorkerStatus
 
@@ -108,10 +108,9 @@ def found_by(told: Attachment) -> str:
 def steered_by(info: AttachedInfo) -> str:
     """ "Ray Serve at http://head:8265/pd", or our gateway, or whoever runs it."""
     told = info.attachment
-    if told.controller:
-        return _controller(told)
-    is_routed = Capability.ROUTE in {each.capability for each in info.allowed}
-    return f"our gateway: phaseline serve {told.name}" if is_routed else "whoever runs it"
+    if Capability.ROUTE in {each.capability for each in info.allowed}:
+        return f"our gateway: phaseline serve {told.name}"
+    return _controller(told) if told.controller else "whoever runs it"
 
 
 def _controller(told: Attachment) -> str:
@@ -137,6 +136,14 @@ def may(info: AttachedInfo) -> str:
         return "observed only: nothing else can be done to this kind of fleet"
     allowed = [ACTS.get(each.capability, each.capability.value).lower() for each in info.allowed]
     return f"may: {', '.join(allowed)}" if allowed else "observed only"
+
+
+def grantable(kind: KindChoice, steers: ControllerChoice) -> str:
+    """What can be allowed of a fleet of this kind that this controller lists."""
+    may = {*steers.can, *(() if steers.sends else kind.can)}
+    can = ", ".join(ACTS[each].lower() for each in ACTS if each in may) or "nothing"
+    why = f" {steers.sends.capitalize()} sends its requests, so ours cannot." if steers.sends else ""
+    return f"Through {name(steers.name)} can be allowed: {can}.{why}"
 
 
 def controller_of(kind: str, address: str, options: Mapping[str, str]) -> str:

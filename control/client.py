@@ -18,7 +18,15 @@ from uuid import uuid4
 
 import httpx
 
-from control.fleets.attached.types import AttachChoices, AttachedInfo, Attachment, EngineSurvey, KindChoice, Survey
+from control.fleets.attached.types import (
+    AttachChoices,
+    AttachedInfo,
+    Attachment,
+    ControllerChoice,
+    EngineSurvey,
+    KindChoice,
+    Survey,
+)
 from control.history_client import HistoryClient
 from control.plane_http import API, PlaneHttp, adapter
 from control.types.api import Principal, ServerInfo, Session
@@ -32,6 +40,7 @@ __all__ = [
     "AttachChoices",
     "AttachedInfo",
     "Attachment",
+    "ControllerChoice",
     "EngineSurvey",
     "KindChoice",
     "PhaselineClient",

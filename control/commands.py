@@ -155,4 +155,9 @@ def _warnings(before: Desired, after: Desired, fleet: FleetFacts, changes: Chang
             found.append(f"{worker_id} stays drained in its new role")
         if not fleet.usable(worker_id):
             found.append(f"{worker_id} is not there now: {fleet.gone.get(worker_id) or 'it has failed'}")
+    if changes.roles and fleet.sized_by:
+        found.append(
+            f"only roles at our gateway change: {fleet.sized_by} keeps the number of workers, and one that comes anew "
+            "begins in the role that it is listed with"
+        )
     return (*found, *serving_warnings(before, after))

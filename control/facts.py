@@ -72,6 +72,7 @@ class FleetFacts:
     pools: Mapping[Role, PoolFacts] = field(default_factory=dict)
     max_pool: int = 0  # bound of their sizes
     takes_back: bool = False  # a change of roles that has failed is undone by the plane
+    sized_by: str = ""  # what keeps the number of workers of a fleet whose roles are ours; "": nothing by itself
     yields: bool = False  # somebody else runs it: nothing is ordered but while a command is under way
     tpot_s: float | None = None
     expected_output_tokens: int = 128

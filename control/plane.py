@@ -281,6 +281,7 @@ class Plane:
             utilization=self._utilization,
             refusals=self.fleet.refusals if isinstance(self.fleet, Foreign) else {},
             takes_back=isinstance(self.fleet, Routed),
+            sized_by=self.fleet.sized_by if isinstance(self.fleet, Routed) else "",
         )
         if isinstance(self.fleet, Steered):
             return replace(facts, pools=self.fleet.pools(), max_pool=self.fleet.max_pool, yields=True)

@@ -153,6 +153,7 @@ def fleet_facts(
     utilization: UtilizationView | None,
     refusals: Mapping[str, str] = MappingProxyType({}),
     takes_back: bool = False,
+    sized_by: str = "",
 ) -> FleetFacts:
     """The same readings as planning and reconcile want them."""
     stopped = {each.worker_id for each in lives if each.is_stopped}
@@ -179,6 +180,7 @@ def fleet_facts(
         can=can,
         refusals=refusals,
         takes_back=takes_back,
+        sized_by=sized_by,
         tpot_s=tpot_s,
         expected_output_tokens=expected_output_tokens,
         prefill_tokens_per_s=_worker_rate(utilization),

@@ -1,8 +1,8 @@
 """Routing tables: what the gateways are told, and under which version.
 
-Decided here: how desired state becomes weights (drained: 0), and that a version is spent only on a change. Versions
-are `fence * 2**32 + n`, so those of a restarted plane are newer than all before. Not decided here: who gets a table
-(`control.gateway_hub`) and what it means for a request (`control.routing`).
+Decided here: how desired state becomes weights (drained: 0; a fleet may hold a worker at 0 itself), and that a version
+is spent only on a change. Versions are `fence * 2**32 + n`, so those of a restarted plane are newer than all before.
+Not decided here: who gets a table (`control.gateway_hub`) and what it means for a request (`control.routing`).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def build_table(
     expected_output_tokens: int,
 ) -> RoutingTable:
     """The table that says what `desired` wants of the workers that `routes` knows."""
-    workers = tuple(replace(route, weight=weight_of(desired, route.worker_id)) for route in routes)
+    workers = tuple(replace(route, weight=route.weight * weight_of(desired, route.worker_id)) for route in routes)
     return RoutingTable(
         version=version,
         fleet_id=fleet.fleet_id,

@@ -125,8 +125,7 @@ def _controller(choices: AttachChoices, kind: KindChoice) -> dict[str, Any]:
     ]
     address = middle.text_input("Its address", key="attach_address", placeholder="http://10.0.0.1:8265/app")
     token = right.text_input("Its token", key="attach_token", placeholder="env:NAME or a file", help=TOKEN_HELP)
-    can = ", ".join(foreign.ACTS.get(each, each.value).lower() for each in steers.can) or "nothing"
-    st.caption(f"Through {foreign.name(steers.name)} can be allowed: {can}.")
+    st.caption(foreign.grantable(kind, steers))
     options = {}
     for first in range(0, len(steers.options), OPTIONS_IN_A_ROW):
         row = steers.options[first : first + OPTIONS_IN_A_ROW]

@@ -13,7 +13,6 @@ import os
 import time
 from pathlib import Path
 from typing import IO, Final
-from urllib.parse import urlsplit
 
 import psutil
 
@@ -26,7 +25,7 @@ from control.bridge.tally import Work
 from control.bridge.worker import BridgedWorker
 from control.errors import CommandRefused
 from control.fleets.attached.bridge_file import Bridged, BridgeFile, hold_bridge, read_bridge, write_bridge
-from control.fleets.attached.targets import Target, TargetSource
+from control.fleets.attached.targets import Target, TargetSource, base_url
 from control.fleets.attached.types import Attachment
 from engine.connection import bind_loopback, bound_address
 from engine.types import Role, WorkerState
@@ -145,7 +144,9 @@ class Bridge:
 
     async def _add(self, target: Target) -> None:
         told = self._attachment
-        http = EngineHttp(self._session, speech_of(told.kind), base_url(target), self._encode, told.token_file)
+        http = EngineHttp(
+            self._session, speech_of(told.kind), api_url(target), self._encode, told.token_file, page_url=target.url
+        )
         worker = BridgedWorker(target.worker_id, http, self, self._token, told.simulated)
         sock = bind_loopback("127.0.0.1")
         await worker.start(sock, bound_address(sock))
@@ -176,7 +177,7 @@ async def _watch(worker: BridgedWorker) -> None:
 
 def _has_left(worker: BridgedWorker, target: Target | None) -> bool:
     """The targets list it no more and its work has ended, or they list another engine under its name."""
-    return worker.leave() if target is None else base_url(target) != worker.http.url
+    return worker.leave() if target is None else api_url(target) != worker.http.url
 
 
 def speech_of(kind: str) -> Speech:
@@ -188,10 +189,9 @@ def speech_of(kind: str) -> Speech:
     return SPEECHES[kind]
 
 
-def base_url(target: Target) -> str:
-    """Where an engine's API is, by the address of its metrics page."""
-    parts = urlsplit(target.url)
-    return f"{parts.scheme}://{parts.netloc}"
+def api_url(target: Target) -> str:
+    """Where an engine's API is: where its metrics page is, unless it was said otherwise."""
+    return target.serve_url or base_url(target.url)
 
 
 def served_already(path: Path, fleet_id: str) -> CommandRefused:

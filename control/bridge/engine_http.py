@@ -67,13 +67,21 @@ def new_session() -> aiohttp.ClientSession:
 
 
 class EngineHttp:
-    """One engine at `url` (scheme, host, port). `encode` is for engines that answer with text only.
+    """One engine at `url` (scheme, host, port). `encode` is for engines that answer with text only. `page_url`: of its
+    metrics, if they are not at /metrics there.
 
     `token_file` is read anew for each call, and its secret kept nowhere.
     """
 
     def __init__(
-        self, session: aiohttp.ClientSession, speech: Speech, url: str, encode: Encode, token_file: str = ""
+        self,
+        session: aiohttp.ClientSession,
+        speech: Speech,
+        url: str,
+        encode: Encode,
+        token_file: str = "",
+        *,
+        page_url: str = "",
     ) -> None:
         self.speech = speech
         self.url = url
@@ -81,6 +89,7 @@ class EngineHttp:
         self._session = session
         self._encode = encode
         self._token_file = token_file
+        self._page_url = page_url or f"{url}/metrics"
 
     async def probe(self) -> Shape:
         """Ask what it serves. Raises EngineAway."""
@@ -159,7 +168,7 @@ class EngineHttp:
 
     async def _metrics(self) -> str:
         """Its metrics page; "" where it has none."""
-        async with self._session.get(f"{self.url}/metrics", headers=self._auth()) as answer:
+        async with self._session.get(self._page_url, headers=self._auth()) as answer:
             if answer.status != 200:
                 return ""
             parts, size = [], 0

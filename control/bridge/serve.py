@@ -16,8 +16,9 @@ from typing import Final, Protocol
 from control.bridge.bridge import Bridge, served_already, speech_of
 from control.errors import ControlError, NotAllowed, NotFound
 from control.fleets.attached.attachment import plan_of
-from control.fleets.attached.bridge_file import bridge_folder, bridge_path
-from control.fleets.attached.types import AttachedInfo
+from control.fleets.attached.bridge_file import bridge_folder, bridge_path, listed_path
+from control.fleets.attached.targets import FileTargets, TargetSource
+from control.fleets.attached.types import AttachedInfo, Attachment
 from control.fleets.fleet_token import fleet_token
 from control.gateway.app import running
 from control.gateway.main import READY_LIMIT_S, make_gateway, make_plane_link, make_server, until_ready
@@ -117,12 +118,19 @@ def bridge_of(settings: Settings, info: AttachedInfo, text: ModelText) -> Bridge
     speech_of(told.kind)
     return Bridge(
         told,
-        plan_of(told).source,
+        source_of(settings, told),
         token=fleet_token(settings.run_dir),
         path=bridge_path(settings.run_dir, told.name),
         encode=text.encode,
         url=f"http://{format_address(settings.host, settings.gateway_port)}",
     )
+
+
+def source_of(settings: Settings, told: Attachment) -> TargetSource:
+    """The registry. A controller is the plane's to ask: it keeps the list in a file, which is followed here."""
+    if told.controller:
+        return FileTargets(listed_path(settings.run_dir, told), may_come=True)
+    return plan_of(told).source
 
 
 async def while_allowed(

@@ -119,6 +119,7 @@ class Routed(Protocol):
     """A fleet of others' engines whose roles are ours to give, as every request comes through our gateways."""
 
     limit_s: float  # in which a command must be seen to hold
+    sized_by: str  # what says how many engines there are, and as what a new one begins; "": nothing by itself
 
     @property
     def leaving(self) -> frozenset[str]:

@@ -1,4 +1,5 @@
-"""Where the bridge of an attached fleet listens, as a file in the run folder: written by the bridge, read by the plane.
+"""What a plane and the bridge of an attached fleet tell each other by files in the run folder: where the bridge
+listens, written by the bridge, and where the engines are kept that a controller lists, written by the plane.
 
 Decided here: its form, that a file which cannot be read is as none, and that one process at a time holds a fleet's
 bridge: a lock, which the kernel takes back when that process ends.
@@ -8,11 +9,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import zlib
 from pathlib import Path
 from typing import IO
 
 import msgspec
 
+from control.fleets.attached.types import Attachment
 from control.processes import ProcessId
 
 
@@ -46,6 +49,12 @@ def bridge_folder(run_dir: Path, fleet_id: str) -> Path:
 
 def bridge_path(run_dir: Path, fleet_id: str) -> Path:
     return bridge_folder(run_dir, fleet_id) / "bridge.json"
+
+
+def listed_path(run_dir: Path, told: Attachment) -> Path:
+    """Where the engines are kept that its controller lists. Another controller under the same name has another list."""
+    words = f"{told.kind} {told.controller}"
+    return bridge_folder(run_dir, told.name) / f"listed-{zlib.crc32(words.encode()):08x}.json"
 
 
 def write_bridge(path: Path, content: BridgeFile) -> None:

@@ -19,7 +19,9 @@ def choices() -> AttachChoices:
             for name in sorted(KINDS, key=lambda each: (each in WITHOUT_PAGES, each == "openai", each != "vllm", each))
         ),
         controllers=tuple(
-            ControllerChoice(name=name, can=tuple(sorted(kind.can)), options=kind.options, needs=kind.needs)
+            ControllerChoice(
+                name=name, can=tuple(sorted(kind.can)), options=kind.options, needs=kind.needs, sends=kind.sends
+            )
             for name, kind in sorted(CONTROLLERS.items())
         ),
         models=model_names(),

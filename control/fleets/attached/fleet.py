@@ -95,8 +95,8 @@ class AttachedFleet:
 
     @property
     def refusals(self) -> Mapping[str, str]:
-        told = self.plan.attachment
-        return {each.value: not_allowed(told, each).detail for each in Capability if each not in self.capabilities}
+        told, may = self.plan.attachment, self.plan.allowed
+        return {each.value: not_allowed(told, each, may).detail for each in Capability if each not in self.capabilities}
 
     async def apply(self, step: FleetStep) -> StepOutcome:
         return StepOutcome(accepted=False, detail=f"fleet {self.fleet_id} is observed only", retry_helps=False)

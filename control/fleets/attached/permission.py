@@ -11,12 +11,13 @@ from types import MappingProxyType
 from typing import Final
 
 from control.errors import CommandRefused, NotAllowed
-from control.fleets.attached.steering.controllers import controller_can
+from control.fleets.attached.steering.controllers import controller_can, why_not_sent
 from control.fleets.attached.types import Attachment, Permission
 from control.types.events import FleetEvent
 from control.types.fleet import Capability
 
-#: Beyond observing, which every kind can; where a controller steers the fleet, what that can counts in its place.
+#: Beyond observing, which every kind can, where we send its requests: it has no controller, or one that only lists its
+#: engines. Else what its controller can counts in its place.
 DECLARED: Final[Mapping[str, frozenset[Capability]]] = MappingProxyType(
     {
         # With NIXL on both sides (`kv_both`) a vLLM server's role is its router's decision alone.
@@ -30,12 +31,16 @@ DECLARED: Final[Mapping[str, frozenset[Capability]]] = MappingProxyType(
 def can_of(attachment: Attachment) -> frozenset[Capability]:
     """All that could be allowed of this fleet."""
     by_us = DECLARED.get(attachment.kind, frozenset())
-    return (controller_can(attachment) if attachment.controller else by_us) | {Capability.OBSERVE}
+    is_theirs = attachment.controller and why_not_sent(attachment)
+    return (controller_can(attachment) if is_theirs else by_us) | {Capability.OBSERVE}
 
 
 def acting(attachment: Attachment, allowed: Sequence[Permission]) -> frozenset[Capability]:
-    """What is offered of it: what it can, as far as it was allowed. A permission for what it cannot says nothing."""
-    return can_of(attachment) & ({each.capability for each in allowed} | {Capability.OBSERVE})
+    """What is offered of it: what it can, as far as it was allowed. A permission for what it cannot says nothing, and
+    where roles are our gateway's, none says anything without that to route."""
+    can = can_of(attachment)
+    may = can & ({each.capability for each in allowed} | {Capability.OBSERVE})
+    return may if may & {Capability.ROUTE} == can & {Capability.ROUTE} else frozenset({Capability.OBSERVE})
 
 
 def check_grantable(attachment: Attachment, capability: Capability) -> None:
@@ -43,7 +48,7 @@ def check_grantable(attachment: Attachment, capability: Capability) -> None:
     choice = sorted(can_of(attachment) - {Capability.OBSERVE})
     if capability not in choice:
         raise CommandRefused(
-            f"{attachment.name} ({attachment.kind}) cannot {capability}"
+            cannot_words(attachment, capability)
             if capability != Capability.OBSERVE
             else f"{attachment.name} is observed already: that needs no permission",
             field="capability",
@@ -60,13 +65,20 @@ def permission_event(fleet_id: str, words: str, at_unix_s: float) -> FleetEvent:
     )
 
 
-def not_allowed(attachment: Attachment, capability: Capability) -> NotAllowed:
-    """Why an order was refused, and what would allow it."""
+def cannot_words(attachment: Attachment, capability: Capability) -> str:
+    """ "prod (vllm) cannot route: this router sends its requests"."""
+    why = why_not_sent(attachment) if attachment.controller and capability == Capability.ROUTE else ""
+    return f"{attachment.name} ({attachment.kind}) cannot {capability}" + (f": {why}" if why else "")
+
+
+def not_allowed(attachment: Attachment, capability: Capability, allowed: Sequence[Permission] = ()) -> NotAllowed:
+    """Why an order was refused, and what would allow it. `allowed`: what is allowed of this fleet."""
     name = attachment.name
     if capability not in can_of(attachment):
-        return NotAllowed(f"{name} ({attachment.kind}) cannot {capability}", field="capability", value=capability.value)
+        return NotAllowed(cannot_words(attachment, capability), field="capability", value=capability.value)
+    missing = Capability.ROUTE if capability in {each.capability for each in allowed} else capability
     return NotAllowed(
-        f"no operator has allowed {capability} of {name}: `phaseline allow {name} {capability}`",
+        f"no operator has allowed {missing} of {name}: `phaseline allow {name} {missing}`",
         field="capability",
         value=capability.value,
     )

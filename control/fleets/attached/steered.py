@@ -7,8 +7,6 @@ without a metrics page. How a controller is asked is `steering`.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -17,24 +15,23 @@ from typing import Final
 
 import msgspec
 
-from control.errors import ControlError, FleetError
+from control.errors import ControlError
 from control.facts import PoolFacts
 from control.fleets.attached.attachment import Plan
 from control.fleets.attached.engine_page import Counters, EnginePage, filled
 from control.fleets.attached.fleet import AttachedFleet
 from control.fleets.attached.ledger import Ledger
 from control.fleets.attached.missing import missing_of
+from control.fleets.attached.roster_watch import RosterWatch
 from control.fleets.attached.scraper import SILENT_LOOKS
-from control.fleets.attached.steering.roster import Member, Roster, Steering, Watching, targets_of
-from control.fleets.attached.targets import MAX_TARGETS, RosterTargets, Target
+from control.fleets.attached.steering.roster import Member, Roster, Steering, targets_of
+from control.fleets.attached.targets import RosterTargets, Target
 from control.fleets.attached.types import Looks
 from control.fleets.base import FleetStep, Observation, StepOutcome, WorkerLife
 from control.types.fleet import Capability, Missing
 from control.types.workers import Role, WorkerState
 from engine.readings import MeterReading
 
-#: Changes that come together are one look.
-SOONEST_LOOK_S: Final = 0.25
 #: Any of these, allowed, lets an order through.
 NEEDS: Final = {
     "scale": {Capability.RESIZE},
@@ -57,16 +54,14 @@ class SteeredFleet(AttachedFleet):
         self._roster = Roster()
         self._members: dict[str, Member] = {}
         self._ledgers: dict[str, Ledger] = {}  # of workers without a page
-        self._num_failed = 0
         self._listed_unix_s: float | None = None  # when the controller answered last
-        self._task: asyncio.Task[None] | None = None
+        self._watch = RosterWatch(steering, plan.source, plan.attachment.every_s, self._take)
         self._on_change: Callable[[], None] = lambda: None
 
     async def start(self, on_change: Callable[[], None]) -> None:
         self._on_change = on_change
-        await self._look()
+        await self._watch.start()
         await super().start(on_change)
-        self._task = asyncio.create_task(self._keep_looking(), name=f"roster of {self.fleet_id}")
 
     def pools(self) -> Mapping[Role, PoolFacts]:
         """As the controller says, less those that it still lists as ready and whose own page has fallen silent."""
@@ -84,7 +79,7 @@ class SteeredFleet(AttachedFleet):
     def looks(self) -> Looks:
         """As the controller lists them."""
         paged = super().looks()
-        is_known = self._num_failed < SILENT_LOOKS
+        is_known = self._watch.num_failed < SILENT_LOOKS
         newest = max(paged.newest_unix_s or 0.0, self._listed_unix_s or 0.0) or None
         return Looks(
             num_workers=paged.num_workers + len(self._ledgers),
@@ -118,7 +113,7 @@ class SteeredFleet(AttachedFleet):
             outcome = await self._steering.apply(step)
         except ControlError as error:
             return StepOutcome(accepted=False, detail=error.detail)
-        await self._look()
+        await self._watch.look()
         pool = self._roster.pools.get(step.role)
         if outcome.accepted and step.verb == "scale" and pool and pool.target not in (None, step.size):
             detail = f"it was accepted, and the size it is set to is {pool.target}: not obeyed"
@@ -129,43 +124,15 @@ class SteeredFleet(AttachedFleet):
         return outcome
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        await self._steering.close()
+        await self._watch.close()
         await super().close()
 
     def roles_now(self) -> dict[str, Role]:
         return {name: each.role for name, each in self._members.items()}
 
-    async def _keep_looking(self) -> None:
-        while True:
-            await self._until_next_look()
-            await self._look()
-
-    async def _until_next_look(self) -> None:
-        """When it is due, or soon after the controller says that something has changed."""
-        every_s, steering = self.plan.attachment.every_s, self._steering
-        if not isinstance(steering, Watching):
-            await asyncio.sleep(every_s)
-            return
-        soonest_s = min(SOONEST_LOOK_S, every_s)
-        await asyncio.sleep(soonest_s)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(every_s - soonest_s):
-                await steering.changed()
-
-    async def _look(self) -> None:
-        """Never raises: what was known stays, and why there is nothing newer is told."""
-        try:
-            roster = await self._steering.look()
-            if len(roster.members) > MAX_TARGETS:
-                raise FleetError(f"{len(roster.members)} workers are listed, {MAX_TARGETS} at most are looked at")
-        except ControlError as error:
-            self._source.problem, self._num_failed = error.detail, self._num_failed + 1
-            return
+    def _take(self, roster: Roster) -> None:
+        """A newer list."""
         self._roster = roster
-        self._source.problem, self._num_failed = roster.problem, 0
         before = self._members
         self._members = {each.worker_id: each for each in self._roster.members}
         self._source.listed = targets_of(self._members.values())
@@ -198,7 +165,7 @@ class SteeredFleet(AttachedFleet):
 
     def _bare(self, name: str, ledger: Ledger, now_unix_s: float) -> MeterReading | None:
         member = self._members[name]
-        is_known = self._num_failed < SILENT_LOOKS
+        is_known = self._watch.num_failed < SILENT_LOOKS
         state = member.state if is_known else WorkerState.FAILED
         reason = member.reason if is_known else self._source.problem
         return ledger.reading(now_unix_s, is_alive=is_known, state=state, reason=reason)

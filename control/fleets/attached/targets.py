@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
@@ -28,13 +28,15 @@ _FORM: Final = "ROLE=URL or ROLE:NAME=URL, ROLE one of prefill, decode, mixed"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """One engine. `url` is of its metrics page. `page_of`: whose it must say it is; "" where pages do not say."""
+    """One engine. `url` is of its metrics page. `page_of`: whose it must say it is; "" where pages do not say.
+    `serve_url`: where it takes requests, if not where its page is."""
 
     worker_id: str
     url: str
     role: Role
     gpus: tuple[str, ...] = ()  # that are said to be its (`gpu_join`)
     page_of: str = ""
+    serve_url: str = ""
 
 
 class TargetSource(Protocol):
@@ -118,13 +120,16 @@ class RosterTargets:
 
 
 class FileTargets:
-    """A file that somebody else keeps: read again when it has changed. Raises CommandRefused if it is bad at first."""
+    """A file that somebody else keeps: read again when it has changed. Raises CommandRefused if it is bad at first,
+    unless it `may_come` later: then there are no targets until it does."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, may_come: bool = False) -> None:
         self.problem = ""
         self._path = path
-        self._stamp = _stamp(path)
-        self._targets = read_targets(path)
+        self._targets: tuple[Target, ...] = ()
+        self._stamp = 0, 0, 0
+        if not may_come:
+            self._stamp, self._targets = _stamp(path), read_targets(path)
 
     def targets(self) -> tuple[Target, ...]:
         try:
@@ -138,7 +143,8 @@ class FileTargets:
 
 
 def read_targets(path: Path) -> tuple[Target, ...]:
-    """All groups of a file_sd file. Labels: `role`; in a group of one `worker_id`, `gpus`. Raises CommandRefused."""
+    """All groups of a file_sd file. Labels: `role`; in a group of one `worker_id`, `gpus`, and `serve_url` where
+    requests go to another address than that of its page. Raises CommandRefused."""
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise CommandRefused(f"{path} is too large", field="targets_file", bound=f"{MAX_FILE_BYTES} bytes")
@@ -155,8 +161,34 @@ def _of_group(path: Path, group: Any) -> list[Target]:
     labels = group.get("labels", {}) if isinstance(group, dict) else None
     if not isinstance(urls, list) or not isinstance(labels, dict) or not all(isinstance(url, str) for url in urls):
         raise CommandRefused(f"{path}: a group is targets (a list of addresses) and labels", field="targets_file")
-    name, gpus = (str(labels.get(each, "")) if len(urls) == 1 else "" for each in ("worker_id", "gpus"))
-    return [make_target(url, str(labels.get("role", "")), name, gpus) for url in urls]
+    own = labels if len(urls) == 1 else {}
+    name, gpus, serves = (str(own.get(each, "")) for each in ("worker_id", "gpus", "serve_url"))
+    found = [make_target(url, str(labels.get("role", "")), name, gpus) for url in urls]
+    return (
+        [replace(each, serve_url=base_url(make_target(serves, each.role).url)) for each in found] if serves else found
+    )
+
+
+def write_targets(path: Path, targets: Iterable[Target]) -> None:
+    """As `read_targets` reads them, in one step. Raises OSError."""
+    groups = [
+        {
+            "targets": [each.url],
+            "labels": {"role": each.role.value, "worker_id": each.worker_id}
+            | ({"serve_url": each.serve_url} if each.serve_url else {}),
+        }
+        for each in targets
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    scratch = path.with_suffix(f".{os.getpid()}.new")
+    scratch.write_text(json.dumps(groups))
+    os.replace(scratch, path)
+
+
+def base_url(url: str) -> str:
+    """Scheme, host and port."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:

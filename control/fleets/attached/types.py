@@ -138,6 +138,7 @@ class ControllerChoice:
     can: tuple[Capability, ...]
     options: tuple[str, ...]
     needs: tuple[str, ...] = ()
+    sends: str = ""  # who sends the requests; "": it only lists engines, so what the fleet's kind can counts too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ import pytest
 
 from control.errors import CommandRefused, FleetError
 from control.fleets.attached.attachment import Plan, plan_of
-from control.fleets.attached.permission import can_of
+from control.fleets.attached.permission import can_of, check_grantable
 from control.fleets.attached.steered import SteeredFleet
 from control.fleets.attached.steering.calls import Refused
 from control.fleets.attached.steering.kube.address import kube_plan
@@ -412,6 +412,9 @@ async def test_a_dry_run_tells_pods_roles_rivals_and_what_is_not_permitted(clust
         ("kubernetes=in-cluster?namespace=x&scale=graph/a,b", "scale 'graph/a,b' cannot be used"),
         ("kubernetes=in-cluster?namespace=x&scale=graph", "scale 'graph' cannot be used"),
         ("kubernetes=in-cluster?namespace=x&user=me", "kubernetes takes no user"),
+        ("kubernetes=in-cluster?namespace=x&selector=a&unlabelled=both", "unlabelled 'both' cannot be used"),
+        ("kubernetes=in-cluster?namespace=x&unlabelled=mixed", "selector '' cannot be used"),
+        ("kubernetes=in-cluster?namespace=x&serve_port=x", "serve_port 'x' cannot be used"),
     ],
 )
 def test_an_address_that_cannot_be_used_says_why(controller: str, words: str):
@@ -434,11 +437,56 @@ async def test_outside_of_a_cluster_its_service_account_is_not_there():
     await api.close()
 
 
-def test_what_it_can_is_to_resize_where_something_sets_the_size(config: Path):
-    def can(kind: str, options: str) -> bool:
-        return Capability.RESIZE in can_of(plan(config, kind=kind, options=options).attachment)
+BY_US = {Capability.ROUTE, Capability.FLIP, Capability.DRAIN, Capability.RESIZE}
 
-    assert can("llm-d", "namespace=x")
-    assert not can("llm-d", "namespace=x&scale=none")
-    assert not can("vllm", "namespace=x")
-    assert can("vllm", "namespace=x&scale=graph/pd")
+
+@pytest.mark.parametrize(
+    ("kind", "options", "can"),
+    [
+        ("llm-d", "namespace=x", {Capability.RESIZE}),
+        ("llm-d", "namespace=x&scale=none", set()),
+        ("vllm", "namespace=x", BY_US),
+        ("vllm", "namespace=x&scale=deployments", {Capability.RESIZE}),
+        ("sglang", "namespace=x", {Capability.ROUTE, Capability.DRAIN}),
+        ("openai", "namespace=x&selector=app=tgi", {Capability.ROUTE, Capability.DRAIN}),
+        ("dynamo", "namespace=x&scale=graph/pd", {Capability.RESIZE}),
+    ],
+)
+def test_the_cluster_sizes_pools_or_we_give_roles_and_never_both(
+    config: Path, kind: str, options: str, can: set[Capability]
+):
+    assert can_of(plan(config, kind=kind, options=options).attachment) == can | {Capability.OBSERVE}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "why"),
+    [
+        ("vllm", "namespace=x&scale=deployments", "attached with scale=none it is"),
+        ("llm-d", "namespace=x&scale=none", "llm-d's endpoint picker sends its requests"),
+        ("dynamo", "namespace=x&scale=graph/pd", "Dynamo's frontend sends its requests"),
+    ],
+)
+def test_where_we_cannot_route_the_refusal_says_who_does(config: Path, kind: str, options: str, why: str):
+    with pytest.raises(CommandRefused, match=f"llmd .{kind}. cannot route: .*{why}"):
+        check_grantable(plan(config, kind=kind, options=options).attachment, Capability.ROUTE)
+
+
+async def test_pods_without_a_role_are_workers_where_one_is_said_for_them(cluster: FakeKubernetes, config: Path):
+    for name, more in (("v0", {}), ("v1", {"tier": "first"}), ("v2", {"tier": "odd"})):
+        pod = cluster.add_pod(name, "x", labels={"app": "vllm", **more})
+        del pod["metadata"]["labels"]["llm-d.ai/role"]
+    plain = {"selector": "app=vllm", "port": "8000", "unlabelled": "mixed", "serve_port": "8080"}
+    steering = steering_of(config, "vllm", **plain, role="tier", prefill="first")
+    roster = await steering.look()
+    found = {each.worker_id: (each.role, each.metrics_url, each.serve_url) for each in roster.members}
+    page, api = "http://127.0.0.1:8000/metrics", "http://127.0.0.1:8080"
+    assert found == {"v0": (Role.MIXED, page, api), "v1": (Role.PREFILL, page, api)}
+    assert roster.problem == "1 pods with the role 'odd', which is no phase: v2"
+    await steering.close()
+
+
+async def test_pods_of_plain_servers_serve_both_phases_whatever_their_labels_say(cluster: FakeKubernetes, config: Path):
+    cluster.add_pod("t0", "decode", labels={"app": "tgi"})
+    steering = steering_of(config, "openai", selector="app=tgi", port="80")
+    assert [each.role for each in (await steering.look()).members] == [Role.MIXED]
+    await steering.close()

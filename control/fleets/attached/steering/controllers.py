@@ -3,7 +3,8 @@
 `sglang-router=http://HOST:PORT` (`?switch=engine`: engines are told their role too; `&graph_gb=8`: memory for the
 graphs of decode, which SGLang on a GPU wants to be told), `smg=http://HOST:PORT`,
 `ray-serve=http://HEAD:8265/APPLICATION` (`?prefill=NAME&decode=NAME`: its deployments),
-`prometheus=http://HOST:9090?query=PROMQL` (`&role=LABEL&prefill=VALUE&decode=VALUE`: which label says the role),
+`prometheus=http://HOST:9090?query=PROMQL` (`&role=LABEL&prefill=VALUE&decode=VALUE`: which label says the role,
+`&unlabelled=mixed`: the role without it, `&serve_port=NUMBER`: where requests go, if not where pages are read),
 `dynamo=http://FRONTEND:8000` (`?etcd=http://HOST:2379&namespace=NAME`: its discovery and virtual connector;
 `?pages=PORTS`: where its workers have their system pages, if discovery is elsewhere),
 `production-stack=http://ROUTER:PORT?file=PATH` (its router's dynamic config file, on the plane's host),
@@ -26,7 +27,7 @@ from control.fleets.attached.steering.dynamo import DynamoSteering
 from control.fleets.attached.steering.dynamo_pages import ports_of
 from control.fleets.attached.steering.etcd import Etcd
 from control.fleets.attached.steering.kube.address import OPTIONS as KUBE_OPTIONS
-from control.fleets.attached.steering.kube.address import kube_plan, scale_of
+from control.fleets.attached.steering.kube.address import WORDS, kube_plan, scale_of
 from control.fleets.attached.steering.kube.api import KubeApi
 from control.fleets.attached.steering.kube.steering import KubernetesSteering
 from control.fleets.attached.steering.memory import Memory
@@ -39,6 +40,8 @@ from control.fleets.attached.types import Attachment
 from control.types.fleet import Capability
 from control.types.workers import Role
 
+#: A Prometheus that was restarted lists an engine again only when it has scraped it (every 15 s to 1 min, mostly).
+PROMETHEUS_PATIENCE_S: Final = 120.0
 FORM: Final = "KIND=URL, KIND one of sglang-router, smg, ray-serve, dynamo, prometheus, production-stack, kubernetes"
 
 
@@ -61,7 +64,8 @@ class Address:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
     """One kind of controller. `dialects`: kinds of fleets that it steers. `is_http`: its address; else it is a path.
-    `needs`: of its options, those that must be given."""
+    `needs`: of its options, those that must be given. `sends`: who sends the fleet's requests; "": it only lists
+    engines, so requests and roles can be ours. `patience_s`: for so long one counts as there that it lists no more."""
 
     can: frozenset[Capability]
     options: tuple[str, ...]
@@ -69,6 +73,8 @@ class Kind:
     open: Callable[[Address, Memory], Steering]
     is_http: bool = True
     needs: tuple[str, ...] = ()
+    sends: str = ""
+    patience_s: float = 0.0
 
 
 def _router(address: Address, memory: Memory) -> Steering:
@@ -101,8 +107,11 @@ def _production_stack(address: Address, memory: Memory) -> Steering:
 
 def _prometheus(address: Address, _: Memory) -> Steering:
     query, label = address.options.get("query", "up"), address.options.get("role", "role")
-    words = {address.options[role]: role for role in ("prefill", "decode", "mixed") if role in address.options}
-    return PrometheusSteering(address.caller(), query, label, words)
+    words = {address.options[role]: role for role in WORDS if role in address.options}
+    unlabelled = "mixed" if address.fleet_kind == "openai" else address.options.get("unlabelled", "")
+    return PrometheusSteering(
+        address.caller(), query, label, words, unlabelled=unlabelled, serve_port=address.options.get("serve_port", "")
+    )
 
 
 def _kubernetes(address: Address, _: Memory) -> Steering:
@@ -114,33 +123,43 @@ _POOL: Final = frozenset({Capability.RESIZE, Capability.FLIP, Capability.DRAIN})
 _ENGINES: Final = ("sglang", "vllm")
 CONTROLLERS: Final[Mapping[str, Kind]] = MappingProxyType(
     {
-        "sglang-router": Kind(can=_POOL, options=("switch", "graph_gb"), dialects=_ENGINES, open=_router),
-        "smg": Kind(can=_POOL, options=(), dialects=_ENGINES, open=_router),
+        "sglang-router": Kind(
+            can=_POOL, options=("switch", "graph_gb"), dialects=_ENGINES, open=_router, sends="this router"
+        ),
+        "smg": Kind(can=_POOL, options=(), dialects=_ENGINES, open=_router, sends="this router"),
         "ray-serve": Kind(
             can=frozenset({Capability.RESIZE}),
-            options=("prefill", "decode", "mixed"),
+            options=WORDS,
             dialects=("ray-serve",),
             open=_ray_serve,
+            sends="Ray Serve",
         ),
         "production-stack": Kind(
-            can=_POOL, options=("file",), dialects=("vllm",), open=_production_stack, needs=("file",)
+            can=_POOL,
+            options=("file",),
+            dialects=("vllm",),
+            open=_production_stack,
+            needs=("file",),
+            sends="its router",
         ),
         "prometheus": Kind(
             can=frozenset(),
-            options=("query", "role", "prefill", "decode", "mixed"),
-            dialects=(*_ENGINES, "dynamo"),
+            options=("query", "role", *WORDS, "unlabelled", "serve_port"),
+            dialects=(*_ENGINES, "openai", "dynamo"),
             open=_prometheus,
+            patience_s=PROMETHEUS_PATIENCE_S,
         ),
         "dynamo": Kind(
             can=frozenset({Capability.RESIZE}),
             options=("etcd", "namespace", "pages"),
             dialects=("dynamo",),
             open=_dynamo,
+            sends="Dynamo's frontend",
         ),
         "kubernetes": Kind(
             can=frozenset({Capability.RESIZE}),
             options=KUBE_OPTIONS,
-            dialects=("llm-d", "dynamo", *_ENGINES),
+            dialects=("llm-d", "dynamo", *_ENGINES, "openai"),
             open=_kubernetes,
             is_http=False,
             needs=("namespace",),
@@ -149,6 +168,10 @@ CONTROLLERS: Final[Mapping[str, Kind]] = MappingProxyType(
 )
 #: Kinds of fleets whose workers have no page that we read: what is known of them is their controller's word.
 WITHOUT_PAGES: Final = frozenset({"ray-serve"})
+#: Who sends the requests of these kinds of fleets, whatever lists their workers.
+SENDERS: Final[Mapping[str, str]] = MappingProxyType(
+    {"dynamo": "Dynamo's frontend", "llm-d": "llm-d's endpoint picker"}
+)
 
 
 def controller_can(attachment: Attachment) -> frozenset[Capability]:
@@ -157,9 +180,28 @@ def controller_can(attachment: Attachment) -> frozenset[Capability]:
     found = CONTROLLERS.get(kind)
     if found is None or (kind == "dynamo" and "etcd=" not in url):
         return frozenset()
-    if kind == "kubernetes" and scale_of(dict(parse_qsl(urlsplit(url).query)), attachment.kind) == "none":
+    if kind == "kubernetes" and _scale(url, attachment) == "none":
         return frozenset()
     return found.can
+
+
+def why_not_sent(attachment: Attachment) -> str:
+    """Why its requests cannot be sent by us, nor its roles given; "" where the controller only lists its engines."""
+    kind, _, url = attachment.controller.partition("=")
+    found = CONTROLLERS.get(kind)
+    who = (found.sends if found else "its controller") or SENDERS.get(attachment.kind, "")
+    if who:
+        return f"{who} sends its requests"
+    if kind == "kubernetes" and (scale := _scale(url, attachment)) != "none":
+        return (
+            f"scale={scale} lets objects of the cluster size its pools, so a worker's role is not ours to give; "
+            "attached with scale=none it is"
+        )
+    return ""
+
+
+def _scale(url: str, attachment: Attachment) -> str:
+    return scale_of(dict(parse_qsl(urlsplit(url).query)), attachment.kind)
 
 
 def address_of(attachment: Attachment) -> Address:
@@ -179,6 +221,8 @@ def address_of(attachment: Attachment) -> Address:
     if unknown:
         bound = ", ".join(CONTROLLERS[kind].options) or "none"
         raise CommandRefused(f"{kind} takes no {unknown[0]}", field="controller", value=unknown[0], bound=bound)
+    if kind == "prometheus":
+        _check_prometheus(options)
     graph_gb = options.get("graph_gb", "0")
     if not re.fullmatch(r"\d{1,3}(\.\d+)?", graph_gb):
         raise CommandRefused("graph_gb is a number of GB", field="controller", value=graph_gb, bound="0..999")
@@ -202,10 +246,23 @@ def address_of(attachment: Attachment) -> Address:
     )
 
 
+def _check_prometheus(options: Mapping[str, str]) -> None:
+    unlabelled, port = options.get("unlabelled", "mixed"), options.get("serve_port", "1")
+    if unlabelled not in WORDS:
+        raise CommandRefused("no such role", field="unlabelled", value=unlabelled, bound=", ".join(WORDS))
+    if not (re.fullmatch(r"[0-9]{1,5}", port) and 1 <= int(port) <= 65535):
+        raise CommandRefused("serve_port is no port", field="serve_port", value=port, bound="1..65535")
+
+
 def _check_kubernetes(path: str, options: Mapping[str, str], attachment: Attachment) -> None:
     if attachment.controller_token:
         raise CommandRefused("kubernetes takes its credentials from the kubeconfig alone", field="controller_token")
     kube_plan(path, options, attachment.kind)
+
+
+def patience_s(address: Address) -> float:
+    """For so long an engine that it lists no more is taken to be there."""
+    return CONTROLLERS[address.kind].patience_s
 
 
 def open_steering(address: Address, memory: Memory | None = None) -> Steering:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from control.errors import FleetError
 from control.fleets.attached.steering.calls import Caller, rows, table
@@ -17,13 +17,24 @@ from control.fleets.base import FleetStep, StepOutcome
 
 
 class PrometheusSteering:
-    """`role_label` holds the role; `words`: what its values mean, where they are not prefill, decode or mixed."""
+    """`role_label` holds the role; `words`: what its values mean, where they are not prefill, decode or mixed;
+    `unlabelled`: the role of an engine without one. `serve_port`: where requests go; "": where its page is read."""
 
-    def __init__(self, server: Caller, query: str, role_label: str, words: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        server: Caller,
+        query: str,
+        role_label: str,
+        words: Mapping[str, str],
+        *,
+        unlabelled: str = "",
+        serve_port: str = "",
+    ) -> None:
         self._server = server
         self._query = query
         self._role_label = role_label
-        self._words = words
+        self._words = {"": unlabelled, **words}
+        self._serve_port = serve_port
 
     async def look(self) -> Roster:
         """Raises FleetError, also where an engine has no role: half a fleet would be half a truth."""
@@ -46,7 +57,19 @@ class PrometheusSteering:
         if role not in ROLES or not instance:
             raise FleetError(
                 f"{instance or 'a series'} of {self._query} has {self._role_label}={told!r}: no role of "
-                f"{', '.join([*ROLES, *self._words])}"
+                f"{', '.join(filter(None, [*ROLES, *self._words]))}"
             )
         target = make_target(instance, role)
-        return Member(worker_id=target.worker_id, role=target.role, metrics_url=target.url)
+        parts = urlsplit(target.url)
+        serves = parts._replace(netloc=f"{_host(parts.netloc)}:{self._serve_port}", path="").geturl()
+        return Member(
+            worker_id=target.worker_id,
+            role=target.role,
+            metrics_url=target.url,
+            serve_url=serves if self._serve_port else "",
+        )
+
+
+def _host(netloc: str) -> str:
+    """Without its port; an IPv6 address keeps its brackets."""
+    return netloc if netloc.endswith("]") else netloc.rpartition(":")[0] or netloc

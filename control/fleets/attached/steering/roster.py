@@ -15,8 +15,8 @@ from control.types.workers import Role, WorkerState
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One worker. `metrics_url`: of its own page; "" when it has none. `told`: what its controller says of its work, as
-    of `told_unix_s` if not of this look."""
+    """One worker. `metrics_url`: of its own page; "" when it has none. `serve_url`: where it takes requests, if not
+    there. `told`: what its controller says of its work, as of `told_unix_s` if not of this look."""
 
     worker_id: str
     role: Role
@@ -26,6 +26,7 @@ class Member:
     told: EnginePage = field(default_factory=EnginePage)
     has_own_id: bool = False  # its page says `worker_id`, so that another worker at its address is noticed
     told_unix_s: float | None = None
+    serve_url: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +79,7 @@ def targets_of(members: Iterable[Member]) -> tuple[Target, ...]:
             url=each.metrics_url,
             role=each.role,
             page_of=each.worker_id if each.has_own_id else "",
+            serve_url=each.serve_url,
         )
         for each in members
         if each.metrics_url

@@ -17,7 +17,8 @@ from control.fleets.attached.steering.kube.pods import PodRules
 from control.types.workers import Role
 
 IN_CLUSTER: Final = "in-cluster"
-OPTIONS: Final = ("context", "namespace", "selector", "role", "prefill", "decode", "mixed", "port", "scale")
+WORDS: Final = ("prefill", "decode", "mixed")
+OPTIONS: Final = (*("context", "namespace", "selector", "role", *WORDS, "unlabelled", "port", "serve_port", "scale"),)
 LLM_D_ROLE: Final = "llm-d.ai/role"
 #: llm-d's own words (`pkg/epp/.../bylabel` of llm-d-router); `both` is the older one.
 LLM_D_WORDS: Final = {
@@ -89,21 +90,39 @@ def kube_plan(where: str, options: Mapping[str, str], kind: str) -> KubePlan:
     for label in labels:
         if not _LABEL.fullmatch(label):
             raise _refused("role", label, "the name of a label")
-    told = {value: Role(role) for role in ("prefill", "decode", "mixed") for value in _values(options.get(role, ""))}
+    told = {value: Role(role) for role in WORDS for value in _values(options.get(role, ""))}
+    unlabelled = _unlabelled(options, kind)
+    if unlabelled is not None and not options.get("selector"):
+        raise _refused("selector", "", "a label selector, as pods without a role are workers too")
     selector = options.get("selector") or (labels[0] if "role" in options else defaults.selector.format(*names))
     return KubePlan(
         cluster=_cluster(where, options.get("context", "")),
         namespace=_dns("namespace", options.get("namespace", "")),
         selector=selector,
         rules=PodRules(
-            labels=labels,
+            labels=() if kind == "openai" else labels,
             words=told or defaults.words,
             others=frozenset() if told else defaults.others,
-            port=_port(options.get("port", "")),
+            port=_port("port", options.get("port", "")),
+            unlabelled=unlabelled,
+            serve_port=_port("serve_port", options.get("serve_port", "")),
         ),
         scale=scale,
         names=names,
     )
+
+
+def _unlabelled(options: Mapping[str, str], kind: str) -> Role | None:
+    """The role of pods without the label. A plain server has both phases, whatever its pod's labels say."""
+    if kind == "openai":
+        named = [each for each in ("role", *WORDS) if each in options]
+        if named:
+            raise _refused(named[0], options[named[0]], "none: a plain server serves both phases")
+        return Role.MIXED
+    word = options.get("unlabelled", "")
+    if word and word not in WORDS:
+        raise _refused("unlabelled", word, ", ".join(WORDS))
+    return Role(word) if word else None
 
 
 def scale_of(options: Mapping[str, str], kind: str) -> str:
@@ -140,11 +159,11 @@ def _dns(field: str, value: str) -> str:
     return value
 
 
-def _port(text: str) -> int | None:
+def _port(field: str, text: str) -> int | None:
     if not text:
         return None
     if not (text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 65535):
-        raise _refused("port", text, "1..65535")
+        raise _refused(field, text, "1..65535")
     return int(text)
 
 

@@ -30,18 +30,22 @@ MAX_NAMED: Final = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodRules:
-    """`labels`: the first that a pod has says what it is. `others`: known to be no phase. `port` None: as it says."""
+    """`labels`: the first that a pod has says what it is; one that has none is `unlabelled`, None: no worker. `others`:
+    known to be no phase. `port` None: as it says. `serve_port`: of requests; None: that of the page."""
 
     labels: tuple[str, ...]
     words: Mapping[str, Role]
     others: frozenset[str] = frozenset()
     port: int | None = None
+    unlabelled: Role | None = None
+    serve_port: int | None = None
 
     def word(self, labels: Mapping[str, Any]) -> str | None:
         return next((str(labels[name]) for name in self.labels if name in labels), None)
 
     def role(self, labels: Mapping[str, Any]) -> Role | None:
-        return self.words.get(self.word(labels) or "")
+        word = self.word(labels)
+        return self.unlabelled if word is None else self.words.get(word)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +70,8 @@ def seen_pod(item: dict[str, Any], rules: PodRules) -> SeenPod:
         note = f"no label {' or '.join(rules.labels)}" if word is None else f"the role {word!r}, which is no phase"
         return SeenPod(name=name, note="" if word in rules.others else note)
     state, reason = _state(item)
-    url, note = _page(item, rules)
+    host = _host(item)
+    url, note = _page(item, rules, host)
     uid = str(table(item, "metadata").get("uid", ""))
     member = Member(
         worker_id=name if len(name) <= LONGEST_NAME else uid,
@@ -74,6 +79,7 @@ def seen_pod(item: dict[str, Any], rules: PodRules) -> SeenPod:
         state=state,
         reason=reason or note,
         metrics_url=url,
+        serve_url=f"http://{host}:{rules.serve_port}" if url and rules.serve_port else "",
     )
     return SeenPod(name=name, member=member, note=note, deployment=_deployment(item))
 
@@ -104,17 +110,23 @@ def _state(item: dict[str, Any]) -> tuple[WorkerState, str]:
     return WorkerState.STARTING, told[:200]
 
 
-def _page(item: dict[str, Any], rules: PodRules) -> tuple[str, str]:
-    """Its address, or why there is none; both "" for a pod that has no IP yet."""
+def _host(item: dict[str, Any]) -> str:
+    """As a URL has it; "" for a pod that has no IP yet."""
     try:
         address = ipaddress.ip_address(str(table(item, "status").get("podIP", "")))
     except ValueError:
+        return ""
+    return f"[{address}]" if address.version == 6 else str(address)
+
+
+def _page(item: dict[str, Any], rules: PodRules, host: str) -> tuple[str, str]:
+    """Its address, or why there is none; both "" for a pod that has no IP yet."""
+    if not host:
         return "", ""
     annotations = table(item, "metadata", "annotations")
     port = rules.port or _port(annotations.get(PORT_ANNOTATION)) or _named_port(item)
     if port is None:
         return "", f"no {PORT_ANNOTATION} and no port named {' or '.join(PORT_NAMES)} (say port=NUMBER)"
-    host = f"[{address}]" if address.version == 6 else str(address)
     path = str(annotations.get(PATH_ANNOTATION) or "/metrics")
     try:
         return make_target(f"http://{host}:{port}/{path.lstrip('/')}", Role.MIXED.value, "pod").url, ""
