@@ -142,7 +142,7 @@ def grantable(kind: KindChoice, steers: ControllerChoice) -> str:
     """What can be allowed of a fleet of this kind that this controller lists."""
     may = {*steers.can, *(() if steers.sends else kind.can)}
     can = ", ".join(ACTS[each].lower() for each in ACTS if each in may) or "nothing"
-    why = f" {steers.sends.capitalize()} sends its requests, so ours cannot." if steers.sends else ""
+    why = f" {words.sentence(steers.sends)} sends the requests, so our gateway cannot." if steers.sends else ""
     return f"Through {name(steers.name)} can be allowed: {can}.{why}"
 
 

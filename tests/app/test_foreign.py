@@ -12,6 +12,7 @@ from streamlit.testing.v1 import AppTest
 from app import figures, foreign, wall
 from app.source import Hub, Look
 from control.client import AttachedInfo, Attachment, EngineSurvey, Survey
+from control.fleets.attached.choices import choices
 from control.fleets.attached.types import Finding, Looks, Permission
 from control.types.fleet import Capability, FleetSnapshot, Missing
 from control.types.workers import Role, WorkEstimates
@@ -50,6 +51,19 @@ def test_a_figure_that_is_not_known_says_why_and_what_shows_it_and_is_not_measur
     assert (ttft.value, ttft.tag) == ("n/a", "no data")
     assert (prefill.value, prefill.tag, prefill.note) == ("n/a", "not exported", "name the model")
     assert decode.tag_note == "FLOPs and bytes (both utilization lines): not exported: name the model."
+
+
+def test_what_a_controller_lets_be_allowed_is_what_it_can_and_where_it_only_lists_also_what_the_engines_can() -> None:
+    told = choices()
+    steers, kinds = ({each.name: each for each in found} for found in (told.controllers, told.kinds))
+    assert foreign.grantable(kinds["vllm"], steers["kubernetes"]) == (
+        "Through Kubernetes can be allowed: route, resize, flip, drain."
+    )
+    assert foreign.grantable(kinds["llm-d"], steers["kubernetes"]) == "Through Kubernetes can be allowed: resize."
+    assert foreign.grantable(kinds["vllm"], steers["smg"]) == (
+        "Through SMG (sglang model gateway) can be allowed: resize, flip, drain. "
+        "This router sends the requests, so our gateway cannot."
+    )
 
 
 def test_what_our_gateways_would_see_is_not_shown_of_a_fleet_whose_requests_do_not_pass_them() -> None:

@@ -21,6 +21,8 @@ from gateway_builders import write_model_folder
 from control.auth import read_token
 from control.client import PhaselineClient
 from control.errors import ControlError
+from tests.control.attached.fake_kubernetes import FakeKubernetes, serving, write_kubeconfig
+from tests.control.attached.fake_pods import add_engine
 from tests.integration.deployment import Deployment, free_ports
 from tests.integration.steady_clients import SteadyClients
 
@@ -83,6 +85,12 @@ class Site:
         targets = [word for each in told for word in ("--targets", each)]
         self.place.must("attach", NAME, "--kind", "vllm", *targets, "--simulated", "--every", "0.5")
 
+    def attach_pods(self, config: Path) -> None:
+        """All pods of an application, without a role of their own."""
+        controller = f"kubernetes={config}?namespace=serving&selector=app=vllm&unlabelled=mixed"
+        told = ("--controller", controller, "--simulated", "--every", "0.5")
+        self.place.must("attach", NAME, "--kind", "vllm", *told)
+
     def serve(self, *more: str) -> str:
         return self.place.must("serve", NAME, *self.words, "--detach", *more)
 
@@ -118,6 +126,12 @@ class Site:
             said = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
         return "".join(json.loads(each)["choices"][0]["text"] for each in said[:-1] if "choices" in each), said[-1]
 
+    def served_more(self, clients: SteadyClients, count: int = 6) -> None:
+        """So many further streams end well."""
+        wanted = clients.num_served + count
+        self.place.until(lambda: clients.num_served >= wanted or bool(clients.failures), "more streams")
+        assert not clients.failures
+
     def until_ready(self, **roles: str) -> None:
         wanted = {name: (role, "ready") for name, role in roles.items()}
         self.place.until(lambda: self.roles() == wanted, f"{wanted}")
@@ -126,12 +140,28 @@ class Site:
 @contextmanager
 def site(folder: Path, **roles: str) -> Iterator[Site]:
     """A plane without workers of its own, and engines attached in these roles that it may route, flip and drain."""
+    with _place(folder, *roles) as made:
+        made.attach(**roles)
+        yield made
+
+
+@contextmanager
+def pods(folder: Path, *names: str) -> Iterator[tuple[Site, FakeKubernetes]]:
+    """The same, its engines listed by a fake Kubernetes API server as pods that say no role."""
+    with serving(FakeKubernetes()) as cluster, _place(folder, *names) as made:
+        for name in names:
+            add_engine(cluster, name, made.engines.servers[name].url)
+        made.attach_pods(write_kubeconfig(folder / "config", cluster.url))
+        yield made, cluster
+
+
+@contextmanager
+def _place(folder: Path, *names: str) -> Iterator[Site]:
     place = Deployment(folder / "run", PHASELINE_FLEET_KIND="none")
-    with Engines(*roles) as engines:
+    with Engines(*names) as engines:
         made = Site(place, engines, folder)
         try:
             place.must("up", "--detach")
-            made.attach(**roles)
             yield made
         finally:
             place.end()

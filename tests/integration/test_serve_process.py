@@ -10,18 +10,10 @@ import pytest
 
 from control.processes import send_signal
 from tests.integration.foreign_site import NAME, Site, site
-from tests.integration.steady_clients import SteadyClients
 
 pytestmark = pytest.mark.integration
 LONG = 100  # tokens
 PAIR = {"p": "prefill", "d": "decode"}
-
-
-def served_more(clients: SteadyClients, place: Site, count: int = 6) -> None:
-    """So many further streams end well."""
-    wanted = clients.num_served + count
-    place.place.until(lambda: clients.num_served >= wanted or bool(clients.failures), "more streams")
-    assert not clients.failures
 
 
 def test_a_served_fleet_lives_through_flips_kills_and_an_upgrade_and_ends_whole(tmp_path: Path) -> None:
@@ -39,22 +31,22 @@ def test_a_served_fleet_lives_through_flips_kills_and_an_upgrade_and_ends_whole(
 
         here.of("route", "set", "min_remote_prefill_tokens=16", "max_local_output_tokens=8", "--wait")
         with here.clients() as clients:
-            served_more(clients, here)
+            here.served_more(clients)
             assert here.engines.servers["d"].num_pulled > 0
             here.of("flip", "p", "mixed", "--confirm", "prefill")
             send_signal(place.root("plane"), signal.SIGKILL)  # the next one ends the flip
-            served_more(clients, here)
+            here.served_more(clients)
             here.until_ready(p="mixed", d="decode")
             here.engines.kill("d")
-            served_more(clients, here)
+            here.served_more(clients)
             here.engines.start(here.engines.servers["d"])
             here.until_ready(p="mixed", d="decode")
-            served_more(clients, here)
+            here.served_more(clients)
             before = place.root("serve-prod")
             notes = {each["name"]: each["state"] for each in place.json("upgrade")["steps"]}
             assert notes["serve-prod"] == "done"
             assert place.root("serve-prod") != before
-            served_more(clients, here)
+            here.served_more(clients)
         assert not clients.failures
 
         before = place.root("serve-prod")

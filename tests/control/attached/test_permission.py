@@ -30,6 +30,34 @@ def test_a_permission_for_what_it_cannot_do_gives_nothing():
     assert acting(THEIRS, (granted(Capability.MIGRATE),)) == {Capability.OBSERVE}
 
 
+def test_roles_are_given_at_our_gateway_so_without_its_permission_no_other_says_anything():
+    flip = (granted(Capability.FLIP),)
+    assert acting(THEIRS, flip) == {Capability.OBSERVE}
+    assert "`phaseline allow theirs route`" in not_allowed(THEIRS, Capability.FLIP, flip).detail
+    both = (*flip, granted(Capability.ROUTE))
+    assert acting(THEIRS, both) == {Capability.OBSERVE, Capability.ROUTE, Capability.FLIP}
+    assert "`phaseline allow theirs drain`" in not_allowed(THEIRS, Capability.DRAIN, both).detail
+
+
+@pytest.mark.parametrize(
+    ("controller", "who"),
+    [
+        ("sglang-router=http://h:1", "this router"),
+        ("smg=http://h:1", "this router"),
+        ("production-stack=http://h:1?file=/f.yaml", "its router"),
+    ],
+)
+def test_a_controller_that_sends_the_requests_itself_keeps_doing_so(controller: str, who: str):
+    told = Attachment(name="theirs", kind="vllm", controller=controller)
+    with pytest.raises(CommandRefused, match=f"cannot route: {who} sends its requests"):
+        check_grantable(told, Capability.ROUTE)
+
+
+def test_engines_that_prometheus_lists_are_ours_to_route():
+    told = Attachment(name="theirs", kind="vllm", controller="prometheus=http://h:9090?query=up")
+    assert can_of(told) == can_of(THEIRS)
+
+
 def test_what_a_fleet_cannot_do_is_not_allowed_and_the_refusal_says_what_could_be():
     with pytest.raises(CommandRefused, match=r"theirs \(vllm\) cannot migrate") as caught:
         check_grantable(THEIRS, Capability.MIGRATE)

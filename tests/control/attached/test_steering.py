@@ -160,6 +160,21 @@ async def test_prometheus_lists_the_engines_and_a_label_of_its_own_words_gives_t
         await steering.close()
 
 
+async def test_an_engine_of_prometheus_without_a_role_has_the_one_that_is_said_and_requests_go_where_it_is_said():
+    server = FakePrometheus([{"instance": "10.0.0.1:9400"}, {"instance": "10.0.0.2:9400", "role": "decode"}])
+    async with served(server):
+        options = "query=up&unlabelled=mixed&serve_port=8000"
+        address = plan("vllm", f"prometheus={server.url}?{options}").controller
+        assert address is not None
+        steering = open_steering(address)
+        found = [(each.worker_id, each.role, each.serve_url) for each in (await steering.look()).members]
+        assert found == [
+            ("10.0.0.1:9400", Role.MIXED, "http://10.0.0.1:8000"),
+            ("10.0.0.2:9400", Role.DECODE, "http://10.0.0.2:8000"),
+        ]
+        await steering.close()
+
+
 async def test_an_order_that_was_not_allowed_is_refused_and_one_that_is_accepted_and_does_not_show_has_failed():
     ray = FakeRay(obeys=False)
     async with served(ray):
@@ -209,6 +224,8 @@ async def test_a_token_is_read_from_its_place_and_its_absence_named_without_it(t
         ("sglang", "sglang-router=http://h:1?port=3", "takes no port"),
         ("vllm", "ray-serve=http://h:1/pd", "ray-serve steers no vllm"),
         ("dynamo", "", "give targets"),
+        ("vllm", "prometheus=http://h:9090?query=up&unlabelled=both", "no such role"),
+        ("vllm", "prometheus=http://h:9090?query=up&serve_port=0", "serve_port is no port"),
     ],
 )
 def test_a_controller_that_cannot_be_used_says_why(kind: str, controller: str, words: str):
