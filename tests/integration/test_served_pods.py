@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.control.attached.fake_pods import add_engine, remove, terminate
+from tests.control.attached.fake_pods import add_engine, go_away, terminate
 from tests.integration.foreign_site import NAME, pods
 
 pytestmark = pytest.mark.integration
@@ -32,10 +32,10 @@ def test_pods_flip_come_and_are_deleted_while_streams_run_and_none_fails(tmp_pat
             here.until_ready(v0="prefill", v2="mixed", v3="mixed")
             assert here.engines.servers["v1"].num_running == 0
             here.engines.kill("v1")
-            remove(cluster, "v1")
+            cluster.remove("pods", "v1")
             here.served_more(clients)
 
-            cluster.token = "another-word"  # the list cannot be asked for any more
+            go_away(cluster)
             here.of("flip", "v0", "mixed", "--wait", "--confirm", "prefill")
             here.served_more(clients)
         assert not clients.failures

@@ -21,12 +21,17 @@ def add_engine(cluster: FakeKubernetes, name: str, url: str, role: str = "") -> 
 def set_ready(cluster: FakeKubernetes, name: str, is_ready: bool) -> None:
     status = cluster.objects["pods", name]["status"]
     status["conditions"] = [{"type": "Ready", "status": "True" if is_ready else "False"}]
+    cluster.touch("pods", name)
 
 
 def terminate(cluster: FakeKubernetes, name: str) -> None:
     """Its grace period begins: it is listed until it has ended."""
     cluster.objects["pods", name]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    cluster.touch("pods", name)
 
 
-def remove(cluster: FakeKubernetes, name: str) -> None:
-    del cluster.objects["pods", name]
+def go_away(cluster: FakeKubernetes) -> None:
+    """The watch that is open ends, and every call is refused from now on."""
+    cluster.token = "another-word"
+    cluster.version += 1
+    cluster.tell("", "end", {})

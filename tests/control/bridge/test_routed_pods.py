@@ -22,7 +22,7 @@ from control.plane import Plane
 from control.settings import Settings
 from control.types import Action, CommandRequest, CommandState, Role, Verb, WorkerState
 from tests.control.attached.fake_kubernetes import FakeKubernetes, serving, write_kubeconfig
-from tests.control.attached.fake_pods import add_engine, remove, set_ready, terminate
+from tests.control.attached.fake_pods import add_engine, go_away, set_ready, terminate
 
 MIXED = Role.MIXED, WorkerState.READY
 PREFILL = Role.PREFILL, WorkerState.READY
@@ -96,7 +96,7 @@ async def test_a_pod_that_comes_begins_as_listed_and_one_that_is_deleted_is_drai
         terminate(here.cluster, "v1")
         await until(lambda: plane.desired.roles == {"v0": Role.MIXED, "v2": Role.MIXED}, LIMIT_S)
         await until(lambda: weights(plane).keys() == {"v0", "v2"}, LIMIT_S)
-        remove(here.cluster, "v1")
+        here.cluster.remove("pods", "v1")
         await here.servers["v1"].die()
         await here.come("v1")  # a StatefulSet's pod has its old name
         await until(lambda: roles_of(plane).get("v1") == MIXED, LIMIT_S)
@@ -128,7 +128,7 @@ async def test_while_the_api_server_is_away_the_last_list_serves_also_under_a_ne
         async with plane_of(tmp_path, here.attachment, allowed(*ALL)) as plane:
             await until(lambda: roles_of(plane) == {"v0": MIXED, "v1": MIXED}, LIMIT_S)
             assert (await done(plane, Action(verb=Verb.FLIP, worker_id="v0", role=Role.PREFILL))).state == "done"
-        here.cluster.token = "another-word"
+        go_away(here.cluster)
         async with plane_of(tmp_path, here.attachment, allowed(*ALL), fence=2) as plane:
             await until(lambda: roles_of(plane) == {"v0": PREFILL, "v1": MIXED}, LIMIT_S)
             assert plane.desired.roles == {"v0": Role.PREFILL, "v1": Role.MIXED}
