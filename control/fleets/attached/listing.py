@@ -19,7 +19,8 @@ from control.errors import CommandRefused
 from control.fleets.attached.roster_watch import RosterWatch
 from control.fleets.attached.steering.roster import Roster, Steering, targets_of
 from control.fleets.attached.targets import RosterTargets, Target, read_targets, write_targets
-from control.types import WorkerRoute, WorkerState
+from control.types.routing import WorkerRoute
+from control.types.workers import WorkerState
 
 EMPTY: Final = "it lists no engine that is to stay: those before stay"
 

@@ -13,7 +13,8 @@ from control.fleets.attached.listing import Listing, Registered, following, held
 from control.fleets.attached.steering.roster import Member, Roster
 from control.fleets.attached.targets import FileTargets, RosterTargets, Target
 from control.fleets.base import FleetStep, StepOutcome
-from control.types import Role, WorkerRoute, WorkerState
+from control.types.routing import WorkerRoute
+from control.types.workers import Role, WorkerState
 
 READY, DRAINING, STARTING = WorkerState.READY, WorkerState.DRAINING, WorkerState.STARTING
 

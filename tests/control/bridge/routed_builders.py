@@ -18,7 +18,10 @@ from control.history.store import History
 from control.lease import Lease, this_process
 from control.plane import Plane
 from control.settings import Settings
-from control.types import Action, Capability, Command, CommandRequest, Principal, Role, WorkerState
+from control.types.api import Principal
+from control.types.commands import Action, Command, CommandRequest
+from control.types.fleet import Capability
+from control.types.workers import Role, WorkerState
 
 OPERATOR = Principal(name="ann", role="operator")
 LIMIT_S = 120.0  # of a busy machine

@@ -24,7 +24,9 @@ from control.fleets.attached.routed import RoutedFleet, fleet_of
 from control.fleets.attached.types import Attachment
 from control.fleets.fleet_token import fleet_token
 from control.history.store import History
-from control.types import Action, Capability, Command, CommandRequest, CommandState, Role, Verb, WorkerState
+from control.types.commands import Action, Command, CommandRequest, CommandState, Verb
+from control.types.fleet import Capability
+from control.types.workers import Role, WorkerState
 
 
 def write_targets(file: Path, **engines: tuple[str, FakeServer]) -> None:

@@ -20,7 +20,8 @@ from control.fleets.attached.types import Attachment
 from control.fleets.fleet_token import fleet_token
 from control.plane import Plane
 from control.settings import Settings
-from control.types import Action, CommandRequest, CommandState, Role, Verb, WorkerState
+from control.types.commands import Action, CommandRequest, CommandState, Verb
+from control.types.workers import Role, WorkerState
 from tests.control.attached.fake_kubernetes import FakeKubernetes, serving, write_kubeconfig
 from tests.control.attached.fake_pods import add_engine, go_away, set_ready, terminate
 
