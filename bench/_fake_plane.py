@@ -21,7 +21,8 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from control.types.requests import RequestFilters
-from tests.app.fake_plane import FakeClient, FakePlane
+from tests.app.fake_client import FakeClient
+from tests.app.fake_plane import FakePlane
 
 API = "/api/v1"
 Ask = Callable[[FakeClient, Request], Any]

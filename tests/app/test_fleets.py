@@ -10,7 +10,8 @@ from streamlit.testing.v1 import AppTest
 from app.fleets import IDLE_S, Fleets
 from control.types.fleet import Capability, FleetSnapshot
 from tests.app.builders import Clock, plane_and_hub
-from tests.app.fake_plane import FakeClient, FakePlane
+from tests.app.fake_client import FakeClient
+from tests.app.fake_plane import FakePlane
 from tests.app.test_pages import button, log_in, opened, script, text
 
 

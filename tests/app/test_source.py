@@ -13,7 +13,8 @@ from control.types.api import Principal
 from control.types.commands import Action, CommandRequest, Verb
 from control.types.series import SeriesResult
 from tests.app.builders import NOW, plane_and_hub, points, result
-from tests.app.fake_plane import FakeClient, FakePlane
+from tests.app.fake_client import FakeClient
+from tests.app.fake_plane import FakePlane
 
 
 class CountingClient(FakeClient):

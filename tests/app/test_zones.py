@@ -10,7 +10,7 @@ import pytest
 from app import lines, zones
 from control.types.fleet import Blended
 from tests.app.builders import plane_and_hub
-from tests.app.fake_plane import CEILINGS
+from tests.app.fake_fleet import CEILINGS
 
 PREFILL, DECODE, BLENDED = lines.utilization("wall", "phase", blended=True)
 
