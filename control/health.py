@@ -42,6 +42,7 @@ def health_of(
     now_unix_s = observation.at_unix_s
     losses = {each.worker_id: each for each in departures if each.kind == "lost"}
     checks = (
+        _unlisted(observation),
         _cannot_serve(workers),
         _workers_away(workers, observation, losses),
         _limited(bottleneck),
@@ -50,7 +51,14 @@ def health_of(
     fine = _observed(workers) if is_observed_only else _fine(workers, traffic)
     found = next((each for each in checks if each), fine)
     told = _recent_loss(losses, now_unix_s)
-    return found if not told or found is checks[1] else replace(found, text=f"{found.text}. {told}")
+    return found if not told or found is checks[2] else replace(found, text=f"{found.text}. {told}")
+
+
+def _unlisted(observation: Observation) -> Health | None:
+    """Of somebody else's fleet: nobody has said yet who its workers are."""
+    if observation.is_listed:
+        return None
+    return Health(level="starting", text=f"Its workers are not known yet: {'; '.join(observation.problems)}")
 
 
 def _cannot_serve(workers: tuple[WorkerStatus, ...]) -> Health | None:

@@ -78,7 +78,8 @@ def build_snapshot(
     workers = tuple(
         worker_status(identity, w, desired, readings.get(w), lives.get(w), devices, utilization, at) for w in ids
     )
-    pools = (pool_status(role, desired, workers, utilization, traffic, batches.get(role)) for role in POOLS)
+    is_known = not identity.is_attached or (observation is not None and observation.is_listed)
+    pools = (pool_status(role, workers, utilization, traffic, batches.get(role), is_known=is_known) for role in POOLS)
     health = STARTING
     if observation is not None:
         is_theirs = _is_observed_only(identity)
@@ -225,7 +226,7 @@ def worker_status(
         model_id=reading.model_id if reading else identity.model_id,
         simulated=reading.simulated if reading else identity.simulated,
         role=reading.role if reading else Role.UNASSIGNED,
-        desired_role=role_of(desired, worker_id),
+        desired_role=_desired_role(desired, worker_id, life),
         state=state,
         reason=reason,
         role_since_unix_s=reading.role_since_unix_s if reading else at_unix_s,
@@ -265,6 +266,12 @@ def worker_status(
     )
 
 
+def _desired_role(desired: Desired, worker_id: str, life: WorkerLife | None) -> Role:
+    """Of somebody else's engine that has never answered: the role in which it is listed."""
+    listed = life.listed_role if life and worker_id not in desired.roles else None
+    return listed or role_of(desired, worker_id)
+
+
 def _version_of(identity: FleetIdentity, life: WorkerLife | None) -> str:
     """A foreign engine's is its own."""
     if not identity.is_attached:
@@ -288,13 +295,17 @@ def _estimates(reading: MeterReading | None) -> WorkEstimates | None:
 
 def pool_status(
     role: Role,
-    desired: Desired,
     workers: tuple[WorkerStatus, ...],
     utilization: UtilizationView | None,
     traffic: TrafficStatus,
     batch: BatchLimit | None = None,
+    *,
+    is_known: bool = True,
 ) -> PoolStatus:
-    """One pool, by the role that its workers are seen in; what is desired of it stands beside that."""
+    """One pool, by the role that its workers are seen in; what is desired of it stands beside that.
+
+    `is_known` False: nobody has said yet who the fleet's workers are.
+    """
     members = [each for each in workers if each.role == role and not _is_spare(each)]
     wanted = [each for each in workers if each.desired_role == role]
     ready = [each for each in members if each.state == WorkerState.READY and each.alive]
@@ -303,7 +314,7 @@ def pool_status(
     load = prefill_load_s(members, prefill) if role == Role.PREFILL else kv_load(members)
     return PoolStatus(
         role=role,
-        num_desired=len(wanted),
+        num_desired=len(wanted) if is_known else None,
         num_ready=len(ready),
         num_other=len({each.worker_id for each in (*members, *wanted)} - {each.worker_id for each in ready}),
         prefill=prefill,

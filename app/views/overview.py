@@ -50,7 +50,7 @@ def _none(snapshot: FleetSnapshot) -> str:
     if snapshot.kind == "none":
         return "This plane has no workers of its own: attach a fleet on the page Fleets. What was is below."
     if snapshot.is_attached:
-        return "None of its engines has answered yet; the page Fleets says why. What was is below."
+        return f"{snapshot.health_text}; the page Fleets says more. What was is below."
     return "The fleet has not started a worker. What was is below."
 
 

@@ -28,8 +28,8 @@ def page(hub: Hub, snapshot: FleetSnapshot) -> None:
     push.slot(hub, "health")
     push.live(_pools, "pools")(hub)
     if not snapshot.workers:
-        missing = "None of its engines has answered yet." if snapshot.is_attached else snapshot.health_text
-        st.html(cards.empty("No workers yet", f"There is nothing to resize until there is a worker. {missing}"))
+        missing = f"There is nothing to resize until there is a worker. {snapshot.health_text}"
+        st.html(cards.empty("No workers yet", missing))
         return
     form = session.form(snapshot)
     why_not = session.can_act(hub, snapshot)
@@ -92,15 +92,15 @@ def pool_table(snapshot: FleetSnapshot) -> str:
         prefill = format.percent(pool.prefill.wall_compute if pool.prefill else None)
         decode = format.percent(pool.decode.wall_bandwidth if pool.decode else None)
         matched = pool.num_ready == pool.num_desired and not pool.num_other
-        changing = "–" if matched else format.count(pool.num_other)
+        changing = "–" if matched or pool.num_desired is None else format.count(pool.num_other)
         load = (
             f"{words.load(pool)} {'queued' if pool.role == 'prefill' else 'of KV'}"
             if pool.load is not None
             else format.NA
         )
         texts = (
-            str(pool.num_desired),
-            str(pool.num_ready),
+            format.count(pool.num_desired),
+            format.NA if pool.num_desired is None else str(pool.num_ready),
             changing,
             prefill,
             decode,

@@ -62,8 +62,10 @@ def status(as_json: JsonFlag = False) -> None:
 def _show_head(snapshot: FleetSnapshot) -> None:
     mark = " (simulated)" if snapshot.simulated else ""
     say(f"fleet {snapshot.fleet_id}, {snapshot.model_id}{mark}: {snapshot.health}: {snapshot.health_text}")
-    pools = [f"{each.role} {each.num_ready} of {each.num_desired}" for each in snapshot.pools]
-    say(f"pools: {', '.join(pools) or 'none'}; version {snapshot.desired.version}, seen {snapshot.stale_s:.1f} s ago")
+    known = [each for each in snapshot.pools if each.num_desired is not None]
+    pools = ", ".join(f"{each.role} {each.num_ready} of {each.num_desired}" for each in known)
+    none = "not known" if snapshot.pools else "none"
+    say(f"pools: {pools or none}; version {snapshot.desired.version}, seen {snapshot.stale_s:.1f} s ago")
     for notice in snapshot.notices:
         say(f"note: {notice}")
 

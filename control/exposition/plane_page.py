@@ -248,7 +248,7 @@ def _put_pools(page: Page, snapshot: FleetSnapshot) -> None:
         page.put(WORKERS, found[role, state], role.value, state.value)
     for pool in snapshot.pools:
         page.put(DESIRED, pool.num_desired, pool.role.value)
-        page.put(READY, pool.num_ready, pool.role.value)
+        page.put(READY, None if pool.num_desired is None else pool.num_ready, pool.role.value)
         page.put(QUEUE if pool.load_unit == "s" else KV, pool.load, pool.role.value)
     _put_utilization(page, Phase.PREFILL, snapshot.prefill)
     _put_utilization(page, Phase.DECODE, snapshot.decode)

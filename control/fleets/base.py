@@ -31,6 +31,7 @@ class WorkerLife:
     is_stopped: bool = False  # its process stands still (SIGSTOP, a debugger)
     is_outdated: bool = False  # its process runs other code, or was started with other settings, than this one
     version: str = ""  # of somebody else's engine, as it says it
+    listed_role: Role | None = None  # of somebody else's engine, as its registry says it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,7 @@ class Observation:
     lives: tuple[WorkerLife, ...] = ()
     problems: tuple[str, ...] = ()
     missing: tuple[Missing, ...] = ()  # what others' engines do not say
+    is_listed: bool = True  # who its workers are is known; False: who lists them has not answered yet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,7 +40,7 @@ class PoolStatus:
     """One pool: desired beside observed, how full beside how hard."""
 
     role: Role
-    num_desired: int
+    num_desired: int | None  # None: of a fleet whose list of workers was never had
     num_ready: int
     num_other: int  # starting, draining, failed
     prefill: PhaseUtilization | None

@@ -11,6 +11,7 @@ from streamlit.testing.v1 import AppTest
 
 from app import figures, foreign, wall
 from app.source import Hub, Look
+from app.views.pools import pool_table
 from control.client import AttachedInfo, Attachment, EngineSurvey, Survey
 from control.fleets.attached.choices import choices
 from control.fleets.attached.types import Finding, Looks, Permission
@@ -182,6 +183,15 @@ def test_pools_with_sizes_are_resized_by_size_beyond_the_workers_that_are_there(
     assert not button(app, "Preview resize").disabled
     assert "theirs (ray-serve) cannot flip" in text(app)
     assert not app.exception
+
+
+def test_pools_that_nobody_has_listed_are_not_known_in_place_of_zero() -> None:
+    own = FakePlane(Clock()).snapshot()
+    unlisted = replace(
+        own, pools=tuple(replace(each, num_desired=None, num_ready=0, num_other=0) for each in own.pools)
+    )
+    assert pool_table(unlisted).count(">n/a<") >= 2 * len(own.pools)
+    assert figures.role_legend(unlisted) == []
 
 
 def test_a_pool_that_somebody_else_sets_is_told_and_cannot_be_pressed() -> None:

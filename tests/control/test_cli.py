@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from control.cli.lifecycle import last_lines, masked
 from control.cli.main import app
 from control.cli.shell import Exit, exit_code, one_line, plain, print_table, remote, seconds
 from control.errors import SettingsError
+from control.snapshot import pool_status
 from control.types.alerts import Alert
 from control.types.api import Problem
 from control.types.bottleneck import Bottleneck, EvidenceLine, Resource
@@ -328,6 +330,14 @@ def test_status_says_health_first_and_marks_simulation(settings: Path) -> None:
         told = ask(plane, "status").stdout.splitlines()
     assert told[0] == "fleet local, tiny (simulated): ok: all workers serve"
     assert "note: thresholds of the local profile: not production values" in told
+
+
+def test_pools_of_a_fleet_that_nobody_has_listed_are_not_known_in_place_of_none(settings: Path) -> None:
+    unlisted = pool_status(Role.DECODE, (), None, builders.traffic(), is_known=False)
+    unseen = dataclasses.replace(snapshot(), pools=(unlisted,))
+    with PlaneServer({("GET", "/api/v1/fleets/-/snapshot"): unseen}) as plane:
+        told = ask(plane, "status").stdout.splitlines()
+    assert told[1].startswith("pools: not known; version")
 
 
 def test_the_bottleneck_is_one_sentence_then_its_numbers(settings: Path) -> None:

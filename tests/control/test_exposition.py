@@ -189,6 +189,15 @@ async def test_the_page_needs_a_viewers_token_and_says_what_the_fleet_does(tmp_p
     assert samples(found, "phaseline_worker_up") == {(role.value, f"w{i}"): 1.0 for i, role in enumerate(rig.roles())}
 
 
+async def test_a_pool_of_which_nothing_is_known_has_no_sample(tmp_path: Path) -> None:
+    snapshot = (await Rig(tmp_path).start()).plane.monitor.snapshot
+    assert snapshot is not None
+    unseen = replace(snapshot, pools=tuple(replace(each, num_desired=None, num_ready=0) for each in snapshot.pools))
+    page = plane_page(unseen, WorkTotals(), RequestTotals(Slo()), HISTORY, ALERTS, max_workers=8, now_unix_s=NOW)
+    assert "phaseline_pool_desired_workers" not in {each.name for each in page.collect()}
+    assert "phaseline_pool_ready_workers" not in {each.name for each in page.collect()}
+
+
 async def test_the_bottleneck_is_a_series_for_each_resource_and_nothing_while_unknown(tmp_path: Path) -> None:
     rig = await Rig(tmp_path).start()
     snapshot = rig.plane.monitor.snapshot

@@ -78,6 +78,33 @@ def test_before_the_first_look_everything_is_starting_and_nothing_is_zero() -> N
     assert all(p.load is None for p in snap.pools)
 
 
+THEIRS = replace(IDENTITY, is_attached=True, capabilities=(Capability.OBSERVE,))
+NOTHING = desired(0, 0)
+
+
+def test_an_engine_of_others_that_never_answered_is_wanted_in_the_role_it_is_listed_in() -> None:
+    silent = WorkerLife(worker_id="p0", problem="connection refused", listed_role=Role.PREFILL)
+    snap = snapshot(NOTHING, {}, (silent,), THEIRS)
+    assert [(p.role, p.num_desired, p.num_ready, p.num_other) for p in snap.pools] == [
+        (Role.PREFILL, 1, 0, 1),
+        (Role.DECODE, 0, 0, 0),
+        (Role.MIXED, 0, 0, 0),
+    ]
+    assert (snap.workers[0].desired_role, snap.workers[0].reason) == (Role.PREFILL, "connection refused")
+
+
+def test_what_is_desired_of_a_fleet_whose_workers_nobody_has_listed_is_unknown_and_why_is_said() -> None:
+    seen = Observation(at_unix_s=NOW, readings=(), problems=("http://router:30000 refuses",), is_listed=False)
+    snap = snapshot(NOTHING, {}, identity=THEIRS, observation=seen)
+    assert [p.num_desired for p in snap.pools] == [None] * 3
+    assert (snap.health, snap.health_text) == (
+        "starting",
+        "Its workers are not known yet: http://router:30000 refuses",
+    )
+    assert [p.num_desired for p in snapshot(NOTHING, {}, identity=THEIRS, observation=None).pools] == [None] * 3
+    assert [p.num_desired for p in snapshot(NOTHING, {}, identity=THEIRS).pools] == [0] * 3  # listed, and empty
+
+
 def test_a_slot_without_a_worker_says_why() -> None:
     state = desired(1, 3)
     readings = readings_of(state)

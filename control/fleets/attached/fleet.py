@@ -64,7 +64,12 @@ class AttachedFleet:
         await self._follow_registry()
         readings = [each.reading(now_unix_s) for each in self.scrapers.values()]
         lives = [
-            WorkerLife(worker_id=name, problem=each.problem if each.page is None else "", version=each.version)
+            WorkerLife(
+                worker_id=name,
+                problem=each.problem if each.page is None else "",
+                version=each.version,
+                listed_role=each.target.role,
+            )
             for name, each in self.scrapers.items()
         ]
         names = {each.page.model_id for each in self.scrapers.values() if each.page is not None}

@@ -97,6 +97,7 @@ class SteeredFleet(AttachedFleet):
             seen,
             readings=(*readings, *(each for each in bare if each is not None)),
             lives=(*seen.lives, *(WorkerLife(worker_id=name, version=version) for name in self._ledgers)),
+            is_listed=self._source.listed is not None,
         )
 
     def missing(self) -> tuple[Missing, ...]:

@@ -113,10 +113,10 @@ class RosterTargets:
 
     def __init__(self) -> None:
         self.problem = "not looked at yet"
-        self.listed: tuple[Target, ...] = ()
+        self.listed: tuple[Target, ...] | None = None  # None: it has not answered yet
 
     def targets(self) -> tuple[Target, ...]:
-        return self.listed
+        return self.listed or ()
 
 
 class FileTargets:

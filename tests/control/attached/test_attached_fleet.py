@@ -80,6 +80,7 @@ async def test_bad_engines_cost_only_themselves() -> None:
             found = await fleet.observe(time.time())
             assert [each.worker_id for each in found.readings] == ["good"]
             problems = {each.worker_id: each.problem for each in found.lives}
+            assert {each.listed_role for each in found.lives} == {Role.DECODE, Role.PREFILL}
             assert problems["good"] == ""
             assert "has not answered within" in problems["hang"]
             assert "has more than" in problems["flood"]

@@ -195,6 +195,23 @@ async def test_an_order_that_was_not_allowed_is_refused_and_one_that_is_accepted
         await watching.close()
 
 
+async def test_the_workers_of_a_fleet_are_unknown_until_what_steers_it_has_answered_once():
+    router = FakeRouter()
+    async with served(router):
+        told = plan("sglang", f"sglang-router={router.url}")
+    fleet = SteeredFleet(told, open_steering(told.controller))  # type: ignore[arg-type]
+    await fleet.start(lambda: None)
+    seen = await fleet.observe(10.0)
+    assert (seen.is_listed, seen.lives, len(seen.problems)) == (False, (), 1)
+    await fleet.close()
+    async with served(router):
+        told = plan("sglang", f"sglang-router={router.url}")
+        fleet = SteeredFleet(told, open_steering(told.controller))  # type: ignore[arg-type]
+        await fleet.start(lambda: None)
+        assert (await fleet.observe(11.0)).is_listed
+        await fleet.close()
+
+
 async def test_a_dry_run_says_that_work_is_not_exported_and_what_shows_it():
     ray = FakeRay()
     async with served(ray):
