@@ -157,20 +157,23 @@ def _tell(found: Survey, as_json: bool) -> None:
     if as_json:
         print_json(found)
     else:
-        print_table(
-            ("worker", "role", "engine", "model", "series", "problem"),
-            [(e.worker_id, e.role, e.version or None, e.model or None, e.num_found, e.problem) for e in found.engines],
-            right=("series",),
-        )
+        _tell_engines(found.engines)
         if found.exporters:
             _tell_gpus(found)
         for line in missing_lines(found.engines):
             say(line)
         for note in found.notes:
             say(f"- {note}")
-        say(f"{found.num_reachable} of {len(found.engines)} engines answer")
+        if found.engines:
+            say(f"{found.num_reachable} of {len(found.engines)} engines answer")
     if not found.engines or found.num_reachable < len(found.engines):
         raise typer.Exit(1)
+
+
+def _tell_engines(engines: tuple[EngineSurvey, ...]) -> None:
+    rows = [(e.worker_id, e.role, e.version or None, e.model or None, e.num_found, e.problem) for e in engines]
+    if rows:
+        print_table(("worker", "role", "engine", "model", "series", "problem"), rows, right=("series",))
 
 
 def _tell_gpus(found: Survey) -> None:

@@ -59,7 +59,7 @@ class Rig:
     def roles(self) -> list[Role]:
         return [each.role for each in self.fleet.workers.values()]
 
-    def app(self) -> FastAPI:
+    def app(self, **changes: Any) -> FastAPI:
         return create_app(
             ApiContext(
                 planes={"test": self.plane},
@@ -68,6 +68,7 @@ class Rig:
                 version="test",
                 started_unix_s=NOW,
                 now=lambda: self.now,
+                **changes,
             )
         )
 

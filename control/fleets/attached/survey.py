@@ -26,6 +26,11 @@ from control.fleets.attached.steering.roster import Member, Permitted, Roster, S
 from control.fleets.attached.targets import RosterTargets, Target
 from control.fleets.attached.types import EngineSurvey, Survey
 
+#: What finds the engines, where it is not that they were added.
+_FOUND_BY: Final = {
+    "prometheus": "the query that should find them",
+    "kubernetes": "the namespace, and the selector or labels that should find them",
+}
 #: Looks at the same time.
 MAX_AT_ONCE: Final = 32
 
@@ -66,7 +71,10 @@ async def _engines(
 def notes_of(plan: Plan, engines: Sequence[EngineSurvey]) -> tuple[str, ...]:
     """What an operator should know before saying yes."""
     if not engines:
-        return ("no engine is listed there: look at the selector, the labels or the query that should find them",)
+        kind = plan.controller.kind if plan.controller else ""
+        return (f"{kind or 'the registry'} lists no engine: look at {_FOUND_BY.get(kind, 'what it was told of them')}",)
+    if all(each.problem for each in engines):
+        return ("no engine answers: are the addresses right, and can they be reached from the host that asks?",)
     notes = []
     if plan.work is None:
         notes.append(

@@ -80,7 +80,7 @@ def make_target(url: str, role: str, name: str = "", gpus: str = "") -> Target:
     return Target(worker_id=worker_id, url=address, role=ROLES[role], gpus=parse_gpus(gpus, worker_id) if gpus else ())
 
 
-def distinct(targets: Iterable[Target]) -> tuple[Target, ...]:
+def distinct(targets: Iterable[Target], where: str = "the list") -> tuple[Target, ...]:
     """As they are. Raises CommandRefused when two share a name, or when there are too many or none."""
     found: dict[str, Target] = {}
     for each in targets:
@@ -92,7 +92,9 @@ def distinct(targets: Iterable[Target]) -> tuple[Target, ...]:
             )
         found[each.worker_id] = each
     if not 1 <= len(found) <= MAX_TARGETS:
-        raise CommandRefused(f"{len(found)} targets", field="targets", value=len(found), bound=f"1..{MAX_TARGETS}")
+        raise CommandRefused(
+            f"{len(found)} targets in {where}", field="targets", value=len(found), bound=f"1..{MAX_TARGETS}"
+        )
     return tuple(found.values())
 
 
@@ -153,7 +155,7 @@ def read_targets(path: Path) -> tuple[Target, ...]:
         raise CommandRefused(f"{path} cannot be read: {error}", field="targets_file", value=str(path)) from error
     if not isinstance(groups, list):
         raise CommandRefused(f"{path} is not a list of groups", field="targets_file", value=str(path))
-    return distinct(target for group in groups for target in _of_group(path, group))
+    return distinct((target for group in groups for target in _of_group(path, group)), where=str(path))
 
 
 def _of_group(path: Path, group: Any) -> list[Target]:
