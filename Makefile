@@ -27,7 +27,7 @@ test: install-dev      ## every test: units, real processes, PostgreSQL, Chromiu
 	sh tests/system_packages.sh
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) $(ARGS)
 
-test-peers: install-dev  ## real Dynamo, sglang-router, Ray Serve, Prometheus and a vLLM pair, each in its own environment
+test-peers: install-dev  ## real Dynamo, sglang-router, Ray Serve, Prometheus, a Kubernetes API server and a vLLM pair, each in its own environment
 	PYTHONPATH=. $(BIN)/python bench/peers.py --setup $(ARGS)
 	PYTHONPATH=. $(BIN)/python bench/peers.py $(ARGS)
 

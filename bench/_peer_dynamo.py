@@ -36,8 +36,12 @@ class SizedDynamo(Dynamo):
 
     @classmethod
     def set_up(cls) -> None:
-        """etcd is Debian's, unpacked and not installed."""
         super().set_up()
+        cls.set_up_etcd()
+
+    @staticmethod
+    def set_up_etcd() -> None:
+        """Debian's, unpacked and not installed."""
         if not ETCD.exists():
             folder = PEERS / "etcd"
             folder.mkdir(parents=True, exist_ok=True)

@@ -203,8 +203,8 @@ class Load:
 
 
 @contextmanager
-def asked(url: str, body: dict[str, Any], num_streams: int) -> Iterator[Load]:
-    """So many clients ask again and again; those under way at the end are waited for."""
+def asked(url: str | Callable[[], str], body: dict[str, Any], num_streams: int) -> Iterator[Load]:
+    """So many clients ask again and again; those under way at the end are waited for. `url`: of each request, if so."""
     load, stop = Load(), threading.Event()
     thread = threading.Thread(target=lambda: asyncio.run(_ask(url, body, num_streams, load, stop)))
     thread.start()
@@ -215,10 +215,13 @@ def asked(url: str, body: dict[str, Any], num_streams: int) -> Iterator[Load]:
         thread.join()
 
 
-async def _ask(url: str, body: dict[str, Any], num_streams: int, load: Load, stop: threading.Event) -> None:
+async def _ask(
+    where: str | Callable[[], str], body: dict[str, Any], num_streams: int, load: Load, stop: threading.Event
+) -> None:
     async def client(number: int, http: httpx.AsyncClient) -> None:
         while not stop.is_set():
             try:
+                url = where if isinstance(where, str) else where()
                 told = {**body, "prompt": f"{number} {time.monotonic()} {body.get('prompt', '')}"} if body else None
                 answer = await (http.post(url, json=told) if told else http.get(url))
                 is_whole = answer.status_code == 200 and (not body or "[DONE]" in answer.text)

@@ -5,9 +5,10 @@ python bench/peers.py                             all of them
 python bench/peers.py --only dynamo ray-serve
 
 Dynamo's frontend with its mock workers and its virtual connector in etcd, sglang-router and smg with fake workers, a
-Ray Serve application of two deployments, Debian's Prometheus: no model runs there, what is tried is who obeys, who does
-not, and whether we say so. And two vLLM servers over NIXL with a small random model behind our gateway: flips under
-load, a killed server. A system that does not start is a failure, with its log.
+Ray Serve application of two deployments, Debian's Prometheus, a Kubernetes API server with its controllers and no
+node: no model runs there, what is tried is who obeys, who does not, and whether we say so. And two vLLM servers over
+NIXL with a small random model behind our gateway: flips under load, a killed server. A system that does not start is a
+failure, with its log.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from _kube_cluster import KubeCluster
 from _peer_dynamo import SizedDynamo, try_dynamo
+from _peer_kubernetes import try_kubernetes
 from _peer_prometheus import PromPeer, try_prometheus
 from _peer_ray_serve import RayServe, try_ray_serve
 from _peer_sglang_router import try_sglang_router, try_smg
@@ -36,6 +39,7 @@ SYSTEMS: dict[str, tuple[type[Any], Callable[[Site], None]]] = {
     "smg": (Smg, try_smg),
     "ray-serve": (RayServe, try_ray_serve),
     "prometheus": (PromPeer, try_prometheus),
+    "kubernetes": (KubeCluster, try_kubernetes),
     "vllm": (VllmPair, try_vllm),
 }
 

@@ -191,6 +191,21 @@ async def test_a_paused_scaled_object_is_no_rival_and_the_owner_of_a_deployment_
     await steering.close()
 
 
+async def test_who_was_noted_before_is_not_named_for_a_size_that_was_set_without_a_note(
+    cluster: FakeKubernetes, config: Path
+):
+    """Before Kubernetes 1.22 what is set by /scale leaves no note: the last one is older."""
+    pair(cluster)
+    steering = steering_of(config)
+    assert (await steering.look()).pools[Role.DECODE].set_by == "helm"
+    cluster.set_size("deployments", "ms-decode", 3, by="")
+    assert (await steering.look()).pools[Role.DECODE].set_by == ""
+    assert (await steering.look()).pools[Role.DECODE].set_by == ""
+    cluster.set_size("deployments", "ms-decode", 4, by="argocd")
+    assert (await steering.look()).pools[Role.DECODE].set_by == "argocd"
+    await steering.close()
+
+
 async def test_roles_of_a_disaggregated_set_are_set_by_their_scalers(cluster: FakeKubernetes, config: Path):
     external = {"scaling": {"mode": "External"}}
     roles = [{"name": "prefill", **external}, {"name": "decode"}]

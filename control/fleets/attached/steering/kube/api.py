@@ -272,9 +272,7 @@ class KubeApi:
             return f"Kubernetes refuses the credentials of {self.cluster.words} (401): they may have expired"
         words = " ".join(str(said.get("message", "")).split())[:200] or "without a word"
         if status == 403 and "admission webhook" not in words:
-            return (
-                f"Kubernetes does not let us {access.verb} {access.resource.plural} (403): its Role needs {access.rule}"
-            )
+            return f"Kubernetes does not let us {access.verb} {access.what} (403): its Role needs {access.rule}"
         return f"{ask.method} {ask.path} answers {status}: {words}"
 
 

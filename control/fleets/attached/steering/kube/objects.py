@@ -53,10 +53,13 @@ class Access:
     sub: str = ""
 
     @property
+    def what(self) -> str:
+        return self.resource.plural + (f"/{self.sub}" if self.sub else "")
+
+    @property
     def rule(self) -> str:
         """As a line of a Role's `rules`."""
-        plural = self.resource.plural + (f"/{self.sub}" if self.sub else "")
-        return f'{{apiGroups: ["{self.resource.group}"], resources: ["{plural}"], verbs: ["{self.verb}"]}}'
+        return f'{{apiGroups: ["{self.resource.group}"], resources: ["{self.what}"], verbs: ["{self.verb}"]}}'
 
     def review(self, namespace: str) -> dict[str, Any]:
         """The question whether we are allowed to, as a SelfSubjectAccessReview; asking changes nothing."""

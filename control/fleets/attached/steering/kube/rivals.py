@@ -69,15 +69,18 @@ def planner_of(components: Iterable[Mapping[str, Any]]) -> str:
     return ""
 
 
-def set_by(item: dict[str, Any]) -> str:
-    """Who has set `spec.replicas` last, as the API server has noted it; "" for us, and where it does not say."""
+def set_by(item: dict[str, Any]) -> tuple[str, str]:
+    """Who has set `spec.replicas` last, as the API server has noted it, "" for us and where it does not say; and when.
+
+    Before Kubernetes 1.22 what is set by `/scale` is not noted: who is named has set it earlier (`news_of`).
+    """
     noted = [
         (str(each.get("time", "")), str(each.get("manager", "")))
         for each in rows(item, "metadata", "managedFields")
         if "f:replicas" in table(each, "fieldsV1", "f:spec")
     ]
-    who = max(noted, default=("", ""))[1]
-    return "" if who == FIELD_MANAGER else who[:80]
+    at, who = max(noted, default=("", ""))
+    return "" if who == FIELD_MANAGER else who[:80], at
 
 
 def _autoscaler(who: str, spec: dict[str, Any]) -> Autoscaler:

@@ -40,6 +40,7 @@ class Scale:
     size: int
     version: str = ""
     set_by: str = ""  # who has set it last; "" for us, or unknown
+    set_at: str = ""  # when that was noted
     rival: str = ""  # who sets it by itself, as far as the object says
     index: int | None = None  # of the component, where the graph itself is patched
     component: str = ""
@@ -166,14 +167,23 @@ async def _there(api: KubeApi, plan: KubePlan, resource: Resource, name: str) ->
         raise
 
 
+def as_told(scale: Scale, before: Scale | None) -> Scale:
+    """A size that is another one while nobody new was noted was set by somebody unknown, or by us, not by who was."""
+    if before is None or scale.set_at != before.set_at:
+        return scale
+    return replace(scale, set_by=before.set_by if scale.size == before.size else "")
+
+
 def _scale_of(item: dict[str, Any], role: Role, resource: Resource, name: str, *, is_owned: bool = True) -> Scale:
+    who, at = set_by(item)
     return Scale(
         role=role,
         resource=resource,
         name=name,
         size=whole_number(table(item, "spec").get("replicas", 1)) or 0,
         version=str(table(item, "metadata").get("resourceVersion", "")),
-        set_by=set_by(item),
+        set_by=who,
+        set_at=at,
         rival=owner_of(item) if is_owned else "",
     )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from control.errors import FleetError
@@ -21,7 +21,7 @@ from control.fleets.attached.steering.kube.api import KubeApi
 from control.fleets.attached.steering.kube.objects import AUTOSCALERS, PODS, SCALED_OBJECTS, Access
 from control.fleets.attached.steering.kube.pods import SeenPod, left_out, seen_pod
 from control.fleets.attached.steering.kube.rivals import Autoscaler, hpa, rival_of, scaled_object
-from control.fleets.attached.steering.kube.scales import NEEDS, READERS, Scale, Scales
+from control.fleets.attached.steering.kube.scales import NEEDS, READERS, Scale, Scales, as_told
 from control.fleets.attached.steering.kube.watch import PodWatch, Watched
 from control.fleets.attached.steering.roster import Member, Roster
 from control.fleets.base import FleetStep, StepOutcome
@@ -62,6 +62,7 @@ class KubernetesSteering:
         self._now = now
         self._rivals: _Rivals | None = None
         self._pods: tuple[SeenPod, ...] = ()
+        self._seen_scales: dict[str, Scale] = {}  # as they were read last
         watched = Watched(resource=PODS, namespace=plan.namespace, selector=plan.selector, keep=self._seen)
         self._watch = PodWatch(api, watched, now)
 
@@ -134,7 +135,10 @@ class KubernetesSteering:
         return tuple(pods)
 
     async def _scales(self) -> Scales:
-        return await READERS[self._plan.scale](self._api, self._plan, self._pods)
+        found = await READERS[self._plan.scale](self._api, self._plan, self._pods)
+        told = {role: as_told(each, self._seen_scales.get(each.words)) for role, each in found.by_role.items()}
+        self._seen_scales = {each.words: each for each in told.values()}
+        return replace(found, by_role=told)
 
     async def _scales_now(self) -> tuple[Scales, str]:
         """What may not be read, or is not there, keeps nobody from being looked at: it is told."""
