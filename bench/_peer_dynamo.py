@@ -6,21 +6,24 @@ import base64
 import subprocess
 import threading
 import time
+from dataclasses import replace
 
 import httpx
 
+from _counted_load import LoadSize, counted_load
 from _deployment import ROOT, free_ports
 from _peer_site import LIMIT_S, Site, Unmet, asked, resize, undo
 from _peers import PEERS, Dynamo, low_ports, running
 from control.client import Attachment
+from control.traffic.client import Outcome
 from control.types.commands import CommandState
 from control.types.fleet import Capability
 
 ETCD = PEERS / "etcd" / "usr" / "bin" / "etcd"
 ANSWER_TOKENS = 30
-LOAD_S = 15.0
+LOAD = LoadSize(num_clients=8, num_each=12, answer_tokens=ANSWER_TOKENS)
 LOOK_S, LATEST_LOOKS = 4.0, 10
-#: Our counters against the frontend's own; what a look does not see of its first and last interval is not counted.
+#: Of a mock worker, which counts no tokens: what we make of its times and requests, against what was answered.
 NEAR = 0.03
 
 
@@ -80,14 +83,16 @@ class SizedDynamo(Dynamo):
     def listed(self) -> set[str]:
         return {f"{each['instance_id']:x}" for each in (self.get("/health") or {}).get("instances", [])}
 
+    def page_port(self, name: str) -> int:
+        return int(self._templates[name][1]["DYN_SYSTEM_PORT"])
+
     def page_ports(self) -> list[int]:
         found = (environment.get("DYN_SYSTEM_PORT") for _, environment in self._templates.values())
         return sorted(int(port) for port in found if port)
 
     def worker_id(self, name: str) -> str:
         """As its own page says."""
-        port = self._templates[name][1]["DYN_SYSTEM_PORT"]
-        page = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+        page = httpx.get(f"http://127.0.0.1:{self.page_port(name)}/metrics", timeout=30).text
         line = next(each for each in page.splitlines() if each.startswith("dynamo_component_uptime_seconds{"))
         return line.split('worker_id="')[1].split('"')[0]
 
@@ -138,11 +143,9 @@ class SizedDynamo(Dynamo):
             self._processes[name].terminate()
             self._processes[name].wait()
         for number in range(len(running), size):
-            command, environment = self._templates[f"{role}0"]
-            if "--bootstrap-ports" in command:
-                at = command.index("--bootstrap-ports") + 1
-                command = [*command[:at], str(free_ports(1)[0]), *command[at + 1 :]]
-            self.run(f"{role}{number}", command, environment | {"DYN_SYSTEM_PORT": str(low_ports(1)[0])})
+            command, own = self.worker(role)
+            own |= {"DYN_SYSTEM_PORT": str(low_ports(1)[0])}
+            self.run(f"{role}{number}", [str(self.python), "-m", *command], self._templates[f"{role}0"][1] | own)
 
     def _key(self, name: str) -> str:
         body = {"key": _coded(f"v1/dynamo/planner/{name}")}
@@ -163,8 +166,8 @@ def try_dynamo(site: Site) -> None:
             limit_s=40.0,
         )
         site.until_pools(prefill=2, decode=2)
-        _find_pages_by_port(site, peer)
-        watch_lines(site, peer)
+        find_pages_by_port(site, peer)
+        watch_lines(site, peer, LOAD, NEAR)
         _watch_death_and_birth(site, peer)
         site.expect_refused("resize without permission", resize(decode=3))
         site.allow(Capability.RESIZE)
@@ -181,7 +184,7 @@ def try_dynamo(site: Site) -> None:
         site.ended("another planner's wish", fought, CommandState.FAILED, "another planner", begun_s)
 
 
-def _find_pages_by_port(site: Site, peer: SizedDynamo) -> None:
+def find_pages_by_port(site: Site, peer: SizedDynamo) -> None:
     """As where discovery cannot be read: each page says whose it is."""
     ports = ",".join(map(str, peer.page_ports()))
     told = Attachment(name="by-port", kind="dynamo", controller=f"dynamo={peer.url}?pages={ports}")
@@ -192,22 +195,24 @@ def _find_pages_by_port(site: Site, peer: SizedDynamo) -> None:
         raise Unmet(f"pages by port: {engines}")
 
 
-def watch_lines(site: Site, peer: SizedDynamo) -> None:
-    """Tokens of both phases, ours beside the frontend's; both lines known, each phase on its own role alone."""
+def watch_lines(site: Site, peer: SizedDynamo, load: LoadSize, near: float) -> tuple[float, list[Outcome]]:
+    """Tokens of both phases, ours beside those of the answers' `usage`; both lines known. Since when, and all answers.
+
+    Nothing is under way when the count begins: a request that is given up is still computed, and was routed before.
+    """
     begun_unix_s = time.time()
-    with asked(f"{peer.url}/v1/completions", _body(peer), 8):  # series of a mock worker begin with its first request
-        time.sleep(3)
-    _settle(site, begun_unix_s)
+    first = counted_load(peer.url, peer.model_id, replace(load, num_each=1))  # a mock worker's series begin with it
+    _settle(site, begun_unix_s, _used(first), near)
     before, since_unix_s = peer.counted(), time.time()
-    with asked(f"{peer.url}/v1/completions", _body(peer), 8) as load:
-        time.sleep(LOAD_S)
-    _settle(site, since_unix_s)
+    outcomes = counted_load(peer.url, peer.model_id, load)
+    used = _used(outcomes)
+    _settle(site, since_unix_s, used, near)
     after = peer.counted()
-    for phase in ("prefill", "decode"):
-        ours, true = site.total(f"{phase}_tokens", since_unix_s), after[phase] - before[phase]
-        text = f"{ours:.0f} counted, {true:.0f} by the frontend ({ours / true - 1:+.1%})"
-        site.note(f"{phase} tokens under load", text)
-        if abs(ours / true - 1) > NEAR:
+    for phase, true in used.items():
+        ours, theirs = site.total(f"{phase}_tokens", since_unix_s), after[phase] - before[phase]
+        text = f"{ours:.0f} counted, {true} by the answers' usage ({ours / true - 1:+.2%})"
+        site.note(f"{phase} tokens of {len(outcomes)} requests", f"{text}; {theirs:.0f} by the frontend")
+        if abs(ours / true - 1) > near:
             raise Unmet(f"{phase} tokens: {text}")
     for metric, role in (("prefill_compute_wall", "prefill"), ("decode_bandwidth_wall", "decode")):
         line = site.line(metric, since_unix_s, "role").get(role, [])
@@ -215,16 +220,27 @@ def watch_lines(site: Site, peer: SizedDynamo) -> None:
         if not known or max(known) <= 0:
             raise Unmet(f"no line {metric} of role {role}: {line}")
         site.note(f"line {metric}", f"{len(known)} of {len(line)} seconds known, at most {max(known):.4f} (derived)")
-    site.note("load", load.words())
+    return begun_unix_s, [*first, *outcomes]
 
 
-def _settle(site: Site, since_unix_s: float) -> None:
-    """Until nothing more is booked: on a busy machine a look may be late."""
-    seen: list[float] = []
+def _used(outcomes: list[Outcome]) -> dict[str, int]:
+    """Tokens by phase, as the answers say."""
+    failed = [each.error for each in outcomes if each.error]
+    if failed:
+        raise Unmet(f"{len(failed)} of {len(outcomes)} requests failed: {failed[0]}")
+    return {
+        "prefill": sum(each.prompt_tokens - each.cached_tokens for each in outcomes),
+        "decode": sum(each.output_tokens for each in outcomes),
+    }
+
+
+def _settle(site: Site, since_unix_s: float, used: dict[str, int], near: float) -> None:
+    """Until all of it is booked, and nothing more: on a busy machine a look may be late."""
+    seen: dict[str, float] = {}
     for _ in range(LATEST_LOOKS):
         time.sleep(LOOK_S)
-        now = [site.total(f"{phase}_tokens", since_unix_s) for phase in ("prefill", "decode")]
-        if now == seen and min(now) > 0:
+        now = {phase: site.total(f"{phase}_tokens", since_unix_s) for phase in used}
+        if now == seen and all(now[phase] >= (1 - near) * used[phase] for phase in used):
             return
         seen = now
 

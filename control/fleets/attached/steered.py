@@ -96,7 +96,10 @@ class SteeredFleet(AttachedFleet):
         return replace(
             seen,
             readings=(*readings, *(each for each in bare if each is not None)),
-            lives=(*seen.lives, *(WorkerLife(worker_id=name, version=version) for name in self._ledgers)),
+            lives=(
+                *(replace(each, version=each.version or version) for each in seen.lives),
+                *(WorkerLife(worker_id=name, version=version) for name in self._ledgers),
+            ),
             is_listed=self._source.listed is not None,
         )
 

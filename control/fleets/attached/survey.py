@@ -64,8 +64,9 @@ async def _engines(
         plan.source.listed = targets_of(roster.members)
     told = {each.worker_id: each.told for each in roster.members}
     looks = [_look(plan, each, told.get(each.worker_id), client, gate) for each in plan.source.targets()]
+    paged = (replace(each, version=each.version or roster.version) for each in await asyncio.gather(*looks))
     bare = (_as_listed(each, roster.version, plan.attachment.kind) for each in roster.members if not each.metrics_url)
-    return [*await asyncio.gather(*looks), *bare], _said(roster)
+    return [*paged, *bare], _said(roster)
 
 
 def notes_of(plan: Plan, engines: Sequence[EngineSurvey]) -> tuple[str, ...]:

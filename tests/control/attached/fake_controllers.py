@@ -172,15 +172,18 @@ class FakeEtcd:
 
 @dataclass(slots=True)
 class FakeDynamo:
-    """Its frontend's /health, with one endpoint that is no worker, and its page."""
+    """Its frontend's /health, with one endpoint that is no worker, its page, and its version."""
 
     workers: dict[int, str] = field(default_factory=lambda: {255: "prefill", 14207702445456882354: "backend"})
     page: str = ""
     host: str = "127.0.0.1"
     health: Any = None  # in place of what `workers` says
+    version: str = "1.6.1"  # "": an older one, which does not describe itself
     url: str = ""
 
     def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
+        if path == "/openapi.json":
+            return (200, {"info": {"version": self.version}}) if self.version else (404, {})
         if path == "/metrics":
             return 200, self.page
         if self.health is not None:

@@ -211,6 +211,23 @@ async def test_the_roster_has_roles_pages_and_what_the_frontend_knows():
         await steering.close()
 
 
+async def test_a_version_is_the_frontends_and_asked_anew_with_a_new_worker():
+    frontend = FakeDynamo()
+    async with served(frontend):
+        steering = DynamoSteering(Caller(frontend.url), None)
+        assert (await steering.look()).version == "1.6.1"
+        frontend.version = "1.7.0"
+        assert (await steering.look()).version == "1.6.1"
+        frontend.workers[7] = "prefill"
+        assert (await steering.look()).version == "1.7.0"
+        silent = FakeDynamo(version="")
+        async with served(silent):
+            older = DynamoSteering(Caller(silent.url), None)
+            assert (await older.look()).version == ""
+            await older.close()
+        await steering.close()
+
+
 async def test_workers_are_read_from_the_list_of_a_real_frontend():
     frontend = FakeDynamo(health=json.loads((PAGES / "dynamo-1.6.1-health.json").read_text()))
     async with served(frontend):
@@ -251,6 +268,7 @@ async def test_a_worker_whose_page_falls_silent_or_is_anothers_is_not_ready_thou
         assert {role: pool.num_ready for role, pool in fleet.pools().items()} == {Role.PREFILL: 1, Role.DECODE: 1}
         seen = {each.worker_id: each for each in (await fleet.observe(10.0)).readings}
         assert {name: each.role for name, each in seen.items()} == {PREFILL: Role.PREFILL, DECODE: Role.DECODE}
+        assert {each.version for each in (await fleet.observe(10.0)).lives} == {"1.6.1"}
         assert "num_waiting" in seen[PREFILL].unknown
         decode.page = text_of("prefill-1")
         await until(lambda: not fleet.scrapers[DECODE].is_alive)

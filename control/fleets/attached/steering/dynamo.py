@@ -19,7 +19,7 @@ from control.errors import FleetError
 from control.facts import PoolFacts
 from control.fleets.attached.engine_page import Prompts
 from control.fleets.attached.scraper import fetch_page
-from control.fleets.attached.steering.calls import Caller, rows
+from control.fleets.attached.steering.calls import Caller, rows, table
 from control.fleets.attached.steering.dynamo_frontend import FrontendPage, Routed, mean_prompt, read_frontend, told_of
 from control.fleets.attached.steering.dynamo_pages import PageFinder, host_of, page_of_card
 from control.fleets.attached.steering.etcd import Etcd
@@ -29,6 +29,7 @@ from control.types.workers import Role
 
 NAMESPACE: Final = "dynamo"
 RIVAL_S: Final = 300.0
+MAX_VERSION: Final = 40  # characters
 KEYS: Final = {Role.PREFILL: "num_prefill_workers", Role.DECODE: "num_decode_workers"}
 #: Names of Dynamo's components that serve one phase; "backend" serves both where no prefill worker was ever seen.
 COMPONENTS: Final = {"prefill": Role.PREFILL, "decode": Role.DECODE, "backend": Role.DECODE}
@@ -54,6 +55,7 @@ class DynamoSteering:
         self._routed: Routed | None = None
         self._prompts: Prompts | None = None
         self._is_split = False
+        self._version, self._versed = "", frozenset[str]()
         self._now = now
         self._ours: int | None = None  # the number of our last wish; None: it has been another's for long
         self._theirs: tuple[int, float] | None = (
@@ -70,7 +72,8 @@ class DynamoSteering:
         self._prompts = mean_prompt(self._routed, page.routed, self._prompts)
         self._routed = page.routed
         members = tuple(self._member(row, urls, page) for row in listed)
-        return Roster(members=members, pools={} if self._etcd is None else await self._pools(members))
+        pools = {} if self._etcd is None else await self._pools(members)
+        return Roster(members=members, pools=pools, version=await self._frontends_version(frozenset(hosts)))
 
     async def apply(self, step: FleetStep) -> StepOutcome:
         if self._etcd is None or step.verb != "scale" or step.role not in KEYS:
@@ -101,6 +104,17 @@ class DynamoSteering:
             return read_frontend(await self._frontend.text("GET", "/metrics"))
         except FleetError:
             return FrontendPage()
+
+    async def _frontends_version(self, workers: frozenset[str]) -> str:
+        """Workers do not say theirs. Asked anew when one of them is new: they are upgraded together."""
+        if not workers <= self._versed:
+            self._versed = workers
+            try:
+                said = table(await self._frontend.json("GET", "/openapi.json"), "info").get("version", "")
+            except FleetError:
+                said = ""
+            self._version = str(said)[:MAX_VERSION]
+        return self._version
 
     async def _cards(self, workers: dict[str, str]) -> dict[str, str]:
         """Pages by what discovery says in this etcd; asked only while one of them is not known."""
