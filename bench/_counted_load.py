@@ -33,7 +33,7 @@ def counted_load(url: str, model: str, size: LoadSize) -> list[Outcome]:
 
 
 async def _asked(url: str, model: str, size: LoadSize) -> list[Outcome]:
-    texts = prompts(f"{time.monotonic_ns()}", size.num_clients * size.num_each, SENTENCES)
+    texts = _texts(size.num_clients * size.num_each)
     outcomes = [Outcome(index=index) for index in range(len(texts))]
 
     async def client(number: int, session: aiohttp.ClientSession) -> None:
@@ -44,6 +44,13 @@ async def _asked(url: str, model: str, size: LoadSize) -> list[Outcome]:
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=LIMIT_S)) as session:
         await asyncio.gather(*(client(number, session) for number in range(size.num_clients)))
     return outcomes
+
+
+def _texts(count: int) -> list[str]:
+    """Of mixed lengths; the number first, so that not even a first block of a few tokens is shared."""
+    salt = time.monotonic_ns()
+    lengths = (SENTENCES[index % len(SENTENCES)] for index in range(count))
+    return [prompts(f"{index} {salt}", 1, (length,))[0] for index, length in enumerate(lengths)]
 
 
 def _body(model: str, prompt: str, answer_tokens: int) -> dict[str, Any]:

@@ -21,10 +21,10 @@ from control.types.fleet import Capability
 
 ETCD = PEERS / "etcd" / "usr" / "bin" / "etcd"
 ANSWER_TOKENS = 30
-LOAD = LoadSize(num_clients=8, num_each=12, answer_tokens=ANSWER_TOKENS)
+LOAD = LoadSize(num_clients=8, num_each=24, answer_tokens=ANSWER_TOKENS)
 LOOK_S, LATEST_LOOKS = 4.0, 10
 #: Of a mock worker, which counts no tokens: what we make of its times and requests, against what was answered.
-NEAR = 0.03
+NEAR = 0.05
 
 
 class SizedDynamo(Dynamo):

@@ -164,7 +164,11 @@ def _kill_and_resize(site: Site, peer: DynamoVllm) -> None:
     site.allow(Capability.RESIZE)
     site.until("its pool", lambda: site.pools() == {"prefill": 1, "decode": 0})
     site.expect("resize decode 0 -> 1, obeyed by the controller", resize(decode=1), CommandState.DONE)
-    site.note("ready", f"{site.until_pools(prefill=1, decode=1):.1f} s later")
+    site.until_pools(prefill=1, decode=1)
+    served_s = site.until("its model", peer.is_whole)
+    site.note(
+        "its model", f"served by Dynamo {served_s:.1f} s after that (404 until then, though its worker is listed)"
+    )
     born = peer.worker_id("decode0")
     with asked(f"{peer.url}/v1/completions", body, 2) as load:
         site.until("answers", lambda: load.done >= 4)

@@ -9,7 +9,7 @@ import asyncio
 import base64
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -152,22 +152,36 @@ class FakeRay:
 
 @dataclass(slots=True)
 class FakeEtcd:
-    """Its JSON gateway, as far as one transaction on one key goes."""
+    """Its JSON gateway, as far as one transaction on one key goes. What a test puts into `keys` is somebody's write."""
 
     keys: dict[str, str] = field(default_factory=dict)
+    revisions: dict[str, int] = field(default_factory=dict)
+    revision: int = 1
+    known: dict[str, str] = field(default_factory=dict)
     url: str = ""
 
+    def write(self, values: Mapping[str, str]) -> None:
+        """In one transaction, whatever the keys held."""
+        self.keys |= values
+        self.known = dict(self.keys)
+        self.revision += 1
+        self.revisions |= dict.fromkeys(values, self.revision)
+
     def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
+        if self.keys != self.known:
+            self.write({k: v for k, v in self.keys.items() if self.known.get(k) != v})
         if path == "/v3/kv/range":
             root = plain(body["key"])
             found = {k: v for k, v in self.keys.items() if k.startswith(root)}
-            return 200, {"kvs": [{"key": coded(k), "value": coded(v)} for k, v in found.items()]}
+            rows = [
+                {"key": coded(k), "value": coded(v), "mod_revision": str(self.revisions[k])} for k, v in found.items()
+            ]
+            return 200, {"kvs": rows}
         compare = body["compare"][0]
-        now = self.keys.get(plain(compare["key"]))
-        same = now is None if compare["target"] == "VERSION" else now == plain(compare["value"])
+        same = self.revisions.get(plain(compare["key"]), 0) == int(compare["mod_revision"])
         if same:
-            self.keys |= {plain(p["requestPut"]["key"]): plain(p["requestPut"]["value"]) for p in body["success"]}
-        return 200, {"header": {"revision": "1"}, **({"succeeded": True} if same else {})}
+            self.write({plain(p["requestPut"]["key"]): plain(p["requestPut"]["value"]) for p in body["success"]})
+        return 200, {"header": {"revision": str(self.revision)}, **({"succeeded": True} if same else {})}
 
 
 @dataclass(slots=True)

@@ -113,6 +113,16 @@ def test_the_mean_prompt_is_of_what_was_routed_since(before: Routed | None, now:
     assert mean_prompt(before, now, None) == mean
 
 
+def test_the_mean_prompt_has_a_memory_so_that_long_prompts_do_not_get_the_number_of_short_ones():
+    lengths = [100, 300] * 200
+    routed, mean, counted = Routed(num=0, tokens=0, cached_tokens=0), Prompts(computed_tokens=200), 0.0
+    for length in lengths:
+        now = Routed(num=routed.num + 1, tokens=routed.tokens + length, cached_tokens=0)
+        mean, routed = mean_prompt(routed, now, mean) or mean, now
+        counted += 2 * mean.computed_tokens if length == 300 else 0  # workers count two, whenever a long one is routed
+    assert counted == pytest.approx(sum(lengths), rel=0.05)
+
+
 def test_the_mean_prompt_stays_while_nothing_is_routed():
     last = Prompts(computed_tokens=5)
     same = Routed(num=2, tokens=300, cached_tokens=0)

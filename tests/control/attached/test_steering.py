@@ -137,8 +137,11 @@ async def test_a_wish_goes_into_the_virtual_connector_and_another_planners_is_se
         wish = {"num_decode_workers": "2", "num_prefill_workers": "3", "decision_id": "1"}
         assert etcd.keys == {f"{root}{name}": value for name, value in wish.items()}
         assert (await steering.look()).pools[Role.DECODE].rival == ""
-        etcd.keys |= {f"{root}decision_id": "2", f"{root}num_decode_workers": "1"}
-        assert "another planner has written wish 2" in (await steering.look()).pools[Role.DECODE].rival
+        etcd.keys[f"{root}scaled_decision_id"] = "1"  # its controller says that it has carried it out
+        assert (await steering.look()).pools[Role.DECODE].rival == ""
+        etcd.write({f"{root}decision_id": "1", f"{root}num_decode_workers": "1"})  # Dynamo's planner counts by itself
+        rival = (await steering.look()).pools[Role.DECODE].rival
+        assert rival == "another planner has written its wish (prefill 3, decode 1) over ours"
         clock[0] = RIVAL_S + 1  # it has said nothing since
         assert (await steering.look()).pools[Role.DECODE].rival == ""
         await steering.close()

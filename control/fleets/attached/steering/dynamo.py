@@ -3,7 +3,9 @@
 The connector is four keys in etcd: how many workers of each kind somebody wants, the number of that wish, and the
 number of the last one that was carried out. We write the wish; the operator's own controller (`VirtualConnectorClient`)
 carries it out. That it says so is not enough: the workers are counted. A wish that is not ours over ours is another
-planner's: then we stop, and leave the pools to it for RIVAL_S. One transaction writes a wish: none is lost unseen.
+planner's: then we stop, and leave the pools to it for RIVAL_S. Whose it is tells etcd's revision: Dynamo's planner
+numbers its wishes by itself and does not look at ours, so that its number may be ours. One transaction writes a wish:
+none is lost unseen.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from control.fleets.attached.scraper import fetch_page
 from control.fleets.attached.steering.calls import Caller, rows, table
 from control.fleets.attached.steering.dynamo_frontend import FrontendPage, Routed, mean_prompt, read_frontend, told_of
 from control.fleets.attached.steering.dynamo_pages import PageFinder, host_of, page_of_card
-from control.fleets.attached.steering.etcd import Etcd
+from control.fleets.attached.steering.etcd import NOTHING, Etcd, Held
 from control.fleets.attached.steering.roster import Member, Roster
 from control.fleets.base import FleetStep, StepOutcome
 from control.types.workers import Role
@@ -30,6 +32,7 @@ from control.types.workers import Role
 NAMESPACE: Final = "dynamo"
 RIVAL_S: Final = 300.0
 MAX_VERSION: Final = 40  # characters
+NUMBER: Final = "decision_id"
 KEYS: Final = {Role.PREFILL: "num_prefill_workers", Role.DECODE: "num_decode_workers"}
 #: Names of Dynamo's components that serve one phase; "backend" serves both where no prefill worker was ever seen.
 COMPONENTS: Final = {"prefill": Role.PREFILL, "decode": Role.DECODE, "backend": Role.DECODE}
@@ -57,10 +60,8 @@ class DynamoSteering:
         self._is_split = False
         self._version, self._versed = "", frozenset[str]()
         self._now = now
-        self._ours: int | None = None  # the number of our last wish; None: it has been another's for long
-        self._theirs: tuple[int, float] | None = (
-            None  # the newest wish that was written over ours, and when that was seen
-        )
+        self._ours: int | None = None  # the revision of our last wish; None: it has been another's for long
+        self._theirs: tuple[int, float] | None = None  # of the newest one over ours, and when that was seen
         self._turn = asyncio.Lock()  # both pools are in one wish
 
     async def look(self) -> Roster:
@@ -79,17 +80,17 @@ class DynamoSteering:
         if self._etcd is None or step.verb != "scale" or step.role not in KEYS:
             return StepOutcome(accepted=False, detail="only a virtual connector in etcd is resized", retry_helps=False)
         async with self._turn:
-            before = _number((await self._etcd.under(self._root)).get("decision_id"))
-            number = 0 if before is None else before + 1
-            wish = {KEYS[step.role]: str(step.size), "decision_id": str(number)}
+            before = (await self._etcd.under(self._root)).get(NUMBER, NOTHING)
+            number = _number(before)
+            wish = {KEYS[step.role]: str(step.size), NUMBER: str(0 if number is None else number + 1)}
             written = await self._etcd.put(
                 {f"{self._root}{name}": value for name, value in wish.items()},
-                while_key=f"{self._root}decision_id",
-                holds=None if before is None else str(before),
+                while_key=f"{self._root}{NUMBER}",
+                revision=before.revision,
             )
-            if not written:
+            if written is None:
                 return StepOutcome(accepted=False, detail="another planner has written its wish meanwhile")
-            self._ours = number
+            self._ours = written
         return StepOutcome(accepted=True)
 
     async def close(self) -> None:
@@ -121,7 +122,7 @@ class DynamoSteering:
         if self._etcd is None or not self._finder.missing(workers):
             return {}
         cards = await self._etcd.under("v1/mdc/")
-        return dict(found for each in cards.values() if (found := page_of_card(each)) is not None)
+        return dict(found for each in cards.values() if (found := page_of_card(each.value)) is not None)
 
     def _is_worker(self, row: dict[str, Any]) -> bool:
         """One that generates; its other endpoints are no workers, and other namespaces other fleets."""
@@ -149,27 +150,27 @@ class DynamoSteering:
         keys = await self._etcd.under(self._root)
         pools = {}
         for role, name in KEYS.items():
-            told = _number(keys.get(name))
+            told = _number(keys.get(name, NOTHING))
             target = told if told is not None and told >= 0 else None
             num = sum(1 for each in members if each.role is role)
             pools[role] = PoolFacts(target=target, num_ready=num, rival=self._rival(keys))
         return pools
 
-    def _rival(self, keys: dict[str, str]) -> str:
-        newest = _number(keys.get("decision_id"))
-        if self._ours is None or newest is None or newest <= self._ours:
+    def _rival(self, keys: dict[str, Held]) -> str:
+        newest = max(keys.get(name, NOTHING).revision for name in (NUMBER, *KEYS.values()))
+        if self._ours is None or newest <= self._ours:
             return ""
         if self._theirs is None or self._theirs[0] != newest:
             self._theirs = newest, self._now()
         if self._now() - self._theirs[1] > RIVAL_S:
             self._ours = self._theirs = None
             return ""
-        wish = ", ".join(f"{role} {keys.get(name, '?')}" for role, name in KEYS.items())
-        return f"another planner has written wish {newest} ({wish}) over ours ({self._ours})"
+        wish = ", ".join(f"{role} {keys.get(name, NOTHING).value or '?'}" for role, name in KEYS.items())
+        return f"another planner has written its wish ({wish}) over ours"
 
 
-def _number(text: str | None) -> int | None:
+def _number(held: Held) -> int | None:
     try:
-        return None if text is None else int(text)
+        return int(held.value) if held.revision else None
     except ValueError as error:
-        raise FleetError(f"the virtual connector holds {text!r} where a number is meant") from error
+        raise FleetError(f"the virtual connector holds {held.value!r} where a number is meant") from error

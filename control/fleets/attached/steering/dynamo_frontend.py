@@ -1,8 +1,10 @@
 """What Dynamo's frontend (1.6.1) says on its own page of its workers and of the prompts that it routed. Pure.
 
 Decided here: names and ids (decimal here, hex on the workers' pages and in ours), and what the mean prompt is: of what
-was routed between two looks, else of the last look that had any. The gauges of a worker's *last* TTFT and ITL are not
-read: one value says nothing of the others. Several frontends: this is what one of them routed.
+was routed lately. Prompts are routed in one look and counted by their workers in another, so a mean over one look alone
+would give long prompts the number of short ones; with a memory, the sum over many is right. The gauges of a worker's
+*last* TTFT and ITL are not read: one value says nothing of the others. Several frontends: this is what one of them
+routed.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ ROUTED_CACHED: Final = "dynamo_component_router_kv_selected_cached_prefix_tokens
 ASKED: Final = "dynamo_frontend_input_sequence_tokens"
 ASKED_CACHED: Final = "dynamo_frontend_cached_tokens_sum"
 _SUMS: Final = tuple(f"{name}_{part}" for name in (ROUTED, ASKED) for part in ("sum", "count"))
+MEMORY: Final = 16  # prompts: so much does the mean weigh that was
 WANTED: Final = (BLOCKS, TOTAL_BLOCKS, ROUTED_CACHED, ASKED_CACHED, *_SUMS)
 
 
@@ -68,7 +71,11 @@ def mean_prompt(before: Routed | None, now: Routed | None, last: Prompts | None)
     if num <= 0:
         return last
     tokens, cached = now.tokens - since.tokens, now.cached_tokens - since.cached_tokens
-    return Prompts(computed_tokens=max(0.0, tokens - cached) / num, cached_tokens=max(0.0, cached) / num)
+    old, weight = (last, MEMORY) if last is not None and is_same_life else (Prompts(computed_tokens=0), 0)
+    return Prompts(
+        computed_tokens=(max(0.0, tokens - cached) + weight * old.computed_tokens) / (num + weight),
+        cached_tokens=(max(0.0, cached) + weight * old.cached_tokens) / (num + weight),
+    )
 
 
 def told_of(worker_id: str, role: Role, page: FrontendPage, prompts: Prompts | None) -> EnginePage:
