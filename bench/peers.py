@@ -23,6 +23,7 @@ from typing import Any
 
 from _kube_cluster import KubeCluster
 from _peer_dynamo import SizedDynamo, try_dynamo
+from _peer_dynamo_planner import PlannedDynamo, try_dynamo_planner
 from _peer_dynamo_vllm import DynamoVllm, try_dynamo_vllm
 from _peer_kubernetes import try_kubernetes
 from _peer_prometheus import PromPeer, try_prometheus
@@ -36,6 +37,7 @@ from control.errors import ControlError
 
 SYSTEMS: dict[str, tuple[type[Any], Callable[[Site], None]]] = {
     "dynamo": (SizedDynamo, try_dynamo),
+    "dynamo-planner": (PlannedDynamo, try_dynamo_planner),
     "dynamo-vllm": (DynamoVllm, try_dynamo_vllm),
     "sglang-router": (SglangRouter, try_sglang_router),
     "smg": (Smg, try_smg),

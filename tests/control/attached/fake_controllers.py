@@ -164,6 +164,7 @@ class FakeEtcd:
         """In one transaction, whatever the keys held."""
         self.keys |= values
         self.known = dict(self.keys)
+        self.revisions = {k: v for k, v in self.revisions.items() if k in self.keys}
         self.revision += 1
         self.revisions |= dict.fromkeys(values, self.revision)
 

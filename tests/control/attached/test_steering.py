@@ -11,7 +11,7 @@ from control.fleets.attached.attachment import Plan, plan_of
 from control.fleets.attached.steered import SteeredFleet
 from control.fleets.attached.steering.calls import Caller
 from control.fleets.attached.steering.controllers import open_steering
-from control.fleets.attached.steering.dynamo import RIVAL_S, DynamoSteering
+from control.fleets.attached.steering.dynamo import PLANNED, RIVAL_S, DynamoSteering
 from control.fleets.attached.steering.etcd import Etcd
 from control.fleets.attached.steering.ray_serve import RayServeSteering
 from control.fleets.attached.steering.sglang_router import SglangRouterSteering
@@ -144,6 +144,12 @@ async def test_a_wish_goes_into_the_virtual_connector_and_another_planners_is_se
         assert rival == "another planner has written its wish (prefill 3, decode 1) over ours"
         clock[0] = RIVAL_S + 1  # it has said nothing since
         assert (await steering.look()).pools[Role.DECODE].rival == ""
+        del etcd.keys[f"{root}decision_id"]  # the planner has ended, and its wish with it
+        assert (await steering.apply(scale(Role.DECODE, 2))).accepted
+        assert etcd.keys[f"{root}decision_id"] == "2"  # after the one that was carried out
+        frontend.workers[9] = "Planner"
+        roster = await steering.look()
+        assert (len(roster.members), roster.notes) == (2, (PLANNED,))
         await steering.close()
 
 

@@ -32,7 +32,9 @@ from control.types.workers import Role
 NAMESPACE: Final = "dynamo"
 RIVAL_S: Final = 300.0
 MAX_VERSION: Final = 40  # characters
+PLANNED: Final = "Dynamo's own planner is listed there: where it writes its wish over ours, we stop"
 NUMBER: Final = "decision_id"
+CARRIED: Final = "scaled_decision_id"
 KEYS: Final = {Role.PREFILL: "num_prefill_workers", Role.DECODE: "num_decode_workers"}
 #: Names of Dynamo's components that serve one phase; "backend" serves both where no prefill worker was ever seen.
 COMPONENTS: Final = {"prefill": Role.PREFILL, "decode": Role.DECODE, "backend": Role.DECODE}
@@ -73,16 +75,20 @@ class DynamoSteering:
         self._prompts = mean_prompt(self._routed, page.routed, self._prompts)
         self._routed = page.routed
         members = tuple(self._member(row, urls, page) for row in listed)
-        pools = {} if self._etcd is None else await self._pools(members)
-        return Roster(members=members, pools=pools, version=await self._frontends_version(frozenset(hosts)))
+        return Roster(
+            members=members,
+            pools={} if self._etcd is None else await self._pools(members),
+            version=await self._frontends_version(frozenset(hosts)),
+            notes=(PLANNED,) if self._etcd and any(self._is_planner(row) for row in rows(health, "instances")) else (),
+        )
 
     async def apply(self, step: FleetStep) -> StepOutcome:
         if self._etcd is None or step.verb != "scale" or step.role not in KEYS:
             return StepOutcome(accepted=False, detail="only a virtual connector in etcd is resized", retry_helps=False)
         async with self._turn:
-            before = (await self._etcd.under(self._root)).get(NUMBER, NOTHING)
-            number = _number(before)
-            wish = {KEYS[step.role]: str(step.size), NUMBER: str(0 if number is None else number + 1)}
+            keys = await self._etcd.under(self._root)
+            before = keys.get(NUMBER, NOTHING)
+            wish = {KEYS[step.role]: str(step.size), NUMBER: str(_next_number(keys))}
             written = await self._etcd.put(
                 {f"{self._root}{name}": value for name, value in wish.items()},
                 while_key=f"{self._root}{NUMBER}",
@@ -123,6 +129,9 @@ class DynamoSteering:
             return {}
         cards = await self._etcd.under("v1/mdc/")
         return dict(found for each in cards.values() if (found := page_of_card(each.value)) is not None)
+
+    def _is_planner(self, row: dict[str, Any]) -> bool:
+        return self._namespace in ("", row.get("namespace", self._namespace)) and row.get("component") == "Planner"
 
     def _is_worker(self, row: dict[str, Any]) -> bool:
         """One that generates; its other endpoints are no workers, and other namespaces other fleets."""
@@ -167,6 +176,11 @@ class DynamoSteering:
             return ""
         wish = ", ".join(f"{role} {keys.get(name, NOTHING).value or '?'}" for role, name in KEYS.items())
         return f"another planner has written its wish ({wish}) over ours"
+
+
+def _next_number(keys: dict[str, Held]) -> int:
+    """One that its controller has not carried out: a planner's wish goes with it, and what was carried out stays."""
+    return 1 + max(-1 if (number := _number(keys.get(name, NOTHING))) is None else number for name in (NUMBER, CARRIED))
 
 
 def _number(held: Held) -> int | None:
