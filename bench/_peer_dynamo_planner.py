@@ -75,7 +75,7 @@ def try_dynamo_planner(site: Site) -> None:
         fought = site.client.wait(command.command_id, timeout_s=PLANS_WITHIN_S)
         site.ended("dynamo.planner plans", fought, CommandState.FAILED, "another planner", begun_s)
         site.note("what the connector holds", "prefill {}, decode {}".format(*peer.wish()))
-        site.expect_refused("the next order", resize(prefill=3))
+        site.expect_refused("the next order", resize(decode=3))
         peer.end_planner()
         gone_s = site.until("its wish has gone with it", lambda: peer.wish()[1] == -1)
         site.note("dynamo.planner ended", f"its wish is gone from etcd after {gone_s:.1f} s")
