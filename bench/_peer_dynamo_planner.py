@@ -14,7 +14,8 @@ from _peer_dynamo import SizedDynamo
 from _peer_site import LIMIT_S, Site, resize
 from _peers import DYNAMO_NEEDS, PEERS, running
 from _vllm_environment import installed
-from control.types import Capability, CommandState
+from control.types.commands import CommandState
+from control.types.fleet import Capability
 
 NAME = "dynamo-planner"
 PLANNER = "1.5.1"

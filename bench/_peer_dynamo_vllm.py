@@ -15,7 +15,8 @@ from _peer_site import Site, Unmet, asked, resize
 from _peers import DYNAMO, running
 from _vllm_environment import MODEL
 from control.traffic.client import Outcome
-from control.types import Capability, CommandState
+from control.types.commands import CommandState
+from control.types.fleet import Capability
 
 HOST = "127.0.0.1"
 KV = '{"kv_connector":"NixlConnector","kv_role":"kv_both","kv_buffer_device":"cpu"}'
