@@ -78,7 +78,11 @@ def try_dynamo_planner(site: Site) -> None:
         site.note("what the connector holds", "prefill {}, decode {}".format(*peer.wish()))
         site.expect_refused("the next order", resize(decode=3))
         peer.end_planner()
-        gone_s = site.until("its wish has gone with it", lambda: peer.wish()[1] == -1)
-        site.note("dynamo.planner ended", f"its wish is gone from etcd after {gone_s:.1f} s")
+        gone_s = site.until("its wish has gone with it", lambda: not _rivals(site))
+        site.note("dynamo.planner ended", f"its wish is gone from etcd, and seen to be, after {gone_s:.1f} s")
         peer.obeys = True
         site.expect("resize decode 2 -> 3, obeyed", resize(decode=3), CommandState.DONE)
+
+
+def _rivals(site: Site) -> set[str]:
+    return {each.rival for each in site.client.snapshot(site.name).pools} - {""}
