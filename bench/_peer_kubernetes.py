@@ -33,7 +33,8 @@ from control.fleets.attached.steering.kube.api import Cluster, KubeApi
 from control.fleets.attached.steering.kube.objects import PODS
 from control.fleets.attached.steering.kube.pods import SeenPod
 from control.fleets.attached.steering.kube.watch import Watched, changes
-from control.types import Capability, Command, CommandRequest, CommandState, Preview
+from control.types.commands import Command, CommandRequest, CommandState, Preview
+from control.types.fleet import Capability
 
 DECODE = f"{APPS}/deployments/ms-decode"
 BODY: dict[str, Any] = {"model": "fake", "prompt": "word " * 150, "max_tokens": 40, "stream": True}
