@@ -91,7 +91,9 @@ def _latency(
     if value is None:
         return _unknown(drawn, foreign.unknown(snapshot, kind))
     told = replace(drawn, value=format.duration(value), course=frames.course(own))
-    return replace(told, note="as the engines say it", tag=_seen(snapshot), tag_note=BY_ENGINES)
+    parts = foreign.first_token_words(snapshot) if kind == "ttft" else ""
+    note = "the engines' parts of it" if parts else "as the engines say it"
+    return replace(told, note=note, tag=_seen(snapshot), tag_note=f"{BY_ENGINES} {parts}".rstrip())
 
 
 def _work(snapshot: FleetSnapshot, phase: PhaseUtilization | None, drawn: cards.Figure, name: str) -> cards.Figure:

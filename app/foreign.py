@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 from app import cards, words
 from control.client import AttachedInfo, Attachment, ControllerChoice, EngineSurvey, KindChoice, Survey
 from control.types.fleet import Capability, FleetSnapshot, Missing, PoolStatus
-from control.types.workers import WorkerStatus
+from control.types.workers import Role, WorkerStatus
 
 NAMES: Mapping[str, str] = {
     "vllm": "vLLM",
@@ -28,6 +28,10 @@ NAMES: Mapping[str, str] = {
     "llm-d": "llm-d",
     "production-stack": "vLLM production-stack",
 }
+PARTS = (
+    "Prefill and decode engines time their own parts of it, mixed here: vLLM's decode engines the KV and a first step. "
+    "A client waits for both."
+)
 ACTS: Mapping[Capability, str] = {
     Capability.ROUTE: "Route",
     Capability.RESIZE: "Resize",
@@ -252,6 +256,12 @@ def title(snapshot: FleetSnapshot) -> str:
 def is_unseen(snapshot: FleetSnapshot) -> bool:
     """Its requests do not pass our gateways: of them we know what the engines say, and no more."""
     return snapshot.is_attached and Capability.ROUTE not in snapshot.capabilities
+
+
+def first_token_words(snapshot: FleetSnapshot) -> str:
+    """What the engines' time to the first token is not, where one prefills and another decodes; "" elsewhere."""
+    roles = {each.role for each in snapshot.workers}
+    return PARTS if {Role.PREFILL, Role.DECODE} <= roles else ""
 
 
 def unseen_words(snapshot: FleetSnapshot) -> str:

@@ -112,12 +112,13 @@ def _entries(snapshot: FleetSnapshot, kind: Kind, named: list[frames.Labelled]) 
     values = [traffic.ttft_p99_s, traffic.ttft_p50_s, traffic.oldest_waiting_s]
     if kind is THEIRS:
         values = [frames.newest(points[:-1]) for _, points in named]
-    return [_entry(snapshot, line, value) for line, value in zip(kind.lines.values(), values, strict=True)]
+    note = foreign.first_token_words(snapshot) if kind is THEIRS else traffic.slo_text
+    return [_entry(snapshot, line, value, note) for line, value in zip(kind.lines.values(), values, strict=True)]
 
 
-def _entry(snapshot: FleetSnapshot, line: Line, value: float | None) -> cards.Line:
+def _entry(snapshot: FleetSnapshot, line: Line, value: float | None, note: str) -> cards.Line:
     """One that is not known was not measured."""
-    tag, note = "simulated" if snapshot.simulated else "measured", snapshot.traffic.slo_text
+    tag = "simulated" if snapshot.simulated else "measured"
     if value is None:
         why = foreign.unknown(snapshot, "ttft")
         tag, note = (why.state, why.words) if why else ("no data", "")

@@ -17,7 +17,7 @@ from control.fleets.attached.choices import choices
 from control.fleets.attached.types import Finding, Looks, Permission
 from control.types.fleet import Capability, FleetSnapshot, Missing
 from control.types.workers import Role, WorkEstimates
-from tests.app.builders import Clock
+from tests.app.builders import Clock, points, result
 from tests.app.fake_plane import FakePlane
 from tests.app.test_pages import button, opened, text
 
@@ -52,6 +52,18 @@ def test_a_figure_that_is_not_known_says_why_and_what_shows_it_and_is_not_measur
     assert (ttft.value, ttft.tag) == ("n/a", "no data")
     assert (prefill.value, prefill.tag, prefill.note) == ("n/a", "not exported", "name the model")
     assert decode.tag_note == "FLOPs and bytes (both utilization lines): not exported: name the model."
+
+
+def test_a_first_token_in_the_engines_words_is_said_to_be_their_parts_where_one_prefills_and_another_decodes() -> None:
+    own = result({"fleet": points(0, [0.05, 1.4, None])})
+    read = dict.fromkeys((*figures.COURSES, *figures.ENGINE_COURSES)) | {"worker_ttft_p99_s": own}
+    split = theirs()
+    _, ttft, *_ = figures.figures(split, read)
+    assert (ttft.value, ttft.note) == ("1.40 s", "the engines' parts of it")
+    assert "A client waits for both." in ttft.tag_note
+    mixed = replace(split, workers=tuple(replace(each, role=Role.MIXED) for each in split.workers))
+    _, ttft, *_ = figures.figures(mixed, read)
+    assert (ttft.note, ttft.tag_note) == ("as the engines say it", figures.BY_ENGINES)
 
 
 def test_what_a_controller_lets_be_allowed_is_what_it_can_and_where_it_only_lists_also_what_the_engines_can() -> None:
