@@ -201,19 +201,34 @@ class Upgrade:
             return KEPT + "without Redis it would take all workers along; `phaseline down` and `up` renew it"
         if self._supervisor.is_held(RAY_NODE):
             return KEPT + "it holds the workers itself, as earlier versions did; `phaseline down` and `up` renew it"
-        return self._simply(runner)
+        away = self._simply(runner)
+        for fell in self._supervisor.runners:
+            if fell.component.falls_with == RAY:
+                self._comes_back(fell)
+        with self._client() as client:
+            self._settled(client)
+        return away
+
+    def _comes_back(self, fell: Runner) -> None:
+        """It was restarted with what was renewed: the upgrade is not over before it answers again."""
+        if not self._comes_up(fell, lambda: fell.record.is_ready):
+            why = last_line(fell.component.log)
+            raise UpgradeStopped(f"{fell.record.name} does not come back: {why}; it is tried on and on")
 
     # --- workers -----------------------------------------------------------------------------------------------------
 
     def _workers(self) -> str:
         """Hosts that run other code than the plane, one after the other."""
-        url = f"http://{self._settings.host}:{self._settings.api_port}"
-        with PhaselineClient(url, read_token(self._settings.run_dir, "operator"), timeout_s=10.0) as client:
+        with self._client() as client:
             self._settled(client)
             hosts = outdated_hosts(self._seen(client))
             for worker_ids in hosts:
                 self._host(client, plan_host(worker_ids, self._seen(client)))
         return f"{len(hosts)} worker processes renewed" if hosts else KEPT + "they run this code already"
+
+    def _client(self) -> PhaselineClient:
+        url = f"http://{self._settings.host}:{self._settings.api_port}"
+        return PhaselineClient(url, read_token(self._settings.run_dir, "operator"), timeout_s=10.0)
 
     def _host(self, client: PhaselineClient, plan: HostPlan) -> None:
         names = ", ".join(plan.worker_ids)

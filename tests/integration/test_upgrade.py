@@ -82,12 +82,14 @@ def test_every_process_is_replaced_and_no_stream_notices(fleet: Deployment, tmp_
     before, served_by = roots(fleet), workers(fleet)
     with SteadyClients(f"http://127.0.0.1:{fleet.ports['GATEWAY']}", MODEL, num_clients=2) as clients:
         code, steps = upgraded_by(fleet, other_build(tmp_path))
+        not_ready = [name for name, each in fleet.state.components.items() if not each.is_ready]
         served = clients.num_served
         fleet.until(lambda: clients.num_served > served + 5, "traffic afterwards")
     assert (code, clients.failures) == (0, []), steps
     assert {state for state, _ in steps.values()} == {"done", "kept"}
     assert {name for name, root in roots(fleet).items() if root == before[name]} <= {"ray-node", "redis", "ray"}
     assert steps["ray-node"][0] == "kept"
+    assert not_ready == []
     now = workers(fleet)
     assert {name: row[:2] for name, row in now.items()} == {name: row[:2] for name, row in served_by.items()}
     assert not {row[2] for row in now.values()} & {row[2] for row in served_by.values()}
