@@ -22,10 +22,11 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from control.fleets.attached.engine_page import Buckets, Counters, EnginePage, Gauges, filled
-from control.fleets.attached.exposition import Page, PageError, Sample, parse_page
+from control.fleets.attached.exposition import MAX_VALUE, Page, PageError, Sample, parse_page
 from control.fleets.attached.types import Finding
 
 STARTED: Final = "process_start_time_seconds"
+MAX_MODEL_CHARS: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +212,8 @@ def read_models(text: str) -> EnginePage:
         model = json.loads(text)["data"][0]["id"]
     except (ValueError, LookupError, TypeError) as error:
         raise PageError("the list of models has none", field="models") from error
-    return EnginePage(model_id=str(model)[:200], findings=(Finding(quantity="model", state="found", series="data.id"),))
+    found = Finding(quantity="model", state="found", series="data.id")
+    return EnginePage(model_id=str(model)[:MAX_MODEL_CHARS], findings=(found,))
 
 
 def read_page(text: str, dialect: Dialect) -> EnginePage:
@@ -230,7 +232,7 @@ def _num_found(page: EnginePage) -> int:
 
 def _read_own(text: str, dialect: Dialect) -> EnginePage:
     told = parse_page(text, dialect.wanted)
-    page = _plainly_named(told)
+    page = _sound(_plainly_named(told), dialect)
     findings: list[Finding] = []
     has_served = any(each.value > 0 for name in _served(dialect) for each in page.named(name))
     counters = {name: _counter(name, parts, page, has_served, findings) for name, parts in dialect.counters.items()}
@@ -247,7 +249,7 @@ def _read_own(text: str, dialect: Dialect) -> EnginePage:
         gauges=Gauges(**gauges),
         lengths=lengths,
         latencies={kind: buckets for kind, buckets in latencies.items() if buckets},
-        findings=(*findings, *(Finding(quantity="", state="refused", series=each) for each in page.refused)),
+        findings=(*findings, *(Finding(quantity="", state="refused", series=each) for each in page.refused.values())),
     )
 
 
@@ -255,10 +257,29 @@ def _plainly_named(page: Page) -> Page:
     """Ray's and older spellings as the engines' own: `ray_vllm_x` and `sglang_x` are `vllm:x` and `sglang:x`."""
     samples: dict[str, tuple[Sample, ...]] = {}
     for name, found in page.samples.items():
-        plain = name.replace("ray_vllm_", "vllm:", 1) if name.startswith("ray_vllm_") else name
-        plain = plain.replace("sglang_", "sglang:", 1) if plain.startswith("sglang_") else plain
+        plain = _plain(name)
         samples[plain] = samples.get(plain, ()) + found
-    return Page(samples, page.refused)
+    return Page(samples, {_plain(name): why for name, why in page.refused.items()})
+
+
+def _plain(name: str) -> str:
+    plain = name.replace("ray_vllm_", "vllm:", 1) if name.startswith("ray_vllm_") else name
+    return plain.replace("sglang_", "sglang:", 1) if plain.startswith("sglang_") else plain
+
+
+def _sound(page: Page, dialect: Dialect) -> Page:
+    """Without the series of which a value cannot be: nothing is below 0, and no share is above 1.
+
+    Such a series goes with all its ranks: the sum of the others would look as if the engine had started anew.
+    """
+    shares = dialect.gauges["kv_usage"].names if "kv_usage" in dialect.gauges else ()
+    refused = dict(page.refused)
+    for name, found in page.samples.items():
+        low, high = min(each.value for each in found), max(each.value for each in found)
+        most = 1.0 if name in shares else MAX_VALUE
+        if low < 0 or high > most:
+            refused.setdefault(name, f"{name} is {low if low < 0 else high:g}: not within 0..{most:g}")
+    return Page({name: found for name, found in page.samples.items() if name not in refused}, refused)
 
 
 def _served(dialect: Dialect) -> tuple[str, ...]:
@@ -319,14 +340,23 @@ def _buckets(quantity: str, series: Series, page: Page, findings: list[Finding])
     for name in series.names:
         totals: dict[float, float] = {}
         for each in page.named(f"{name}_bucket", **series.labels):
-            bound = float(each.labels.get("le", "nan"))
-            if not math.isnan(bound):
+            bound = _bound_of(each)
+            if bound is not None:
                 totals[bound] = totals.get(bound, 0.0) + each.value
         if totals:
             findings.append(Finding(quantity=quantity, state="found", series=name))
             return tuple(sorted(totals.items()))
     findings.append(Finding(quantity=quantity, state="absent", series=" or ".join(series.names)))
     return ()
+
+
+def _bound_of(bucket: Sample) -> float | None:
+    """Up to where it counts; None where that is no number, or none that anything of an engine reaches."""
+    try:
+        bound = float(bucket.labels.get("le", "nan"))
+    except ValueError:
+        return None
+    return bound if 0 <= bound <= MAX_VALUE or bound == math.inf else None
 
 
 def _model_of(page: Page, dialect: Dialect) -> str:
@@ -337,7 +367,7 @@ def _model_of(page: Page, dialect: Dialect) -> str:
         for each in samples
         if dialect.model_label in each.labels
     }
-    return ", ".join(sorted(names))
+    return ", ".join(sorted(names))[:MAX_MODEL_CHARS]
 
 
 assert all(set(each.counters) <= {one.name for one in dataclasses.fields(Counters)} for each in DIALECTS.values())

@@ -22,6 +22,8 @@ MAX_PAGE_BYTES: Final = 8 * 1024 * 1024
 #: Samples of the series that we read; a vLLM engine has about 400.
 MAX_SAMPLES: Final = 20_000
 MAX_LINE_BYTES: Final = 4096
+#: Nothing that an engine or a GPU counts in years is as large; what is added up or multiplied below it stays finite.
+MAX_VALUE: Final = 1e24
 #: Of what is remembered: heads of lines, and how long each may be. Together some MiB at most.
 MAX_HEADS: Final = 16_384
 MAX_HEAD_BYTES: Final = 512
@@ -41,10 +43,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Samples by name. `refused`: why single samples were left out, one line per series."""
+    """Samples by name. `refused`: by series, why samples of it were left out."""
 
     samples: Mapping[str, tuple[Sample, ...]] = field(default_factory=dict)
-    refused: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     def named(self, name: str, **labels: str) -> tuple[Sample, ...]:
         """Those of one name whose labels are as given."""
@@ -67,13 +69,15 @@ def parse_page(text: str, prefixes: Iterable[str]) -> Page:
     refused: dict[str, str] = {}
     try:
         for name, labels, value in _samples(lines):
-            if math.isfinite(value):
+            if abs(value) <= MAX_VALUE:
                 found.setdefault(name, []).append(Sample(labels, value))
+            elif math.isfinite(value):
+                refused[name] = f"{name} is {value:g}: beyond {MAX_VALUE:g}"
             else:
                 refused[name] = f"{name} is {value}: unknown"
     except ValueError as error:
         raise PageError(f"not a Prometheus text page: {error}") from error
-    return Page({name: tuple(samples) for name, samples in found.items()}, tuple(refused.values()))
+    return Page({name: tuple(samples) for name, samples in found.items()}, refused)
 
 
 def _samples(lines: Iterable[str]) -> Iterator[tuple[str, Mapping[str, str], float]]:

@@ -88,7 +88,7 @@ def read_gpus(text: str, host: str) -> GpuPage:
             lines.setdefault(_identity(sample), []).append((name, sample))
     if len(lines) > MAX_GPUS:
         raise PageError(f"the page has {len(lines)} GPUs", field="gpus", value=len(lines), bound=f"{MAX_GPUS}")
-    refused = {each.split(" ", 1)[0]: each for each in page.refused}
+    refused = dict(page.refused)
     gpus = tuple(_gpu(identity, found, host, refused) for identity, found in lines.items())
     found = (*_states(gpus), *(Finding(quantity="", state="refused", series=words) for words in refused.values()))
     return GpuPage(gpus=gpus, findings=found)

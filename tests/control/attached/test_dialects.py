@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from control.fleets.attached.derive import derive
+from control.fleets.attached.derive import derive, has_restarted
 from control.fleets.attached.dialects import SGLANG, VLLM, read_page
 from control.fleets.attached.engine_page import Counters
 from control.types.workers import Phase, Role
@@ -117,3 +119,33 @@ def test_sglang_says_how_long_its_prompts_were():
 
 def test_a_page_of_another_system_has_nothing():
     assert not read_page("node_cpu_seconds_total 3\n", VLLM).has_anything
+
+
+@pytest.mark.parametrize(
+    ("series", "value", "why"),
+    [
+        ("vllm:kv_cache_usage_perc", "1e300", "is 1e+300: beyond 1e+24"),
+        ("vllm:kv_cache_usage_perc", "40", "is 40: not within 0..1"),
+        ("vllm:num_requests_running", "-8", "is -8: not within 0..1e+24"),
+        ("vllm:num_requests_running", "NaN", "is nan: unknown"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_and_named(series: str, value: str, why: str):
+    page = read_page(f'{series}{{engine="0"}} {value}\nvllm:generation_tokens_total 5\n', VLLM)
+    assert (page.gauges.kv_usage, page.gauges.num_running) == (None, None)
+    assert [each.series for each in page.findings if each.state == "refused"] == [f"{series} {why}"]
+    assert page.counters.decode_tokens == 5
+
+
+def test_a_rank_that_says_no_number_makes_its_series_unknown_and_no_new_life_of_the_engine():
+    lines = 'vllm:generation_tokens_total{{engine="0"}} 100\nvllm:generation_tokens_total{{engine="1"}} {}\n'
+    before, now = (read_page(lines.format(value), VLLM) for value in ("100", "NaN"))
+    assert (before.counters.decode_tokens, now.counters.decode_tokens) == (200, None)
+    assert not has_restarted(before, now)
+
+
+@pytest.mark.parametrize("bound", ["abc", "-1", "1e300", "NaN", ""])
+def test_a_bucket_without_a_bound_that_can_be_is_left_out(bound: str):
+    name = "vllm:time_to_first_token_seconds_bucket"
+    page = read_page(f'{name}{{le="1"}} 2\n{name}{{le="{bound}"}} 3\n{name}{{le="+Inf"}} 4\n', VLLM)
+    assert page.latencies["ttft"] == ((1.0, 2.0), (math.inf, 4.0))

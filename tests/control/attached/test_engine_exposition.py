@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from control.fleets.attached.exposition import PageError, parse_page
+from control.fleets.attached.exposition import MAX_VALUE, PageError, parse_page
 
 Rows = list[tuple[str, dict[str, str], float]]
 
@@ -55,7 +55,7 @@ def test_a_line_is_read_as_prometheus_reads_it(line: str):
     st.dictionaries(
         st.from_regex(r"[a-z]{1,3}", fullmatch=True), st.text(alphabet='ab {}\\",=# é', max_size=6), max_size=3
     ),
-    st.floats(allow_nan=False, allow_infinity=False),
+    st.floats(-MAX_VALUE, MAX_VALUE),
 )
 def test_whatever_stands_in_labels_is_read_as_prometheus_reads_it(labels: dict[str, str], value: float):
     escaped = {name: each.replace("\\", "\\\\").replace('"', '\\"') for name, each in labels.items()}
@@ -68,3 +68,9 @@ def test_whatever_stands_in_labels_is_read_as_prometheus_reads_it(labels: dict[s
 def test_a_line_that_is_none_refuses_the_page(line: str):
     with pytest.raises(PageError, match="not a Prometheus text page"):
         parse_page(f"{line}\n", ("a",))
+
+
+def test_a_value_that_nothing_counts_up_to_is_refused_by_name():
+    page = parse_page("a 1e300\nab -1e300\nac 5\n", ("a",))
+    assert set(page.samples) == {"ac"}
+    assert page.refused == {"a": "a is 1e+300: beyond 1e+24", "ab": "ab is -1e+300: beyond 1e+24"}

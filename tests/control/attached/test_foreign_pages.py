@@ -26,7 +26,7 @@ def test_only_series_that_were_asked_for_are_read():
 def test_values_that_are_no_numbers_are_refused_and_told():
     page = parse_page(PAGE, ["vllm:"])
     assert set(page.samples) == {"vllm:x_total"}
-    assert page.refused == ("vllm:bad is nan: unknown", "vllm:worse is inf: unknown")
+    assert tuple(page.refused.values()) == ("vllm:bad is nan: unknown", "vllm:worse is inf: unknown")
 
 
 @pytest.mark.parametrize(
