@@ -17,40 +17,38 @@ from functools import partial
 
 from pydantic import TypeAdapter
 
-from control.accounting import Accountant, UtilizationView
+from control.accounting import Accountant
 from control.amends import Amends
-from control.bottleneck_watch import BottleneckWatch
 from control.desk import Desk, refusal_error
 from control.errors import FleetError, StaleFence
 from control.events import Events
 from control.facts import FleetFacts
-from control.fleets.base import Fleet, Foreign, Observation, Routed, Steered, is_followed, is_observed_only
+from control.fleets.base import Fleet, Foreign, Routed, Steered, is_followed, is_observed_only
 from control.gateways import Gateways
 from control.history.deferred import TickWrite, encode
 from control.history.store import History, RequestQuery
 from control.lease import Lease
 from control.monitor import Monitor
 from control.notices import notices_of
+from control.observer import Observer
 from control.orders import Orders
-from control.plane_events import PlaneEvents
+from control.plane_events import PlaneEvents, plane_status
 from control.points import Ingested
 from control.pools import scale_steps
 from control.progress import progress_of
 from control.reconcile import Ordered, as_observed, holds, reconcile
 from control.recorder import Recorder
 from control.settings import Settings
-from control.snapshot import FleetIdentity, build_snapshot, fleet_facts, newest_readings
+from control.snapshot import FleetIdentity, build_snapshot
 from control.stand_ins import Effective, effective_roles
 from control.types.api import Principal
 from control.types.bottleneck import Bottleneck
 from control.types.commands import Command, CommandRequest, Desired, Preview
-from control.types.fleet import FleetSnapshot, PlaneStatus
+from control.types.fleet import FleetSnapshot
 from control.types.routing import WhatIfRouting
 from control.types.workers import WorkerState
 from control.verbs import RefusedPlan, changed_policy
 from control.what_if import what_if
-from control.workload import Workload
-from engine.readings import MeterReading
 
 _log = logging.getLogger("phaseline.plane")
 _snapshot_json = TypeAdapter(FleetSnapshot)
@@ -86,7 +84,6 @@ class Plane:
         self.recorder: Recorder = desk.recorder
         self.events: Events = desk.events
         self._fence = lease.fence
-        self._accountant = accountant
         self._now = now
         self.monitor = monitor
         self.gateways = Gateways(
@@ -94,12 +91,9 @@ class Plane:
             on_loss=self.wake,
             on_record=monitor.on_record,
         )
-        self._status = self.gateways.traffic.status(now())
-        self._expected_output = self.gateways.traffic.expected_output_tokens()
         self._own_events = PlaneEvents(fleet.fleet_id, plane_status(lease))
-        self._watch = BottleneckWatch(fleet.fleet_id)
-        self._bottleneck: Bottleneck | None = None
-        self.workload = Workload(fleet.fleet_id)
+        self._observer = Observer(fleet, accountant, self.gateways, monitor.on_ingested, now())
+        self.workload = self._observer.workload
         self._identity = FleetIdentity(
             fleet_id=fleet.fleet_id,
             model_id=fleet.model_id,
@@ -118,9 +112,6 @@ class Plane:
         self._tick_problem = ""
         self._num_ticks = 0
         self._upkeep_waits = False
-        self._observation: Observation | None = None
-        self._readings: Mapping[str, MeterReading] = {}
-        self._utilization: UtilizationView | None = None
         self._ordered: Mapping[str, Ordered] = {}
         self._effective = Effective(desired=desk.desired)
         self._orders = Orders(fleet.apply, self.wake)
@@ -208,9 +199,9 @@ class Plane:
         self._num_ticks += 1
 
         observation = await self.fleet.observe(now)
-        ingested, seen = self._see(observation, now), self._now()
+        ingested, seen = self._observer.take(observation, now), self._now()
 
-        fleet = self._facts()
+        fleet = self._observer.facts()
         if is_followed(self.fleet):
             self.desk.desired = as_observed(self.desired, fleet, self.desk.unfinished.values())
         if not is_observed_only(self.fleet):
@@ -240,20 +231,6 @@ class Plane:
         await self.desk.settled()
         await self.recorder.flush()
 
-    def _see(self, observation: Observation, now: float) -> Ingested:
-        """Take one observation in: newest readings, utilization, and what a self-driving fleet has served."""
-        self._observation = observation
-        self._readings = newest_readings(observation, self._readings, now)
-        ingested = self._accountant.ingest(observation)
-        self.monitor.on_ingested(ingested)
-        self.workload.add(ingested, observation.readings)
-        self._utilization = self._accountant.utilization(now)
-        self.gateways.take_self_driven()
-        self._status = self.gateways.traffic.status(now)
-        self._expected_output = self.gateways.traffic.expected_output_tokens()
-        self._bottleneck = self._watch.look(self._readings.values(), self._utilization, self.gateways.traffic, now)
-        return ingested
-
     def _order(self, fleet: FleetFacts, now: float) -> None:
         """Compare desired with what was seen, give orders, and send the gateways a new table when it has changed."""
         busy, max_moves = self._orders.busy, self.settings.max_moves
@@ -268,31 +245,14 @@ class Plane:
         if fleet.yields:
             steps = tuple(each for each in steps if each.worker_id in self.desk.under_way)
         self._orders.give(steps)
-        self.gateways.route(self.desired, self._expected_output)
-
-    def _facts(self) -> FleetFacts:
-        observation = self._observation
-        facts = fleet_facts(
-            self._readings,
-            observation.lives if observation else (),
-            can=frozenset(each.value for each in self.fleet.capabilities),
-            tpot_s=self._status.tpot_p50_s,
-            expected_output_tokens=self._expected_output,
-            utilization=self._utilization,
-            refusals=self.fleet.refusals if isinstance(self.fleet, Foreign) else {},
-            takes_back=isinstance(self.fleet, Routed),
-            sized_by=self.fleet.sized_by if isinstance(self.fleet, Routed) else "",
-        )
-        if isinstance(self.fleet, Steered):
-            return replace(facts, pools=self.fleet.pools(), max_pool=self.fleet.max_pool, yields=True)
-        return facts
+        self.gateways.route(self.desired, self._observer.expected_output_tokens)
 
     def _record_samples(self, ingested: Ingested, now: float) -> None:
         """Queue this tick's rows; gateways may forget their records once those are durable, here or in the spool."""
         rows = self.gateways.take_rows(now)
         own = self._own_events.take(self.recorder.problem, now)
-        ingested = replace(ingested, events=(*ingested.events, *own, *self._watch.take()))
-        tick = TickWrite(ingested, self._accountant.snapshot(), rows, self._status)
+        ingested = replace(ingested, events=(*ingested.events, *own, *self._observer.take_events()))
+        tick = TickWrite(ingested, self._observer.accountant.snapshot(), rows, self._observer.traffic)
         self.recorder.later(
             *(self.history.write_tick, tick.ingested, tick.cursors, tick.records, tick.traffic),
             then=partial(self.gateways.durable, rows),
@@ -309,24 +269,24 @@ class Plane:
 
     def _publish(self, now: float) -> None:
         """The snapshot of this tick, serialised once for all who ask."""
-        facts = self._facts()
+        seen, facts = self._observer, self._observer.facts()
         for worker_id in [w for w in self._orders.outcomes if holds(self.desired, facts.workers.get(w), w)]:
             del self._orders.outcomes[worker_id]
         snapshot = build_snapshot(
             replace(self._identity, model_id=self.fleet.model_id),
             desired=self.desired,
-            observation=self._observation,
-            readings=self._readings,
-            utilization=self._utilization,
-            traffic=self._status,
+            observation=seen.observation,
+            readings=seen.readings,
+            utilization=seen.utilization,
+            traffic=seen.traffic,
             now_unix_s=self._now(),
             tick=self._num_ticks,
             notices=self._notices(),
             active_command_ids=tuple(sorted(self.desk.unfinished)),
             departures=self.desk.departures,
             alerts=self.monitor.alerts,
-            bottleneck=self._bottleneck,
-            batches=self.workload.batches(self._readings, self.settings.effective_slo.tpot_s),
+            bottleneck=seen.bottleneck,
+            batches=self.workload.batches(seen.readings, self.settings.effective_slo.tpot_s),
             sized=facts.pools,
             max_pool=facts.max_pool,
         )
@@ -345,12 +305,12 @@ class Plane:
         )
 
     def _notices(self) -> tuple[str, ...]:
-        local = self.settings.profile == "local"
+        seen, local = self._observer, self.settings.profile == "local"
         return notices_of(
-            self._readings,
+            seen.readings,
             self.desired.policy,
             self.settings.initial_policy if local else None,
-            sample_share=self._status.sample_share,
+            sample_share=seen.traffic.sample_share,
             history_problem=self.recorder.problem,
             num_writes_waiting=self.recorder.num_waiting,
             num_writes_dropped=self.recorder.num_dropped,
@@ -359,7 +319,7 @@ class Plane:
             spool_problem=self.recorder.spool_problem,
             tick_problem=self._tick_problem,
             stand_ins=self._effective.notice,
-            observation_problems=self._observation.problems if self._observation else (),
+            observation_problems=seen.observation.problems if seen.observation else (),
             is_attached=self._identity.is_attached,
         )
 
@@ -372,18 +332,18 @@ class Plane:
     @property
     def bottleneck(self) -> Bottleneck:
         """What limits now. Raises FleetError before the first look at the fleet."""
-        if self._bottleneck is None:
+        if self._observer.bottleneck is None:
             raise FleetError("not observed yet: nothing is known of what limits it")
-        return self._bottleneck
+        return self._observer.bottleneck
 
     @property
     def observed(self) -> bool:
-        return self._observation is not None
+        return self._observer.observation is not None
 
     @property
     def newest_fence(self) -> int:
         """Of the orders that the workers were seen to obey: larger than ours when another plane acts."""
-        return max((each.fence for each in self._readings.values()), default=0)
+        return self._observer.newest_fence
 
     def snapshot_json(self) -> bytes:
         """The last snapshot; with its true age and the reason when ticks have stopped coming."""
@@ -396,11 +356,11 @@ class Plane:
         return self._snapshot_bytes
 
     async def preview(self, request: CommandRequest) -> Preview:
-        return await self.desk.preview(request, self._facts())
+        return await self.desk.preview(request, self._observer.facts())
 
     async def submit(self, request: CommandRequest, principal: Principal) -> Command:
         """Record a command; the tick that follows at once carries it out."""
-        command = await self.desk.submit(request, principal, self._facts(), self._now())
+        command = await self.desk.submit(request, principal, self._observer.facts(), self._now())
         for step in command.steps:
             if step.worker_id:
                 self._orders.forget(step.worker_id)
@@ -431,16 +391,4 @@ class Plane:
         )
         records = await self.recorder.read(self.history.requests, query)
         since = records[-1].arrival_unix_s if len(records) == WHAT_IF_RECORDS else now - window_s
-        return what_if(records, policy, self.desired, self._expected_output, since, now)
-
-
-def plane_status(lease: Lease) -> PlaneStatus:
-    """The plane that this lease makes the active one."""
-    holder = lease.holder
-    return PlaneStatus(
-        pid=holder.pid,
-        hostname=holder.hostname,
-        address=holder.address,
-        fence=lease.fence,
-        since_unix_s=lease.taken_unix_s,
-    )
+        return what_if(records, policy, self.desired, self._observer.expected_output_tokens, since, now)

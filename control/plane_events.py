@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from control.lease import Lease
 from control.types.events import FleetEvent
 from control.types.fleet import PlaneStatus
 
@@ -62,3 +63,15 @@ class PlaneEvents:
             reason=self._problem,
             away_s=away_s,
         )
+
+
+def plane_status(lease: Lease) -> PlaneStatus:
+    """The plane that this lease makes the active one."""
+    holder = lease.holder
+    return PlaneStatus(
+        pid=holder.pid,
+        hostname=holder.hostname,
+        address=holder.address,
+        fence=lease.fence,
+        since_unix_s=lease.taken_unix_s,
+    )

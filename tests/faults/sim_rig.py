@@ -217,7 +217,7 @@ class SimRig:
 
     def check_counters(self) -> None:
         """Monotonic within a worker's life, and so never negative."""
-        for reading in self.plane._readings.values():
+        for reading in self.plane._observer.readings.values():
             for key, counters in reading.counters.items():
                 life = reading.worker_id, reading.epoch, key
                 now = (counters.busy_s, counters.flops, counters.bytes, counters.tokens, counters.steps)
@@ -252,7 +252,7 @@ class SimRig:
         return is_done and gateway is not None and not gateway._in_flight and not gateway.records
 
     def is_as_desired(self) -> bool:
-        seen = self.plane._facts().workers
+        seen = self.plane._observer.facts().workers
         return all(holds(self.plane.desired, seen.get(name), name) for name in self.settings.worker_ids)
 
     def close(self) -> None:

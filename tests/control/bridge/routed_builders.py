@@ -49,7 +49,7 @@ async def plane_of(folder: Path, told: Attachment, may: tuple[Permission, ...], 
 
 
 def roles_of(plane: Plane) -> dict[str, tuple[Role, WorkerState]]:
-    return {name: (each.role, each.state) for name, each in plane._facts().workers.items()}
+    return {name: (each.role, each.state) for name, each in plane._observer.facts().workers.items()}
 
 
 async def done(plane: Plane, action: Action) -> Command:

@@ -155,8 +155,8 @@ class TroubleRig:
         await self.ticks(1)
         assert await self.plane.recorder.flush()
         own: dict[str, dict[tuple[str, str], dict[str, float]]] = {"worker": {}, "role": {}, "fleet": {}}
-        assert self.plane._observation is not None
-        for reading in self.plane._observation.readings:
+        assert self.plane._observer.observation is not None
+        for reading in self.plane._observer.observation.readings:
             for key, counters in reading.counters.items():
                 role, _, phase = key.partition("/")
                 for scope, name in (("worker", reading.worker_id), ("role", role), ("fleet", "")):
