@@ -15,6 +15,7 @@ from control.history.chunks import Frames, pack_tick, unpack_tick
 
 #: More than this many are read from the table each time: after an outage, until they are folded.
 MAX_REMEMBERED: Final = 180
+_TICK_LOCK: Final = 0x7469636B
 
 
 class Tail:
@@ -24,7 +25,13 @@ class Tail:
         self._frames: dict[int, Frames] = {}
 
     def add(self, connection: Connection, frames: Frames) -> int:
-        """Write one tick; `remember` it under the id that this returns, once it is durable."""
+        """Write one tick; `remember` it under the id that this returns, once it is durable.
+
+        Ids become durable in their order, as a shelf that is folded up to one never looks at those before it again:
+        of several planes on a PostgreSQL only one writes ticks at a time (SQLite has one writer anyway).
+        """
+        if connection.dialect.name == "postgresql":
+            connection.execute(select(func.pg_advisory_xact_lock(_TICK_LOCK)))
         result = connection.execute(schema.ticks.insert().values(data=pack_tick(frames)))
         return int(result.inserted_primary_key[0])  # type: ignore[index]
 

@@ -84,7 +84,7 @@ class Upkeep:
         if due is None:
             return False
         with self._transactions.writing("fold", WRITE_LIMIT_S) as connection:
-            everywhere = fold(connection, self._tail, *due, read_marks(connection, "pruned-"))
+            everywhere = fold(connection, self._tail, due, read_marks(connection, "pruned-"))
         self._tail.forget(everywhere)
         return True
 
@@ -127,17 +127,25 @@ class Upkeep:
 # --- folding ---------------------------------------------------------------------------------------------------------
 
 
-def shelf_to_fold(connection: Connection, newest: int, num_ticks: int = FOLD_TICKS) -> tuple[int, int] | None:
-    """The shelf that waits longest, and up to which tick it is folded; None when none has waited so long."""
+def shelf_to_fold(connection: Connection, newest: int, num_ticks: int = FOLD_TICKS) -> int | None:
+    """The shelf that waits longest; None when none has waited so long."""
     c = schema.shelves.c
-    found = connection.execute(
-        select(c.shelf_id, c.folded).where(c.folded <= newest - num_ticks).order_by(c.folded, c.shelf_id).limit(1)
-    ).first()
-    return None if found is None else (found[0], found[1])
+    due = select(c.shelf_id).where(c.folded <= newest - num_ticks).order_by(c.folded, c.shelf_id).limit(1)
+    return connection.execute(due).scalar()
 
 
-def fold(connection: Connection, tail: Tail, shelf_id: int, folded: int, pruned: Mapping[int, int]) -> int:
+def _taken(connection: Connection, shelf_id: int) -> int:
+    """Nobody else folds or rolls up this shelf until the transaction ends. Up to which tick it is folded now: the
+    planes of several fleets share a history, and one of them may have folded it since somebody saw that it is due."""
+    c = schema.shelves.c
+    return int(
+        connection.execute(select(c.folded).where(c.shelf_id == shelf_id).with_for_update(key_share=True)).scalar_one()
+    )
+
+
+def fold(connection: Connection, tail: Tail, shelf_id: int, pruned: Mapping[int, int]) -> int:
     """Take one shelf's rows out of the next ticks; returns up to which tick every shelf is folded now."""
+    folded = _taken(connection, shelf_id)
     ticks = tail.read(connection, folded, MAX_TICKS)
     until = ticks[-1][0] if ticks else folded
     lines = schema.lines.c
@@ -193,6 +201,7 @@ def block_to_roll(connection: Connection, now_s: int) -> tuple[int, int] | None:
 
 def roll_block(connection: Connection, shelf_id: int, block: int, pruned: Mapping[int, int]) -> None:
     """Seal the seconds of one block of one shelf, and bring all its coarser buckets up to date."""
+    _taken(connection, shelf_id)
     seconds = _seconds(connection, shelf_id, block)
     for kind, frame in seconds.items():
         put_chunk(connection, shelf_id, kind, 1, block, frame)
