@@ -56,7 +56,7 @@ class PlannedDynamo(SizedDynamo):
 
 
 def try_dynamo_planner(site: Site) -> None:
-    """It writes its wish over ours: our command ends and says so, and so does the next one; obeyed when it has gone."""
+    """It comes and writes its wish over ours: our command ends, the next one is refused; obeyed when it has gone."""
     with running(PlannedDynamo()) as peer:
         assert isinstance(peer, PlannedDynamo)
         site.attach(
@@ -74,8 +74,9 @@ def try_dynamo_planner(site: Site) -> None:
         site.until("our wish", lambda: peer.wish()[0] == 3)
         site.note("ours", f"prefill 3 is written, and not carried out; dynamo.planner {PLANNER} begins")
         fought = site.client.wait(command.command_id, timeout_s=PLANS_WITHIN_S)
-        site.ended("dynamo.planner plans", fought, CommandState.FAILED, "another planner", begun_s)
-        site.note("what the connector holds", "prefill {}, decode {}".format(*peer.wish()))
+        site.ended("dynamo.planner is there", fought, CommandState.FAILED, "planner", begun_s)
+        wish_s = site.until("its wish over ours", lambda: any("its wish" in each for each in _rivals(site)))
+        site.note("its wish over ours", f"{', '.join(_rivals(site))}; {wish_s:.1f} s later")
         site.expect_refused("the next order", resize(decode=3))
         peer.end_planner()
         gone_s = site.until("its wish has gone with it", lambda: not _rivals(site))

@@ -4,8 +4,8 @@ The connector is four keys in etcd: how many workers of each kind somebody wants
 number of the last one that was carried out. We write the wish; the operator's own controller (`VirtualConnectorClient`)
 carries it out. That it says so is not enough: the workers are counted. A wish that is not ours over ours is another
 planner's: then we stop, and leave the pools to it for RIVAL_S. Whose it is tells etcd's revision: Dynamo's planner
-numbers its wishes by itself and does not look at ours, so that its number may be ours. One transaction writes a wish:
-none is lost unseen.
+numbers its wishes by itself and does not look at ours, so that its number may be ours. For the same reason it would not
+get over a wish of ours: while it is listed we write none. One transaction writes a wish: none is lost unseen.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from control.types.workers import Role
 NAMESPACE: Final = "dynamo"
 RIVAL_S: Final = 300.0
 MAX_VERSION: Final = 40  # characters
-PLANNED: Final = "Dynamo's own planner is listed there: where it writes its wish over ours, we stop"
+PLANNED: Final = "Dynamo's own planner is there, and sizes it"
 NUMBER: Final = "decision_id"
 CARRIED: Final = "scaled_decision_id"
 KEYS: Final = {Role.PREFILL: "num_prefill_workers", Role.DECODE: "num_decode_workers"}
@@ -75,11 +75,11 @@ class DynamoSteering:
         self._prompts = mean_prompt(self._routed, page.routed, self._prompts)
         self._routed = page.routed
         members = tuple(self._member(row, urls, page) for row in listed)
+        planner = PLANNED if any(map(self._is_planner, rows(health, "instances"))) else ""
         return Roster(
             members=members,
-            pools={} if self._etcd is None else await self._pools(members),
+            pools={} if self._etcd is None else await self._pools(members, planner),
             version=await self._frontends_version(frozenset(hosts)),
-            notes=(PLANNED,) if self._etcd and any(self._is_planner(row) for row in rows(health, "instances")) else (),
         )
 
     async def apply(self, step: FleetStep) -> StepOutcome:
@@ -152,7 +152,7 @@ class DynamoSteering:
             has_own_id=True,
         )
 
-    async def _pools(self, members: tuple[Member, ...]) -> dict[Role, PoolFacts]:
+    async def _pools(self, members: tuple[Member, ...], planner: str) -> dict[Role, PoolFacts]:
         assert self._etcd is not None
         if not self._is_split:  # its workers have no pools of their own
             return {}
@@ -162,7 +162,7 @@ class DynamoSteering:
             told = _number(keys.get(name, NOTHING))
             target = told if told is not None and told >= 0 else None
             num = sum(1 for each in members if each.role is role)
-            pools[role] = PoolFacts(target=target, num_ready=num, rival=self._rival(keys))
+            pools[role] = PoolFacts(target=target, num_ready=num, rival=self._rival(keys) or planner)
         return pools
 
     def _rival(self, keys: dict[str, Held]) -> str:
