@@ -67,9 +67,10 @@ def _is_lost(worker_id: str, fleet: FleetFacts, away: Collection[str]) -> bool:
 
 
 def _is_coming(worker_id: str, fleet: FleetFacts) -> bool:
-    """Its process starts, or has no role yet."""
+    """Its process starts, or does not serve in any role yet."""
     facts = fleet.workers.get(worker_id)
-    return facts is None or facts.state == WorkerState.STARTING or facts.role == Role.UNASSIGNED
+    begins = (WorkerState.STARTING, WorkerState.UNASSIGNED)
+    return facts is None or facts.state in begins or facts.role == Role.UNASSIGNED
 
 
 def _can_stand_in(worker_id: str, fleet: FleetFacts, away: Collection[str], *, is_standing: bool) -> bool:

@@ -53,6 +53,7 @@ class Bridge:
         self._lock: IO[str] | None = None
         self._session = new_session()
         self._watches: dict[str, asyncio.Task[None]] = {}
+        self._has_begun = False  # with those that were listed first
         self._is_closing = False
 
     def hold(self) -> bool:
@@ -124,7 +125,7 @@ class Bridge:
         if self._is_closing or self._lock is None:
             return
         me = psutil.Process()
-        workers = [Bridged(w.worker_id, w.address, w.epoch, w.why_down) for w in self.workers.values()]
+        workers = [Bridged(w.worker_id, w.address, w.epoch, w.problem) for w in self.workers.values()]
         try:
             write_bridge(self._path, BridgeFile(os.getpid(), me.create_time(), workers, self._url))
         except OSError as error:
@@ -141,13 +142,14 @@ class Bridge:
         for worker_id, target in wanted.items():
             if worker_id not in self.workers:
                 await self._add(target)
+        self._has_begun = self._has_begun or bool(wanted)
 
     async def _add(self, target: Target) -> None:
         told = self._attachment
         http = EngineHttp(
             self._session, speech_of(told.kind), api_url(target), self._encode, told.token_file, page_url=target.url
         )
-        worker = BridgedWorker(target.worker_id, http, self, self._token, told.simulated)
+        worker = BridgedWorker(target.worker_id, http, self, self._token, told.simulated, is_newcomer=self._has_begun)
         sock = bind_loopback("127.0.0.1")
         await worker.start(sock, bound_address(sock))
         self.workers[target.worker_id] = worker

@@ -2,7 +2,9 @@
 
 Decided here: what it asks, and what counts as proof. To decode, or to serve mixed, an engine must answer; to take part
 in a split, the prompt is computed on one engine of the pair and decoded on the other, in the direction that the new
-role means, and the answer must be the one that an engine gives alone. Greedy, so that equal means equal.
+role means, and the answer must be the one that the engine which computed the prompt gives alone (the other one has not
+seen it before, else it would have the KV already). Greedy, so that equal means equal. Where the engine that decodes
+says for certain that it fetched nothing, the answer is right and the split is none: that is no proof.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from control.bridge.engine_http import EngineAway, EngineHttp, EngineRefused
+from control.bridge.fetches import Fetches, fetches_of, why_not_fetched
 from control.bridge.speech import KEEP_KV, Asked, rendezvous, starts_behind_first
 from engine.types import Role, SamplingParams
 
@@ -20,6 +23,9 @@ LIMIT_S: Final = 20.0
 NUM_TOKENS: Final = 4
 #: Longer than a block of any usual size, so that KV really moves, and no multiple of one, as most prompts.
 NUM_PROMPT: Final = 165
+#: Counters are noted after a token is sent: only what they still say after so many looks is certain.
+NUM_LOOKS: Final = 4
+LOOK_PAUSE_S: Final = 0.3
 _GREEDY: Final = SamplingParams(max_tokens=NUM_TOKENS, ignore_eos=True)
 
 
@@ -33,11 +39,15 @@ async def canary(
     prompt = [50 + secrets.randbelow(200) for _ in range(NUM_PROMPT)]
     try:
         async with asyncio.timeout(LIMIT_S):
-            alone = () if role is Role.PREFILL and partner is None else await _answer(own, prompt, None)
             if role is Role.MIXED or partner is None or not own.speech.splits:
-                return await _keeps_kv(own, prompt) if role is Role.PREFILL else ""
+                return await _serves_alone(own, prompt, role)
             source, target = (own, partner) if role is Role.PREFILL else (partner, own)
+            before = fetches_of(await target.page())
             split = await _split(source, target, prompt, bootstrap_port, block_tokens)
+            alone = await _answer(source, prompt, None)
+            if split == alone and before is not None:
+                unfetched = await _unfetched(target, before)
+                return f"KV was not fetched: {target.url} decodes, but {unfetched}" if unfetched else ""
     except TimeoutError:
         return f"no answer within {LIMIT_S:g} s"
     except (EngineAway, EngineRefused) as error:
@@ -52,6 +62,26 @@ async def _answer(
 ) -> tuple[int, ...]:
     asked = Asked(prompt=prompt, max_tokens=num_tokens, sampling=_GREEDY, handoff=words)
     return (await engine.whole(asked)).tokens
+
+
+async def _unfetched(target: EngineHttp, before: Fetches) -> str:
+    """Why it is certain that nothing was fetched; "" where it was, or that is not known."""
+    problem = ""
+    for look in range(NUM_LOOKS):
+        if look:
+            await asyncio.sleep(LOOK_PAUSE_S)
+        problem = why_not_fetched(before, fetches_of(await target.page()), NUM_PROMPT)
+        if not problem:
+            return ""
+    return problem
+
+
+async def _serves_alone(own: EngineHttp, prompt: list[int], role: Role) -> str:
+    """What can be shown where nobody takes the other half."""
+    if role is Role.PREFILL:
+        return await _keeps_kv(own, prompt)
+    await _answer(own, prompt, None)
+    return ""
 
 
 async def _keeps_kv(own: EngineHttp, prompt: list[int]) -> str:

@@ -118,6 +118,14 @@ class EngineHttp:
         except (aiohttp.ClientError, OSError):
             return False
 
+    async def page(self) -> str:
+        """Its metrics page; "" where it has none, or does not give it in time."""
+        try:
+            async with asyncio.timeout(PROBE_LIMIT_S):
+                return await self._metrics()
+        except (TimeoutError, aiohttp.ClientError, OSError):
+            return ""
+
     async def whole(self, asked: Asked) -> Chunk:
         """All of an answer at once. Raises EngineAway, EngineRefused."""
         body = self.speech.body(self.model, asked, False)

@@ -2,9 +2,10 @@
 
 Decided here: what each message means as HTTP calls to the engine, when its death is certain (a broken connection and no
 answer to a probe), and that a role is ours alone to give: a flip drains what the new role does not serve, proves the
-new role with a canary, and then holds, while the engine itself is never restarted. Not decided here: which request gets
-which worker (`control.routing`), how an engine is spoken to (`control.bridge.speech`), what a canary is
-(`control.bridge.canary`).
+new role with a canary, and then holds, while the engine itself is never restarted. One that comes back, or that comes
+to a fleet which serves already, proves the role that it is given before anything is sent to it. Not decided here:
+which request gets which worker (`control.routing`), how an engine is spoken to (`control.bridge.speech`), what a canary
+is (`control.bridge.canary`).
 
     Submit(decode) -> Reserved                     nothing is asked of the engine yet: room in our own count is kept
     Submit(prefill) -> POST, max_tokens=1, keep KV -> Prefilled with the engine's own words for the handoff as a lease
@@ -35,10 +36,22 @@ DISTRUST_S: Final = 15.0
 
 
 class BridgedWorker(Asks):
-    """`up` and `down` begin and end its lives; between them it answers on `address`."""
+    """`up` and `down` begin and end its lives; between them it answers on `address`. `is_newcomer`: others serve."""
 
-    def __init__(self, worker_id: str, http: EngineHttp, yard: Yard, token: str, simulated: bool = False) -> None:
+    def __init__(
+        self,
+        worker_id: str,
+        http: EngineHttp,
+        yard: Yard,
+        token: str,
+        simulated: bool = False,
+        *,
+        is_newcomer: bool = False,
+    ) -> None:
         super().__init__(worker_id, http, yard, token, simulated)
+        self._can_prove = http.speech.splits and not http.speech.is_rendezvous  # else its role is not ours to give
+        self._owes_proof = is_newcomer and self._can_prove
+        self.distrust_s = DISTRUST_S
         self._proven: Role | None = None
         self._proof: asyncio.Task[None] | None = None
         self._distrust: tuple[Role, str, float] | None = None  # role, why, until when
@@ -67,11 +80,19 @@ class BridgedWorker(Asks):
         self._held.clear()
         self._yard.handoffs.forget(self.worker_id)
         self._proven = self._proof = self._distrust = None
+        self._owes_proof = self._can_prove
         for task in tasks:
             if task is not asyncio.current_task():
                 task.cancel()
         for connection in list(self._peers.values()):
             connection.abort(f"the engine is gone: {reason}")
+
+    @property
+    def problem(self) -> str:
+        """Why nothing is sent to it although the targets list it; "" where that has another reason."""
+        if not self.is_up or not self._owes_proof or self.duty.wanted is Role.UNASSIGNED:
+            return self.why_down
+        return self._distrust[1] if self._distrust else f"a canary has to show that it serves as {self.duty.wanted}"
 
     async def close(self) -> None:
         self.down("the bridge ends")
@@ -132,9 +153,12 @@ class BridgedWorker(Asks):
         self._send(key, result)
 
     def _distrusted(self, order: Order) -> str:
-        if order.verb != "flip" or self._distrust is None or self._distrust[0] is not order.role:
-            return ""
-        return self._distrust[1] if time.monotonic() < self._distrust[2] else ""
+        is_flip = order.verb == "flip" and order.role is not self.duty.role
+        return self._distrust[1] if is_flip and self._distrust and self._is_distrusted(order.role) else ""
+
+    def _is_distrusted(self, role: Role) -> bool:
+        """Its canary in this role has just failed."""
+        return self._distrust is not None and self._distrust[0] is role and time.monotonic() < self._distrust[2]
 
     def _settle(self) -> None:
         """Move as far as work and proof allow, and tell everybody of a change."""
@@ -142,11 +166,10 @@ class BridgedWorker(Asks):
             return
         duty = self.duty
         before = (duty.role, duty.state, duty.leaves_decode)
-        if self._lacks_proof(duty.wanted) and not self._leaving(duty.wanted):
-            if self._proof is None:
-                self._proof = asyncio.create_task(self._prove(duty.wanted), name=f"canary {self.worker_id}")
-        else:
+        if not self._awaits_proof(duty.wanted):
             duty.settle(self._busy)
+        elif self._proof is None and not self._is_distrusted(duty.wanted):
+            self._proof = asyncio.create_task(self._prove(duty.wanted), name=f"canary {self.worker_id}")
         if (duty.role, duty.state, duty.leaves_decode) != before:
             self._proven = None if duty.wanted is duty.role else self._proven
             status = Status(
@@ -167,19 +190,28 @@ class BridgedWorker(Asks):
         is_kept = keeps_leases(serves) or not self._yard.handoffs.num_of(self.worker_id)
         return not is_kept or any(each.ask.kind not in serves for each in self._works.values())
 
+    def _awaits_proof(self, role: Role) -> bool:
+        """Nothing but that keeps it from this role. One that shall be closed before it ever served needs none."""
+        is_closed = self._owes_proof and not self.duty.stays_for
+        return self._lacks_proof(role) and not self._leaving(role) and not is_closed
+
     def _lacks_proof(self, role: Role) -> bool:
-        return Role.UNASSIGNED not in (self.duty.role, role) and role not in (self.duty.role, self._proven)
+        if role in (Role.UNASSIGNED, self._proven):
+            return False
+        return self._owes_proof or self.duty.role not in (Role.UNASSIGNED, role)
 
     async def _prove(self, role: Role) -> None:
-        """One canary; where it fails, the worker keeps its role and says why."""
+        """One canary; where it fails, the worker keeps its role, or serves in none yet, and says why."""
+        self._yard.changed()
         try:
             problem = await self._yard.prove(self, role)
         finally:
             self._proof = None
         if problem:
             log.warning("engine %s does not become %s: %s", self.worker_id, role, problem)
-            self._distrust = (role, f"the canary as {role} failed: {problem}", time.monotonic() + DISTRUST_S)
+            self._distrust = (role, f"the canary as {role} failed: {problem}", time.monotonic() + self.distrust_s)
             self.duty.take(Order("canary", self.duty.fence, "flip", self.duty.role, self._distrust[1]))
         elif role is self.duty.wanted:
-            self._proven, self._distrust = role, None
+            self._proven, self._distrust, self._owes_proof = role, None, False
+        self._yard.changed()
         self._settle()

@@ -42,7 +42,10 @@ class FakeServer:
     pace_s: float = 0.0  # between two tokens
     skew: int = 0  # added to the first token of a prompt that is computed for another server
     loses_kv: bool = False
+    ignores_kv: bool = False  # it computes a prompt itself whose KV waits elsewhere
     num_pulled: int = 0
+    computed_tokens: int = 0
+    fetched_tokens: int = 0
     max_running: int = 0
     seen: list[dict[str, Any]] = field(default_factory=list)
     url: str = ""
@@ -82,6 +85,8 @@ class FakeServer:
         page = f'vllm:cache_config_info{{block_size="{BLOCK}",num_gpu_blocks="4096"}} 1.0\n'
         page += f'vllm:num_requests_running{{model_name="{MODEL}"}} {self.num_running}\n'
         page += f'vllm:generation_tokens_total{{model_name="{MODEL}"}} {len(self.seen)}\n'
+        for source, num in (("local_compute", self.computed_tokens), ("external_kv_transfer", self.fetched_tokens)):
+            page += f'vllm:prompt_tokens_by_source_total{{model_name="{MODEL}",source="{source}"}} {num}\n'
         return web.Response(text=page)
 
     async def _info(self, request: web.Request) -> web.Response:
@@ -94,9 +99,12 @@ class FakeServer:
         self.num_running += 1
         self.max_running = max(self.max_running, self.num_running)
         try:
+            fetches = bool(params and params.get("do_remote_prefill")) and not self.ignores_kv
+            self.fetched_tokens += len(prompt) if fetches else 0
+            self.computed_tokens += 0 if fetches else len(prompt)
             if params and params.get("do_remote_decode"):
                 return await self._prefill(prompt, num)
-            if params and params.get("do_remote_prefill") and (problem := self._fetch(prompt, params)):
+            if fetches and (problem := self._fetch(prompt, params)):
                 return web.json_response({"error": {"message": problem}}, status=500)
             return await self._stream(request, body, prompt, num)
         finally:

@@ -12,6 +12,7 @@ from fake_servers import BLOCK, FakeServer, answer_of
 from gateway_builders import LOCAL_ALWAYS, until
 
 from control.fleets.attached.bridge_file import bridge_path, hold_bridge
+from control.fleets.attached.targets import make_target
 from control.types.routing import RouteRule
 from control.types.workers import Role, WorkerState
 
@@ -176,6 +177,64 @@ async def test_a_role_is_proved_before_it_holds(tmp_path: Path) -> None:
         assert not outcome.accepted
         assert "KV load failure" in outcome.detail
         await place.became("d", Role.MIXED)
+
+
+async def test_an_engine_that_comes_back_serves_only_once_a_canary_has_shown_its_role_again(tmp_path: Path) -> None:
+    servers = pair()
+    async with prod(tmp_path, PAIR, **servers) as place:
+        worker = place.bridge.workers["d"]
+        worker.distrust_s = 0.0
+        await servers["d"].die()
+        await until(lambda: not worker.is_up)
+        servers["d"].loses_kv = True
+        await servers["d"].start()
+        await until(lambda: worker.is_up)
+        await followed(place, lambda: (route := place.bridged.route("d")) is not None and route.role is Role.UNASSIGNED)
+        assert (await place.give("place", "d", Role.DECODE)).accepted
+        await followed(place, lambda: "canary as decode failed: KV load failure" in place.bridged.reason("d"))
+        assert worker.duty.state is WorkerState.UNASSIGNED
+        servers["d"].loses_kv = False
+        await until(lambda: worker.duty.state is WorkerState.READY)
+        await followed(place, lambda: place.bridged.reason("d") == "")
+        place.retable()
+        await place.became("d", Role.DECODE)
+        assert said(await place.complete(PROMPT)) == text_of(place, PROMPT, 12)
+
+
+async def test_an_engine_that_comes_to_a_fleet_which_serves_shows_its_role_first(tmp_path: Path) -> None:
+    servers = pair()
+    async with prod(tmp_path, PAIR, **servers) as place:
+        assert not servers["d"].seen  # those that were there at the beginning are taken at their word
+        came = servers["e"] = FakeServer(name="e", kept=servers["d"].kept, ignores_kv=True)
+        await came.start()
+        place.registry.listed = (*place.registry.listed, make_target(came.url, "decode", "e"))
+        await followed(place, lambda: place.bridged.route("e") is not None)
+        worker = place.bridge.workers["e"]
+        assert (await place.give("place", "e", Role.DECODE)).accepted
+        await until(lambda: "canary as decode failed" in worker.problem)
+        assert f"KV was not fetched: {came.url} decodes, but it computed 166 prompt tokens" in worker.problem
+        assert worker.duty.state is WorkerState.UNASSIGNED
+        await came.die()
+
+
+async def test_an_engine_that_owes_its_canary_can_be_drained_and_let_back_in(tmp_path: Path) -> None:
+    servers = pair()
+    async with prod(tmp_path, PAIR, **servers) as place:
+        worker = place.bridge.workers["d"]
+        worker.distrust_s = 0.0
+        await servers["d"].die()
+        await until(lambda: not worker.is_up)
+        servers["d"].loses_kv = True
+        await servers["d"].start()
+        await followed(place, lambda: worker.is_up and place.bridged.route("d") is not None)
+        await until(lambda: place.bridged._links["d"].is_connected)
+        assert (await place.give("place", "d", Role.DECODE)).accepted
+        await until(lambda: "canary as decode failed" in worker.problem)
+        assert (await place.give("drain", "d")).accepted
+        await until(lambda: worker.duty.state is WorkerState.DRAINED)
+        servers["d"].loses_kv = False
+        assert (await place.give("undrain", "d")).accepted
+        await until(lambda: worker.duty.state is WorkerState.READY)
 
 
 async def test_a_drain_waits_for_its_requests_and_takes_nothing_new(tmp_path: Path) -> None:
