@@ -234,3 +234,14 @@ async def test_a_plain_openai_server_is_attached_and_routed_as_mixed(tmp_path: P
 def test_a_plain_server_has_no_other_role_than_mixed() -> None:
     with pytest.raises(CommandRefused, match="serves both phases"):
         plan_of(Attachment(name=FLEET, kind="openai", targets=("prefill:m=http://127.0.0.1:1",)))
+
+
+async def test_an_engine_that_comes_back_and_fails_its_canary_is_told_while_the_other_stands_in(tmp_path: Path) -> None:
+    async with site(tmp_path) as (told, servers), plane_of(tmp_path, told, allowed(*ALL)) as plane:
+        await until(lambda: roles_of(plane) == READY, LIMIT_S)
+        await servers["d"].die()
+        await until(lambda: roles_of(plane)["p"] == (Role.MIXED, WorkerState.READY), LIMIT_S)
+        servers["d"].loses_kv = True
+        await servers["d"].start()
+        await until(lambda: b"the canary as decode failed: KV load failure" in plane.snapshot_json(), LIMIT_S)
+        assert roles_of(plane) == {"p": (Role.MIXED, WorkerState.READY), "d": (Role.DECODE, WorkerState.UNASSIGNED)}
