@@ -128,7 +128,7 @@ def with_code(words: str) -> str:
 
 
 def empty(title: str, text: str) -> str:
-    return f'<div class="pl pl-empty"><b>{escape(title)}</b><span class="pl-muted">{escape(text)}</span></div>'
+    return f'<div class="pl pl-empty"><b>{escape(title)}</b><span class="pl-muted">{with_code(text)}</span></div>'
 
 
 def figures(cards: Sequence[Figure]) -> str:

@@ -13,6 +13,7 @@ import streamlit as st
 
 from app import cards, differences, draw, foreign, format, heat, session, tables, url, words
 from app.heat import HeatCell
+from app.plane import Plane
 from app.source import Hub
 from app.views.request import waterfall
 from control.errors import ControlError
@@ -53,10 +54,13 @@ class Asked:
 
 def page(hub: Hub, snapshot: FleetSnapshot) -> None:
     """Controls, heatmap beside what is different, the list, one request."""
+    client = hub.client(session.token(hub))
     if foreign.is_unseen(snapshot):
+        if not _has_any(hub, client):
+            st.html(cards.empty("No request of this fleet is seen", foreign.unseen_words(snapshot)))
+            return
         st.html(cards.banner(foreign.unseen_words(snapshot)))
     asked = _controls(snapshot)
-    client = hub.client(session.token(hub))
     cell = asked.cell or HeatCell(asked.since_unix_s, asked.until_unix_s, 0.0, 0.0)
     bounds = {} if asked.cell is None else {"above_s": cell.above_s, "up_to_s": cell.up_to_s}
     try:
@@ -81,6 +85,14 @@ def page(hub: Hub, snapshot: FleetSnapshot) -> None:
 
 
 # --- controls ------------------------------------------------------------
+
+
+def _has_any(hub: Hub, client: Plane) -> bool:
+    """Whether some are on record: from when its requests passed our gateway. True where nobody can say."""
+    try:
+        return bool(client.requests(1, hub.now() - max(WINDOWS.values())))
+    except ControlError:
+        return True
 
 
 def _controls(snapshot: FleetSnapshot) -> Asked:

@@ -206,6 +206,23 @@ def test_pools_that_nobody_has_listed_are_not_known_in_place_of_zero() -> None:
     assert figures.role_legend(unlisted) == []
 
 
+class UnseenPlane(FakePlane):
+    """Observed only: no request of it passes our gateway."""
+
+    def snapshot(self) -> FleetSnapshot:
+        return replace(super().snapshot(), is_attached=True, capabilities=(Capability.OBSERVE,))
+
+
+def test_requests_that_are_not_seen_are_no_list_of_none() -> None:
+    clock = Clock()
+    plane = UnseenPlane(clock)
+    plane.num_requests = 0
+    app = opened(Hub(base_url="http://127.0.0.1:1", connect=plane.connect, now=clock), "requests")
+    assert "No request of this fleet is seen" in text(app)
+    assert "0 listed" not in text(app)
+    assert not app.exception
+
+
 def test_a_pool_that_somebody_else_sets_is_told_and_cannot_be_pressed() -> None:
     app = page_of(rival="its deployment is autoscaled")
     assert [each.disabled for each in app.number_input] == [False, True]
