@@ -27,6 +27,7 @@ from control.adoption import adopt
 from control.fleets.attached.attachment import plan_of
 from control.fleets.attached.fleet import AttachedFleet
 from control.fleets.attached.types import Attachment
+from control.heap import settle
 from control.history.store import History
 from control.lease import Lease, this_process
 from control.plane import Plane
@@ -48,6 +49,7 @@ async def watched(name: str, urls: list[str], kinds: list[str], seconds: float, 
     lease = Lease(holder=this_process(""), fence=1, taken_unix_s=now, expires_unix_s=now + 3600)
     plane = await adopt(fleet, history, Settings(run_dir=folder, fleet_id=name), lease)
     await fleet.start(lambda: None)
+    settle()  # as a plane's process does
     process, ticks = psutil.Process(), []
     try:
         await _tick_for(plane, WARM_UP_S, [])

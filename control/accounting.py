@@ -103,6 +103,7 @@ class Accountant:
         self._cursors: dict[str, WorkerCursor] = {}
         self._marks: dict[tuple[Line, str], float] = {}  # until when a device is counted in a line
         self._epochs: dict[str, WorkerEpoch] = {}
+        self._told: dict[str, MeterReading] = {}  # the newest that was counted; the very same again adds nothing
         self._recent = Recent()
 
     def snapshot(self) -> dict[str, WorkerCursor]:
@@ -111,7 +112,7 @@ class Accountant:
 
     def restore(self, cursors: Mapping[str, WorkerCursor]) -> None:
         """Go on after a restart: nothing is counted twice, and what happened meanwhile is counted."""
-        self._cursors = dict(cursors)
+        self._cursors, self._told = dict(cursors), {}
 
     def ingest(self, observation: Observation) -> Ingested:
         """What this observation adds. Readings that are not in it are unknown, not zero."""
@@ -150,6 +151,8 @@ class Accountant:
 
     def _account(self, reading: MeterReading, life: WorkerLife | None, batch: _Batch) -> bool:
         """Count one reading; True when the worker lives, so that its gauges say something."""
+        if self._told.get(reading.worker_id) is reading:
+            return reading.alive
         before = self._cursors.get(reading.worker_id)
         if before is not None and reading.epoch < before.epoch:
             self._account_late(reading, before, batch)
@@ -167,6 +170,7 @@ class Accountant:
         self._cursors[reading.worker_id] = msgspec.structs.replace(
             after, open=is_open, earlier=earlier, num_late=num_late
         )
+        self._told[reading.worker_id] = reading
         return reading.alive
 
     def _account_late(self, reading: MeterReading, current: WorkerCursor, batch: _Batch) -> None:
@@ -250,13 +254,14 @@ class Accountant:
 
     def _cover(self, reading: MeterReading, role: Role, start: float, end: float, known: Slots, batch: _Batch) -> None:
         peaks, key = peaks_of(reading.device), device_key(reading)
+        covered = known.cover(start, end)
         for line in lines_of(reading, role):
             mark = self._marks.get((line, key), start)
             self._marks[line, key] = max(mark, end)
-            for slot, width, seconds in known.cover(start, end):
+            for slot, width, seconds in covered:
                 row = {"num_cover_s": float(width), "worker_s": seconds}
                 add_row(batch.states.setdefault((line, slot), {}), row)
-            for slot, _, seconds in known.cover(max(start, mark), end):
+            for slot, _, seconds in covered if mark <= start else known.cover(mark, end):
                 add_row(batch.states.setdefault((line, slot), {}), _device_row(seconds, peaks))
 
     def _set_marks_back(self, key: str, known: Slots) -> None:

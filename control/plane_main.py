@@ -27,6 +27,7 @@ from control.auth import open_auth
 from control.door import Door
 from control.errors import ControlError, DatabaseAway, FleetError, SettingsError, StaleFence
 from control.fleets.base import Fleet
+from control.heap import settle
 from control.history.store import History, Retention
 from control.lease import Lease, this_process
 from control.lease_keeper import LOOK_EVERY_S, LeaseKeeper
@@ -183,6 +184,7 @@ class PlaneProcess:
         plane = self._planes[fleet.fleet_id] = await adopt(
             fleet, history, self._settings, lease, self._version, followed=followed
         )
+        settle()
         await plane.run()
 
     async def _keep(self, keeper: LeaseKeeper) -> None:

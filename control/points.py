@@ -7,7 +7,7 @@ rows of one bucket become one: `min_` and `max_` keep the extreme, all others ad
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final, Literal
@@ -206,11 +206,18 @@ def lines_of(reading: MeterReading, role: Role) -> tuple[Line, Line, Line]:
 def add_row(into: Row, row: Mapping[str, float]) -> None:
     """Combine two rows of one key, column by column, as the names say."""
     for name, value in row.items():
-        if name not in into:
+        before = into.get(name)
+        if before is None:
             into[name] = value
-        elif name.startswith("min_"):
-            into[name] = min(into[name], value)
-        elif name.startswith("max_") or name in ONCE_A_SECOND:
-            into[name] = max(into[name], value)
+        elif (extreme := _extreme(name)) is None:
+            into[name] = before + value
         else:
-            into[name] += value
+            into[name] = extreme(before, value)
+
+
+@lru_cache(maxsize=256)
+def _extreme(name: str) -> Callable[[float, float], float] | None:
+    """What is kept of two values of a column; None: their sum."""
+    if name.startswith("min_"):
+        return min
+    return max if name.startswith("max_") or name in ONCE_A_SECOND else None

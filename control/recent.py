@@ -6,8 +6,8 @@ and in which no step is still running (a step is counted when it ends), at most 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import floor
 from typing import Final
 
@@ -42,6 +42,7 @@ class _Seen:
     role: Role
     simulated: bool
     basis: str
+    is_timed: bool  # it says how long its steps took
 
 
 class Recent:
@@ -74,6 +75,7 @@ class Recent:
                 reading.role,
                 reading.simulated,
                 basis.get(reading.worker_id, "unknown"),
+                "busy_s" not in reading.unknown,
             )
 
     def utilization(self, now_unix_s: float, window_s: int) -> UtilizationView:
@@ -103,24 +105,22 @@ class Recent:
         if not seconds:
             return {}
         cover = _total(known, seconds)
-        basis, simulated = self._provenance(key)
-        return {
+        members = self._members(key)
+        found = {
             phase: phase_utilization(
-                _total(self._work.get((key, phase), {}), seconds), cover, len(seconds), basis, simulated
+                _total(self._work.get((key, phase), {}), seconds), cover, len(seconds), *_provenance(members)
             )
             for phase in PHASES
         }
+        if all(each.is_timed for each in members):
+            return found
+        return {phase: replace(each, busy=None) for phase, each in found.items()}
 
-    def _provenance(self, key: _Key) -> tuple[str, bool]:
+    def _members(self, key: _Key) -> list[_Seen]:
         scope, name = key
-        members = [
-            seen
-            for worker_id, seen in self._seen.items()
-            if scope == "fleet" or (scope == "role" and seen.role == name) or (scope == "worker" and worker_id == name)
-        ]
-        found = {seen.basis for seen in members}
-        basis = found.pop() if len(found) == 1 else "mixed" if found else "unknown"
-        return basis, any(seen.simulated for seen in members)
+        if scope == "worker":
+            return [self._seen[name]] if name in self._seen else []
+        return [seen for seen in self._seen.values() if scope == "fleet" or seen.role == name]
 
     def _forget(self) -> None:
         oldest = self._newest_s - KEEP_S
@@ -135,6 +135,13 @@ class Recent:
 
 
 _COVER: Final = frozenset(("worker_s", "device_s", "flops_peak", "bytes_peak", "no_flops_peak_s", "no_bytes_peak_s"))
+
+
+def _provenance(members: Sequence[_Seen]) -> tuple[str, bool]:
+    """The basis of their peaks, and whether one of them is simulated."""
+    found = {seen.basis for seen in members}
+    basis = found.pop() if len(found) == 1 else "mixed" if found else "unknown"
+    return basis, any(seen.simulated for seen in members)
 
 
 def _total(rows: Mapping[int, Row], seconds: Iterable[int]) -> Row:

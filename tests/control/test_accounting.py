@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from control.accounting import Accountant, peaks_of
 from control.fleets.base import Observation, WorkerLife
@@ -204,6 +205,26 @@ def test_a_long_absence_is_in_slots_that_say_how_wide_they_are() -> None:
     flops = list(per_second([batch], "fleet", "", "flops").values())
     assert sum(flops) == 12_000.0
     assert flops == pytest.approx([100.0] * 120, abs=0.001)
+
+
+def test_the_very_same_reading_again_adds_nothing() -> None:
+    worker, accountant = FakeWorker(), Accountant("f")
+    worker.step(0.0, 1.0, flops=10)
+    seen = Observation(at_unix_s=T0 + 1.0, readings=(worker.read(1.0),))
+    accountant.ingest(seen)
+    known = accountant.snapshot()
+    again = accountant.ingest(seen)
+    assert (again.phases, again.latencies, again.roles, again.counted_from) == ({}, {}, (), {})
+    assert accountant.snapshot() == known
+
+
+def test_an_idle_worker_that_never_says_how_long_steps_take_is_not_idle_for_sure() -> None:
+    worker, accountant = FakeWorker(), Accountant("f")
+    told = replace(worker.read(2.0), unknown=("busy_s",))
+    accountant.ingest(Observation(at_unix_s=T0 + 2.0, readings=(told,)))
+    seen = accountant.utilization(T0 + 2.0)
+    assert {each[Phase.DECODE].busy for each in (seen.fleet, seen.roles[Role.DECODE], seen.workers["w0"])} == {None}
+    assert seen.workers["w0"][Phase.DECODE].wall_compute == 0.0
 
 
 # --- cover, shared devices, death ------------------------------------------------------------------------------------

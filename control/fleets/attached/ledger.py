@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from control.fleets.attached.derive import PhaseWork, derive, grown_by, has_restarted, per_bucket
-from control.fleets.attached.engine_page import Buckets, Counters, EnginePage, Gauges
+from control.fleets.attached.engine_page import Buckets, Counters, EnginePage
 from control.points import WorkerCursor
 from control.types.workers import Phase, Role, WorkerState
 from engine.histogram import bucket_of
@@ -76,6 +76,7 @@ class Ledger:
         self._histograms: dict[str, dict[int, int]] = {}
         self._knows_flops = self._knows_bytes = False
         self._resume = b""
+        self._reading: MeterReading | None = None  # of the newest page
         if cursor is not None:
             self._epoch = cursor.epoch
             with contextlib.suppress(msgspec.MsgspecError):
@@ -124,13 +125,20 @@ class Ledger:
             exported_bytes=self.exported_bytes,
             counters=self._counters,
         )
-        self._resume = _encoder.encode(resume)
+        self._resume, self._reading = _encoder.encode(resume), None
 
     def reading(self, now_unix_s: float, *, is_alive: bool, state: WorkerState, reason: str) -> MeterReading | None:
-        """None before the first page. Not alive: as of the last look."""
-        page = self.page
-        if page is None:
+        """None before the first page. Not alive: as of the last look. The same object until something is new."""
+        if self.page is None:
             return None
+        known = self._reading
+        if known is None or not (is_alive and known.alive and (known.state, known.reason) == (state, reason)):
+            known = self._reading = self._read(self.page, now_unix_s, is_alive, state, reason)
+        return known
+
+    def _read(
+        self, page: EnginePage, now_unix_s: float, is_alive: bool, state: WorkerState, reason: str
+    ) -> MeterReading:
         who = self.identity
         gauges = page.gauges
         return MeterReading(
@@ -166,7 +174,7 @@ class Ledger:
             num_steps_lost=0,
             histograms=self._histograms,
             resume=self._resume,
-            unknown=("queued_prefill_tokens", "oldest_wait_s", *_absent(gauges)),
+            unknown=("queued_prefill_tokens", "oldest_wait_s", *_absent(page)),
             estimates=self._estimates(),
         )
 
@@ -267,9 +275,11 @@ def _added(total: float | None, grown_per_device: float | None, num_devices: int
     return total if grown_per_device is None else (total or 0.0) + grown_per_device * num_devices
 
 
-def _absent(gauges: Gauges) -> tuple[str, ...]:
-    """Counts that this page does not have; KV without a total is unknown already."""
-    return tuple(name for name in ("num_running", "num_waiting") if getattr(gauges, name) is None)
+def _absent(page: EnginePage) -> tuple[str, ...]:
+    """What this page does not have: counts, and how long steps took; KV without a total is unknown already."""
+    counts = tuple(name for name in ("num_running", "num_waiting") if getattr(page.gauges, name) is None)
+    is_timed = page.counters.prefill_busy_s is not None or page.counters.decode_busy_s is not None
+    return counts if is_timed else (*counts, "busy_s")
 
 
 def _from_zero(page: EnginePage) -> EnginePage:

@@ -179,4 +179,6 @@ def _as_listed(reading: MeterReading, member: Member | None) -> MeterReading:
     """A page does not know whether its router sends anything here."""
     if member is None or not reading.alive:
         return reading
+    if (reading.role, reading.state, reading.reason) == (member.role, member.state, member.reason):
+        return reading
     return msgspec.structs.replace(reading, role=member.role, state=member.state, reason=member.reason)

@@ -40,6 +40,19 @@ def estimates(of: Ledger) -> WorkEstimates:
     return found
 
 
+def test_a_reading_is_the_same_object_until_something_is_new():
+    one = ledger()
+    one.add(served(1.0), Role.DECODE, 100.0)
+    first = read(one)
+    assert read(one) is first
+    dead = one.reading(1000.0, is_alive=False, state=WorkerState.FAILED, reason="503")
+    assert dead is not None and not dead.alive  # noqa: PT018
+    assert read(one).alive
+    one.add(served(2.0), Role.DECODE, 102.0)
+    assert read(one).counters["decode/decode"].tokens == 1.0
+    assert "busy_s" in read(one).unknown
+
+
 def test_what_was_done_before_the_first_look_is_not_counted():
     one = ledger()
     assert one.reading(1.0, is_alive=False, state=WorkerState.FAILED, reason="") is None
