@@ -167,4 +167,5 @@ def peak_note(phase: PhaseUtilization | None) -> str:
 def peak_words(snapshot: FleetSnapshot) -> str:
     """ "of the datasheet peak", where the phases agree on it."""
     bases = sorted({each.basis for each in (snapshot.prefill, snapshot.decode) if each is not None})
-    return f"as a share of the {' / '.join(bases)} peak" if bases else "of an unknown peak"
+    known = [each for each in bases if each != "unknown"]
+    return f"as a share of the {' / '.join(known)} peak" if known else "of an unknown peak"

@@ -121,7 +121,12 @@ def _finishing(worker_id: str, role: Role, fleet: FleetFacts) -> str:
 
 
 def _expected_s(changes: Changes, fleet: FleetFacts) -> float | None:
-    """The longest drain among the workers that move: every running answer at its expected full length."""
+    """The longest drain among the workers that move: every running answer at its expected full length.
+
+    How long somebody else's system takes to start or change a worker is not known.
+    """
+    if fleet.yields:
+        return None
     longest = 0.0
     for facts in (fleet.workers[w] for w in changes.workers if w in fleet.workers):
         if facts.num_running:

@@ -65,13 +65,13 @@ class DecodePace:
                 self._looks.setdefault(steps[-1].role, deque(maxlen=MAX_LOOKS)).append((batch, seconds))
 
     def limits(self, readings: Mapping[str, MeterReading], tpot_s: float) -> dict[Role, BatchLimit]:
-        """Per role that decodes now."""
+        """Per role that decodes now, and whose workers all say how many sequences run."""
         found = {}
         for role in (Role.DECODE, Role.MIXED):
-            running = [each.load.num_running for each in readings.values() if each.alive and each.role is role]
-            if running:
-                looks = self._looks.get(role, deque())
-                found[role] = BatchLimit(sum(running) / len(running), largest_batch(looks, tpot_s))
+            members = [each for each in readings.values() if each.alive and each.role is role]
+            if members and not any("num_running" in each.unknown for each in members):
+                running, looks = sum(each.load.num_running for each in members), self._looks.get(role, deque())
+                found[role] = BatchLimit(running / len(members), largest_batch(looks, tpot_s))
         return found
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from control.changes import changes_between
 from control.commands import ENDED, LIFECYCLE, Planned, advance, plan_action
-from control.facts import FleetFacts
+from control.facts import FleetFacts, PoolFacts
 from control.types.commands import Action, CommandState, Desired, Verb
 from control.types.workers import Role, WorkerState
 from tests.control.builders import command, desired, drain, facts, flip, resize, set_routing, worker
@@ -160,6 +160,12 @@ def test_expected_time_is_the_longest_drain_or_unknown() -> None:
     assert plan(resize(prefill=2, decode=2), desired(1, 3), BUSY).expected_s is None
     known = plan(resize(prefill=2, decode=2), desired(1, 3), BUSY, tpot_s=0.05, expected_output_tokens=100)
     assert known.expected_s == pytest.approx(5.0)
+
+
+def test_how_long_a_change_by_somebody_elses_system_takes_is_not_known() -> None:
+    theirs = FleetFacts(pools={Role.DECODE: PoolFacts(target=2, num_ready=2)}, max_pool=16, yields=True)
+    planned = plan_action(resize(decode=4), Desired(version=1, roles={}, pools={"decode": 2}), theirs)
+    assert (planned.expected_s, len(planned.steps)) == (None, 1)
 
 
 def test_a_command_that_changes_nothing_says_so_and_keeps_the_version() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from control.headroom import BatchLimit, headroom_rps, largest_batch, pool_fullness
+from control.headroom import BatchLimit, DecodePace, headroom_rps, largest_batch, pool_fullness
 from control.types.workers import Role
-from tests.control.builders import traffic
+from tests.control.builders import reading, traffic
 
 LINE = [(batch, 0.010 + 0.002 * batch) for batch in (2.0, 4.0, 6.0, 8.0)]
 
@@ -38,3 +38,9 @@ def test_headroom_is_what_the_fullest_leaves() -> None:
     seen = traffic(offered_rps=3.0, attainment=1.0)
     assert headroom_rps(Role.DECODE, 0.45, None, seen, BatchLimit(6.0, 8.0)) == pytest.approx(1.0)
     assert headroom_rps(Role.DECODE, 0.45, None, traffic(offered_rps=3.0, attainment=0.9), None) == 0.0
+
+
+def test_the_batch_of_engines_that_do_not_say_what_they_run_is_unknown() -> None:
+    telling, silent = reading("w0", Role.DECODE), reading("w1", Role.DECODE, unknown=("num_running",))
+    assert DecodePace().limits({"w0": telling}, 0.05)[Role.DECODE].batch == 0.0
+    assert DecodePace().limits({"w0": telling, "w1": silent}, 0.05) == {}
