@@ -181,3 +181,13 @@ def hand_over(source: Bench, target: Bench, req_id: str = "r1", attempt: int = 1
         ok = source.core.ack(done.lease.lease_id, source.now_s)
         target.core.pull_done(req_id, attempt, ok, target.now_s)
     return plan
+
+
+def split(num_tokens=10, max_tokens=5, prefill=None, decode=None, **more):
+    """Submit one request to both sides, as a gateway does, and compute its prompt."""
+    source = prefill or Bench(Role.PREFILL)
+    target = decode or Bench(Role.DECODE)
+    (reserved,) = target.submit("r1", num_tokens, WorkKind.DECODE, max_tokens=max_tokens, **more)
+    assert source.submit("r1", num_tokens, WorkKind.PREFILL, max_tokens=max_tokens, **more) == []
+    source.run()
+    return source, target, reserved
