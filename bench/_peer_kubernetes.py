@@ -44,7 +44,7 @@ NEAR = 0.03
 #: How the two ways of knowing pods are compared: looks as far apart as they are by default, and so many changes.
 EVERY_S = 2.0
 NUM_CHANGES = 12
-CALM_S = 60.0
+CALM_S = 30.0
 
 
 def try_kubernetes(site: Site) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -61,6 +62,16 @@ def attempted(name: str, results: dict[str, Any], site: Site) -> Iterator[None]:
             traceback.print_exc()
 
 
+def _is_set_up(name: str) -> bool:
+    """One that cannot be says why, and keeps no other from it."""
+    try:
+        SYSTEMS[name][0].set_up()
+        return True
+    except (PeerFailed, OSError, subprocess.CalledProcessError) as error:
+        print(f"{name}: NOT SET UP: {error}", flush=True)
+        return False
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
@@ -68,9 +79,8 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.setup:
-        for name in options.only:
-            SYSTEMS[name][0].set_up()
-        return 0
+        missing = [name for name in options.only if not _is_set_up(name)]
+        return 1 if missing else 0
     results: dict[str, Any] = {}
     with lone_plane() as fleet:
         for name in options.only:
