@@ -33,6 +33,7 @@ def build() -> None:
     if missing:
         raise PeerFailed(f"kubernetes: a build needs packages that are not installed: {' '.join(missing)}")
     source = _fetched()
+    _renew_reflect2(source)
     environment = {"PATH": os.environ["PATH"], "HOME": str(HOME), "GOPATH": str(HOME / "go"), "GO111MODULE": "auto"}
     environment |= {"GOPROXY": "off", "GOTOOLCHAIN": "local", "KUBE_GIT_VERSION": _version(source)}
     environment |= {"KUBE_GIT_COMMIT": "debian", "KUBE_GIT_TREE_STATE": "archive"}
@@ -61,6 +62,19 @@ def _fetched() -> Path:
     description = next(downloads.glob("kubernetes_*.dsc"))
     subprocess.run(["dpkg-source", "--no-check", "-x", str(description), str(source)], check=True)
     return source
+
+
+def _renew_reflect2(source: Path) -> None:
+    """With the package that was made of it: what 1.20 brings along reads Go's maps as they were before Go 1.18, and the
+    server dies of the first custom resource."""
+    folder, inside = HOME / "reflect2", Path("github.com/modern-go/reflect2")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    subprocess.run(["apt-get", "download", "golang-github-modern-go-reflect2-dev"], cwd=folder, check=True)
+    subprocess.run(["dpkg", "-x", str(next(folder.glob("*.deb"))), str(folder)], check=True)
+    brought = source / "vendor" / inside
+    shutil.rmtree(brought)
+    shutil.copytree(folder / "usr" / "share" / "gocode" / "src" / inside, brought)
 
 
 def _source_list() -> Path:
