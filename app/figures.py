@@ -199,7 +199,7 @@ def pool_load(pool: PoolStatus, snapshot: FleetSnapshot) -> cards.Load:
 
 
 def _total(counts: Iterable[int | None]) -> int | None:
-    """Unknown when one of them is."""
+    """Unknown when one of them is, or when there is none."""
     found = list(counts)
     known = [each for each in found if each is not None]
-    return sum(known) if len(known) == len(found) else None
+    return sum(known) if known and len(known) == len(found) else None

@@ -67,6 +67,7 @@ class FleetFacts:
 
     workers: Mapping[str, WorkerFacts] = field(default_factory=dict)
     gone: Mapping[str, str] = field(default_factory=dict)
+    listed: Mapping[str, Role] = field(default_factory=dict)  # of somebody else's: the roles in which they are listed
     can: frozenset[str] = frozenset({"flip", "resize", "drain", "route"})
     refusals: Mapping[str, str] = field(default_factory=dict)  # why a capability is not in `can`
     pools: Mapping[Role, PoolFacts] = field(default_factory=dict)

@@ -97,10 +97,12 @@ def reconcile(
 
 def as_observed(desired: Desired, fleet: FleetFacts, unfinished: Iterable[Command] = ()) -> Desired:
     """Of a fleet that somebody else runs: what it is, and what commands that have not ended want of it. So nothing is
-    held against its owner: once a command has ended, whatever they change is what is desired. The version stays."""
+    held against its owner: once a command has ended, whatever they change is what is desired. The version stays.
+
+    An engine that has never answered is wanted in the role in which it is listed."""
     seen = replace(
         desired,
-        roles={worker_id: facts.role for worker_id, facts in fleet.workers.items()},
+        roles={**fleet.listed, **{worker_id: facts.role for worker_id, facts in fleet.workers.items()}},
         drained=frozenset(worker_id for worker_id, facts in fleet.workers.items() if facts.state in CLOSED),
         pools=sizes_seen(fleet),
     )

@@ -178,6 +178,7 @@ def fleet_facts(
     return FleetFacts(
         workers=workers,
         gone={each.worker_id: each.problem for each in lives if each.problem and each.worker_id not in workers},
+        listed={each.worker_id: each.listed_role for each in lives if each.listed_role is not None},
         can=can,
         refusals=refusals,
         takes_back=takes_back,
@@ -226,7 +227,7 @@ def worker_status(
         model_id=reading.model_id if reading else identity.model_id,
         simulated=reading.simulated if reading else identity.simulated,
         role=reading.role if reading else Role.UNASSIGNED,
-        desired_role=_desired_role(desired, worker_id, life),
+        desired_role=role_of(desired, worker_id),
         state=state,
         reason=reason,
         role_since_unix_s=reading.role_since_unix_s if reading else at_unix_s,
@@ -264,12 +265,6 @@ def worker_status(
         step_overdue=reading is not None and overdue_step_s(reading) is not None,
         is_outdated=life is not None and life.is_outdated,
     )
-
-
-def _desired_role(desired: Desired, worker_id: str, life: WorkerLife | None) -> Role:
-    """Of somebody else's engine that has never answered: the role in which it is listed."""
-    listed = life.listed_role if life and worker_id not in desired.roles else None
-    return listed or role_of(desired, worker_id)
 
 
 def _version_of(identity: FleetIdentity, life: WorkerLife | None) -> str:

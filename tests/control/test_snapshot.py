@@ -8,6 +8,7 @@ import pytest
 from control.accounting import UtilizationView
 from control.fleets.base import Observation, WorkerLife
 from control.notices import LOCAL_PROFILE, notices_of
+from control.reconcile import as_observed
 from control.snapshot import FleetIdentity, blended_of, build_snapshot, fleet_facts, newest_readings
 from control.types.bottleneck import Bottleneck, BottleneckKind, Resource
 from control.types.commands import Departure, Desired
@@ -83,8 +84,9 @@ NOTHING = desired(0, 0)
 
 
 def test_an_engine_of_others_that_never_answered_is_wanted_in_the_role_it_is_listed_in() -> None:
-    silent = WorkerLife(worker_id="p0", problem="connection refused", listed_role=Role.PREFILL)
-    snap = snapshot(NOTHING, {}, (silent,), THEIRS)
+    lives = (WorkerLife(worker_id="p0", problem="connection refused", listed_role=Role.PREFILL),)
+    facts = fleet_facts({}, lives, can=frozenset(), tpot_s=None, expected_output_tokens=1, utilization=None)
+    snap = snapshot(as_observed(NOTHING, facts), {}, lives, THEIRS)
     assert [(p.role, p.num_desired, p.num_ready, p.num_other) for p in snap.pools] == [
         (Role.PREFILL, 1, 0, 1),
         (Role.DECODE, 0, 0, 0),
