@@ -162,8 +162,11 @@ def roll(frame: Frame, step_s: int) -> Frame:
 def uncovered(keys: Sequence[Ints], t: Ints, widths: Floats) -> Floats:
     """Of each row, the seconds of [t, t + width) that no row before it with equal keys covers; NaN where no width is.
 
-    A slot of a long absence may be wider than a second, and who was read meanwhile has rows of his own inside.
+    A slot of a long absence may be wider than a second, and who was read meanwhile has rows of his own inside. Rows
+    of one second each do not meet: a line has one of each second.
     """
+    if not (widths > 1.0).any():  # of NaN neither
+        return widths
     order = np.lexsort((t, *reversed(keys)))
     begins = t[order] - t.min(initial=0)
     ends = begins + np.nan_to_num(widths[order])
