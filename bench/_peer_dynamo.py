@@ -211,7 +211,9 @@ def watch_lines(site: Site, peer: SizedDynamo, load: LoadSize, near: float) -> t
     for phase, true in used.items():
         ours, theirs = site.total(f"{phase}_tokens", since_unix_s), after[phase] - before[phase]
         text = f"{ours:.0f} counted, {true} by the answers' usage ({ours / true - 1:+.2%})"
-        site.note(f"{phase} tokens of {len(outcomes)} requests", f"{text}; {theirs:.0f} by the frontend")
+        by_role = {role: _sum(line) for role, line in site.line(f"{phase}_tokens", since_unix_s, "role").items()}
+        where = ", ".join(f"{tokens:.0f} on {role}" for role, tokens in by_role.items())
+        site.note(f"{phase} tokens of {len(outcomes)} requests", f"{text}; {where}; {theirs:.0f} by the frontend")
         if abs(ours / true - 1) > near:
             raise Unmet(f"{phase} tokens: {text}")
     for metric, role in (("prefill_compute_wall", "prefill"), ("decode_bandwidth_wall", "decode")):
@@ -221,6 +223,10 @@ def watch_lines(site: Site, peer: SizedDynamo, load: LoadSize, near: float) -> t
             raise Unmet(f"no line {metric} of role {role}: {line}")
         site.note(f"line {metric}", f"{len(known)} of {len(line)} seconds known, at most {max(known):.4f} (derived)")
     return begun_unix_s, [*first, *outcomes]
+
+
+def _sum(line: list[tuple[float, float | None]]) -> float:
+    return sum(value for _, value in line if value is not None)
 
 
 def _used(outcomes: list[Outcome]) -> dict[str, int]:

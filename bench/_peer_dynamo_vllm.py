@@ -24,7 +24,8 @@ LOAD = LoadSize(num_clients=4, num_each=6, answer_tokens=30)
 #: Of engines on CPUs: their start takes one minute on a quiet machine, and six while others work on both its cores.
 START_LIMIT_S = 900.0
 ANSWERS_WITHIN_S = 300.0
-EXACT = 0.001
+#: A page that is written while it is read may cost a token.
+NEAR = 0.005
 BUCKET_S = 3600  # all that this fleet has lived, in one
 COUNTERS = {
     "computed": 'vllm:prompt_tokens_by_source_total{source="local_compute"}',
@@ -87,7 +88,7 @@ def try_dynamo_vllm(site: Site) -> None:
         site.until_pools(prefill=1, decode=1)
         _find(site, peer)
         before = {name: peer.engine_counts(name) for name in ("prefill0", "decode0")}
-        since_unix_s, outcomes = watch_lines(site, peer, LOAD, EXACT)
+        since_unix_s, outcomes = watch_lines(site, peer, LOAD, NEAR)
         _compare_latencies(site, since_unix_s, outcomes)
         _see_split(site, peer, before)
         _kill_and_resize(site, peer)

@@ -4,7 +4,8 @@ Decided here: the rules by which the tokens of one engine become work of two pha
 number for both phases and, in vLLM 0.32, counts a causal prompt as if every token saw every other; ours follows
 `engine.work`. All of it is *derived*:
 
-- a prompt's first token is prefill's; all others are decode's.
+- a prompt's first token is prefill's; all others are decode's. A page that is written while it is read may tell of the
+  one in one look and of the other in the next: what was taken for too few is taken later (`owed_tokens`).
 - query-key pairs of prompts: exact when one prompt ended, else from the counts per length bucket, such that the lengths
   add up to what was computed.
 - a decode token has the mean prompt and half the mean answer to attend to.
@@ -41,15 +42,20 @@ class PhaseWork:
 
 
 def derive(
-    before: EnginePage, now: EnginePage, role: Role, work: ModelWork | None, elapsed_s: float = 0.0
+    before: EnginePage,
+    now: EnginePage,
+    role: Role,
+    work: ModelWork | None,
+    elapsed_s: float = 0.0,
+    owed: float = 0.0,
 ) -> Mapping[Phase, PhaseWork]:
-    """What was done between two pages of one life of an engine, `elapsed_s` apart, in `role`."""
+    """What was done between two pages of one life of an engine, `elapsed_s` apart, in `role`. `owed`: `owed_tokens`."""
     told = grown_by(before.counters, now.counters)
     grown = _paced(_by_requests(told, role, now.prompts), role, elapsed_s)
     is_counted = told.prefill_tokens is not None
-    num_local = _local_prompts(grown, count_of(before.lengths, now.lengths))
+    num_local = _local_prompts(grown, role, count_of(before.lengths, now.lengths))
     prefill_tokens = grown.prefill_tokens or 0.0
-    decode_tokens = max(0.0, (grown.decode_tokens or 0.0) - num_local)
+    decode_tokens = max(0.0, (grown.decode_tokens or 0.0) - num_local - owed)
     steps = grown.steps or 0.0
     decode_steps = 0.0 if role is Role.PREFILL else min(steps, decode_tokens)
     found = {
@@ -85,6 +91,15 @@ def derive(
             bytes=decode_bytes if has_decode and has_steps else None,
         ),
     }
+
+
+def owed_tokens(before: EnginePage, now: EnginePage, role: Role, owed: float) -> float:
+    """First tokens of a prefill worker that were booked as decode's before their prompts had ended on its page."""
+    if role is not Role.PREFILL:
+        return 0.0
+    grown = grown_by(before.counters, now.counters)
+    num_local = _local_prompts(grown, role, count_of(before.lengths, now.lengths))
+    return max(0.0, num_local + owed - (grown.decode_tokens or 0.0))
 
 
 def _by_requests(grown: Counters, role: Role, prompts: Prompts | None) -> Counters:
@@ -184,9 +199,11 @@ def mean_context(counters: Counters, prompts: Prompts | None = None) -> float | 
     return (tokens + (counters.decode_tokens or 0.0) / 2) / num if num else 0.0
 
 
-def _local_prompts(grown: Counters, num_ended: float) -> float:
+def _local_prompts(grown: Counters, role: Role, num_ended: float) -> float:
     """Prompts whose first token was computed here: of a prompt that was received, it was not."""
     lengths, computed = grown.length_tokens, grown.prefill_tokens
+    if role is Role.PREFILL and computed is not None:
+        return num_ended
     if not lengths or computed is None:
         return 0.0
     return num_ended * min(1.0, computed / lengths)

@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from control.fleets.attached.derive import PhaseWork, derive, grown_by, has_restarted, per_bucket
+from control.fleets.attached.derive import PhaseWork, derive, grown_by, has_restarted, owed_tokens, per_bucket
 from control.fleets.attached.engine_page import Buckets, Counters, EnginePage
 from control.points import WorkerCursor
 from control.types.workers import Phase, Role, WorkerState
@@ -74,6 +74,7 @@ class Ledger:
         self._seen_unix_s = 0.0
         self._counters: dict[str, PhaseCounters] = {}
         self._histograms: dict[str, dict[int, int]] = {}
+        self._owed = 0.0
         self._knows_flops = self._knows_bytes = False
         self._resume = b""
         self._reading: MeterReading | None = None  # of the newest page
@@ -198,11 +199,13 @@ class Ledger:
         self.role = role
         self._since_unix_s = self._role_since_unix_s = since_unix_s
         self._counters, self._histograms = {}, {}
+        self._owed = 0.0
         self.exported_flops = self.exported_bytes = None
 
     def _count(self, before: EnginePage, now: EnginePage, elapsed_s: float) -> None:
         role = self.role
-        done = derive(before, now, role, self.identity.work, elapsed_s)
+        done = derive(before, now, role, self.identity.work, elapsed_s, self._owed)
+        self._owed = owed_tokens(before, now, role, self._owed)
         exported = grown_by(before.counters, now.counters)
         if self.identity.work is None:
             done = _as_exported(done, role, exported, self.identity.num_devices)

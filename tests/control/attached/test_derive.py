@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control.fleets.attached.derive import derive, has_restarted, pairs_of, per_bucket
+from control.fleets.attached.derive import derive, has_restarted, owed_tokens, pairs_of, per_bucket
 from control.fleets.attached.engine_page import Buckets, Counters, EnginePage
 from control.types.workers import Phase, Role
 from engine.work import attention_pairs
@@ -78,6 +79,22 @@ def test_buckets_between_two_looks_hold_what_was_observed_between_them(early: li
     found = per_bucket(lengths_of(*early), lengths_of(*early, *late))
     assert sum(count for _, _, count in found) == len(late)
     assert all(low < high and count > 0 for low, high, count in found)
+
+
+def test_a_page_that_was_written_while_it_was_read_makes_a_first_token_decodes_once_at_most():
+    """Each prompt's token is there a look before its prompt has ended."""
+    pages = [
+        EnginePage(
+            counters=Counters(prefill_tokens=100.0 * num, decode_tokens=float(num), length_tokens=100.0 * ended),
+            lengths=((math.inf, float(ended)),),
+        )
+        for num, ended in ((0, 0), (1, 0), (1, 1), (2, 1), (2, 2), (3, 2), (3, 3))
+    ]
+    owed, decode = 0.0, 0.0
+    for before, now in pairwise(pages):
+        decode += derive(before, now, Role.PREFILL, None, owed=owed)[Phase.DECODE].tokens
+        owed = owed_tokens(before, now, Role.PREFILL, owed)
+    assert decode == 1
 
 
 def test_a_restart_is_seen_by_the_start_time_or_by_a_counter_that_fell():
