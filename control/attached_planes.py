@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 
 from control.adoption import adopt
 from control.errors import CommandRefused, ControlError, NotActive, NotFound
-from control.fleets.attached.attachment import Plan, plan_of
+from control.fleets.attached.attachment import Plan, engines_of, plan_of
 from control.fleets.attached.bridge_file import served_at
 from control.fleets.attached.fleet import AttachedFleet
 from control.fleets.attached.permission import can_of, check_grantable, permission_event
@@ -127,8 +127,25 @@ class AttachedPlanes:
             check_grantable(info.attachment, capability)
             if capability in {each.capability for each in info.allowed}:
                 return info
+            if capability is Capability.ROUTE:
+                await asyncio.to_thread(self._check_routed_alone, info.attachment)
             granted = Permission(capability=capability, who=who, at_unix_s=time.time())
             return await self._set_allowed(name, (*info.allowed, granted), f"{who} allowed {capability}")
+
+    def _check_routed_alone(self, attachment: Attachment) -> None:
+        """Raises CommandRefused where another fleet that is routed lists the same engine."""
+        for other in [self._info(row) for row in self._rows.values() if row.name != attachment.name]:
+            is_routed = Capability.ROUTE in {each.capability for each in other.allowed}
+            shared = sorted(engines_of(attachment) & engines_of(other.attachment)) if is_routed else []
+            if shared:
+                name = other.attachment.name
+                raise CommandRefused(
+                    f"{shared[0]} is an engine of fleet {name} too, which is routed: neither gateway would count the "
+                    f"other's requests; `phaseline forbid {name} route` comes first",
+                    field="capability",
+                    value=Capability.ROUTE.value,
+                    bound="one routed fleet an engine",
+                )
 
     async def forbid(self, name: str, capability: Capability, who: str) -> AttachedInfo:
         """From now on we may not; what is under way ends. Raises NotFound."""
@@ -156,12 +173,17 @@ class AttachedPlanes:
         return self._rows[name]
 
     async def detach(self, name: str, who: str) -> None:
-        """Forget it and stop looking; its history stays, and its engines do not notice. Raises NotFound."""
+        """Forget it and stop looking; its history stays, and its engines do not notice. Raises NotFound.
+
+        A command that is under way has failed: a fleet attached under this name later may be another one.
+        """
         async with self._turn:
             self._row(name)
-            event = permission_event(name, f"{who} detached this fleet", time.time())
-            await asyncio.to_thread(self._history.remove_attachment, name, event)
+            now_s, why = time.time(), f"{who} detached this fleet"
+            await asyncio.to_thread(self._history.remove_attachment, name, permission_event(name, why, now_s))
             del self._rows[name]
+            if (plane := self._planes.get(name)) is not None:
+                plane.desk.give_up(why, now_s)
             await self._end(name)
 
     # --- life ---------------------------------------------------------------------------------------------------------

@@ -141,6 +141,12 @@ class Desk:
         if self.failed is not None and command.state is CommandState.FAILED:
             self.failed[command.command_id] = command
 
+    def give_up(self, why: str, now_unix_s: float) -> None:
+        """Whatever is under way has failed: nobody will look at it any more."""
+        for command in list(self.unfinished.values()):
+            step = CommandStep(at_unix_s=now_unix_s, text=why)
+            self._journal(command, advance(command.state, "fail"), (step,), why)
+
     def remark(self, command: Command, text: str, now_unix_s: float) -> None:
         """A line in the journal of a command that has ended."""
         step = CommandStep(at_unix_s=now_unix_s, text=text)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from control.api.context import ApiContext, Context, Operator, Reader, answer
+from control.api.unknown_fields import refuse_unknown_fields
 from control.attached_planes import AttachedPlanes
 from control.errors import NotActive
 from control.fleets.attached.choices import choices
@@ -35,14 +36,16 @@ async def attach_choices(principal: Reader) -> Response:
 
 
 @router.post("/attached/survey", response_model=Survey)
-async def survey(body: Attachment, principal: Operator, context: Context) -> Response:
+async def survey(body: Attachment, request: Request, principal: Operator, context: Context) -> Response:
     """One look at every target, as the plane can reach it; changes nothing. Operators only: it makes the plane ask."""
+    await refuse_unknown_fields(request, Attachment)
     return answer(Survey, await _attached(context).survey(body))
 
 
 @router.post("/attached", response_model=AttachedInfo, status_code=201)
-async def attach(body: Attachment, principal: Operator, context: Context) -> Response:
+async def attach(body: Attachment, request: Request, principal: Operator, context: Context) -> Response:
     """Look at this fleet from now on. The same words again change nothing."""
+    await refuse_unknown_fields(request, Attachment)
     return answer(AttachedInfo, await _attached(context).attach(body, principal.name), 201)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request
-from fastapi.exceptions import RequestValidationError
 from starlette.responses import Response
 
 from control.api.context import Context, Operator, OptionalTime, Reader, answer
+from control.api.unknown_fields import refuse_unknown_fields
 from control.types.commands import Action, Command, CommandRequest, Preview
 
 router = APIRouter(prefix="/api/v1", tags=["commands"])
@@ -19,14 +18,14 @@ CommandId = Annotated[int, Path(ge=0, le=2**53)]
 @router.post("/commands/preview", response_model=Preview)
 async def preview(body: CommandRequest, request: Request, principal: Reader, context: Context) -> Response:
     """What a command would do: steps, pools before and after, warnings, why it would be refused."""
-    await refuse_unknown_fields(request)
+    await refuse_unknown_fields(request, CommandRequest, action=Action)
     return answer(Preview, await context.plane(body.fleet_id).preview(body))
 
 
 @router.post("/commands", response_model=Command, status_code=202)
 async def submit(body: CommandRequest, request: Request, principal: Operator, context: Context) -> Response:
     """Record a command; the next tick carries it out. The same idempotency key gives the same command back."""
-    await refuse_unknown_fields(request)
+    await refuse_unknown_fields(request, CommandRequest, action=Action)
     return answer(Command, await context.plane(body.fleet_id).submit(body, principal), 202)
 
 
@@ -49,15 +48,3 @@ async def commands(
 async def command(command_id: CommandId, principal: Reader, context: Context, fleet_id: str | None = None) -> Response:
     """One command with its journal."""
     return answer(Command, await context.plane(fleet_id).command(command_id))
-
-
-async def refuse_unknown_fields(request: Request) -> None:
-    """A misspelt field must not be taken for one that was left out. Raises RequestValidationError naming it."""
-    body = await request.json()
-    for where, value, kind in ((("body",), body, CommandRequest), (("body", "action"), body.get("action"), Action)):
-        known = [each.name for each in dataclasses.fields(kind)]
-        for name in value if isinstance(value, dict) else ():
-            if name not in known:
-                context = {"expected": ", ".join(known)}
-                error = {"type": "unknown_field", "loc": (*where, name), "msg": "Unknown field", "input": value[name]}
-                raise RequestValidationError([{**error, "ctx": context}])

@@ -61,7 +61,8 @@ def status(as_json: JsonFlag = False) -> None:
 
 def _show_head(snapshot: FleetSnapshot) -> None:
     mark = " (simulated)" if snapshot.simulated else ""
-    say(f"fleet {snapshot.fleet_id}, {snapshot.model_id}{mark}: {snapshot.health}: {snapshot.health_text}")
+    who = ", ".join(filter(None, (snapshot.fleet_id, snapshot.model_id)))
+    say(f"fleet {who}{mark}: {snapshot.health}: {snapshot.health_text}")
     known = [each for each in snapshot.pools if each.num_desired is not None]
     pools = ", ".join(f"{each.role} {each.num_ready} of {each.num_desired}" for each in known)
     none = "not known" if snapshot.pools else "none"

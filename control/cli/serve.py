@@ -79,6 +79,7 @@ def _serve_here(settings: Settings, name: str, tokenizer: Path, port: int, as_js
         speech_of(info.attachment.kind)
         text = text_of(tokenizer)
         if not is_kept:
+            _check_alone(settings, name)
             check_ports([(settings.host, "port", port)])
             _tell_url(settings, name, port, f"until Ctrl-C, or `phaseline forbid {name} route`", as_json)
         own = settings.model_copy(update={"fleet_id": name, "gateway_port": port})
@@ -113,8 +114,10 @@ def _detach(settings: Settings, served: Served, as_json: bool) -> None:
 def _check_alone(settings: Settings, name: str) -> None:
     running = served_at(settings.run_dir, name)
     if running is not None:
+        is_kept = read_served(settings.run_dir, name) is not None
+        how = f"`phaseline serve {name} --stop` ends it" if is_kept else "it was started without --detach"
         raise CommandRefused(
-            f"process {running.pid} serves fleet {name} already, at {running.url}/v1; it was started without --detach",
+            f"process {running.pid} serves fleet {name} already, at {running.url}/v1; {how}",
             field="name",
             value=name,
             bound="one process a fleet",

@@ -16,6 +16,7 @@ from control.cli.main import app
 from control.cli.shell import Exit, exit_code, one_line, plain
 from control.deployment import DeploymentState, make_run_dir, write_state
 from control.errors import ControlError
+from control.fleets.attached.bridge_file import BridgeFile, bridge_path, write_bridge
 from control.fleets.attached.types import AttachedInfo, Attachment, Permission
 from control.processes import identify
 from control.served import Served, all_served, read_served, remove_served, served_path, write_served
@@ -119,6 +120,21 @@ def test_a_fleet_that_is_served_on_another_port_is_not_moved(run_dir: Path, toke
     write_served(run_dir, Served(fleet="open", tokenizer=tokenizer, port=9))
     code, line = refused("serve", "open", "--tokenizer", tokenizer, "--port", "10", "--detach")
     assert (code, "on port 9" in line and "--stop" in line) == (Exit.REFUSED, True)
+
+
+@pytest.mark.parametrize(("is_kept", "how"), [(True, "`phaseline serve open --stop` ends it"), (False, "--detach")])
+def test_a_second_serve_is_refused_before_it_says_that_it_serves(
+    run_dir: Path, tokenizer: str, is_kept: bool, how: str
+) -> None:
+    me = identify(os.getpid())
+    assert me is not None
+    path = bridge_path(run_dir, "open")
+    path.parent.mkdir(parents=True)
+    write_bridge(path, BridgeFile(me.pid, me.started_unix_s, [], "http://127.0.0.1:9"))
+    if is_kept:
+        write_served(run_dir, Served(fleet="open", tokenizer=tokenizer, port=9))
+    code, line = refused("serve", "open", "--tokenizer", tokenizer, "--port", "1")
+    assert (code, line.startswith("process "), how in line) == (Exit.REFUSED, True, True)
 
 
 def test_stop_of_what_is_not_served_says_so(run_dir: Path) -> None:

@@ -6,10 +6,11 @@ Nothing secret is in it: a token is named by the file that holds it, which is re
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -98,7 +99,7 @@ def plan_of(attachment: Attachment, allowed: Sequence[Permission] = ()) -> Plan:
     if attachment.kind in WITHOUT_PAGES and not attachment.controller:
         raise CommandRefused(f"{attachment.kind} is attached by its controller", field="controller", bound=FORM)
     controller = address_of(attachment) if attachment.controller else None
-    if attachment.token_file and not Path(attachment.token_file).is_file():
+    if attachment.token_file and not _is(Path.is_file, attachment.token_file):
         raise _refused("token_file", attachment.token_file, "a file")
     source = _source_of(attachment)
     if attachment.kind == "openai":
@@ -114,6 +115,14 @@ def plan_of(attachment: Attachment, allowed: Sequence[Permission] = ()) -> Plan:
         exporters=exporter_urls(attachment.gpu_metrics),
         gpus=_gpus_of(attachment, source),
     )
+
+
+def engines_of(attachment: Attachment) -> frozenset[str]:
+    """HOST:PORT of each engine that it lists; none where a controller does, or its file cannot be read now."""
+    try:
+        return frozenset(urlsplit(each.url).netloc for each in _source_of(attachment).targets())
+    except CommandRefused:
+        return frozenset()
 
 
 def _gpus_of(attachment: Attachment, source: TargetSource) -> dict[str, tuple[str, ...]]:
@@ -153,7 +162,7 @@ def _work_of(attachment: Attachment) -> tuple[str, ModelWork | None]:
     if not attachment.model:
         return dtype or "bfloat16", None
     try:
-        if Path(attachment.model).is_dir():
+        if _is(Path.is_dir, attachment.model):
             config = read_model_config(Path(attachment.model))
             num_bytes = DTYPE_BYTES[dtype or "bfloat16"]
             return dtype or "bfloat16", ModelWork(config, num_bytes, num_bytes)
@@ -163,6 +172,14 @@ def _work_of(attachment: Attachment) -> tuple[str, ModelWork | None]:
     if dtype:
         return dtype, ModelWork(spec.model, DTYPE_BYTES[dtype], DTYPE_BYTES[dtype])
     return spec.dtype, ModelWork(spec.model, spec.weight_dtype_bytes, spec.kv_dtype_bytes)
+
+
+def _is(what: Callable[[Path], bool], path: str) -> bool:
+    """What is too long for a name is nothing."""
+    try:
+        return what(Path(path))
+    except OSError:
+        return False
 
 
 def _device_of(attachment: Attachment, dtype: str) -> DeviceInfo:

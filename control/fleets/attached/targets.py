@@ -65,7 +65,11 @@ def make_target(url: str, role: str, name: str = "", gpus: str = "") -> Target:
         has_port = parts.port is not None or parts.scheme == "https"
     except ValueError as error:
         raise CommandRefused(f"{url!r} is not a URL: {error}", field="target", value=url) from error
-    if parts.scheme not in ("http", "https") or not parts.hostname or not (has_port or parts.path):
+    if parts.scheme == "http" and parts.hostname and not (has_port or parts.path):
+        raise CommandRefused(
+            f"{url!r} names no port: http://{parts.hostname}:8000, say", field="target", value=url, bound=_FORM
+        )
+    if parts.scheme not in ("http", "https") or not parts.hostname:
         raise CommandRefused(f"{url!r} is not the http address of an engine", field="target", value=url, bound=_FORM)
     if parts.username or parts.password:
         raise CommandRefused(
@@ -196,6 +200,7 @@ def base_url(url: str) -> str:
 def _stamp(path: Path) -> tuple[int, int, int]:
     try:
         found = os.stat(path)
-    except OSError as error:
-        raise CommandRefused(f"{path} cannot be read: {error.strerror}", field="targets_file") from error
+    except (OSError, ValueError) as error:  # ValueError: a name that none can be
+        why = error.strerror if isinstance(error, OSError) else error
+        raise CommandRefused(f"{path} cannot be read: {why}", field="targets_file") from error
     return found.st_ino, found.st_mtime_ns, found.st_size

@@ -115,6 +115,33 @@ async def test_what_was_allowed_is_done_and_undone_and_outlives_its_plane(tmp_pa
     ]
 
 
+async def test_a_command_under_way_has_failed_when_its_fleet_is_detached(tmp_path: Path):
+    ray = FakeRay(obeys=False)
+    async with served(ray), hosted(tmp_path) as (attached, planes):
+        told = Attachment(name="theirs", kind="ray-serve", controller=f"ray-serve={ray.url}/pd", every_s=0.5)
+        await attached.attach(told, "ann")
+        await attached.allow("theirs", Capability.RESIZE, "ann")
+        plane = await seen(planes, Capability.RESIZE)
+        command = await begun(plane, Action(verb=Verb.RESIZE, prefill=3, decode=1))
+        await attached.detach("theirs", "ops")
+        await attached.attach(told, "ann")
+        found = await (await seen(planes, Capability.OBSERVE)).command(command.command_id)
+        assert (found.state, found.result) == (CommandState.FAILED, "ops detached this fleet")
+
+
+async def test_an_engine_is_routed_by_one_fleet(tmp_path: Path):
+    targets = ("prefill=http://127.0.0.1:1", "decode=http://127.0.0.1:2/metrics")
+    async with hosted(tmp_path) as (attached, _):
+        for name in ("one", "other"):
+            await attached.attach(Attachment(name=name, kind="vllm", targets=targets), "ann")
+        await attached.allow("one", Capability.ROUTE, "ann")
+        with pytest.raises(CommandRefused, match=r"127\.0\.0\.1:1 is an engine of fleet one too, which is routed"):
+            await attached.allow("other", Capability.ROUTE, "ann")
+        await attached.allow("other", Capability.FLIP, "ann")
+        await attached.forbid("one", Capability.ROUTE, "ann")
+        await attached.allow("other", Capability.ROUTE, "ann")
+
+
 async def test_deployments_in_kubernetes_are_resized_undone_and_left_to_whoever_else_sizes_them(tmp_path: Path):
     with serving(FakeKubernetes()) as cluster:
         cluster.add_deployment("prefill", 1)

@@ -158,6 +158,9 @@ async def test_a_survey_says_what_is_there_and_what_turns_on_the_rest() -> None:
         ({"peak_flops": 0.0}, "peak_flops"),
         ({"peak_bytes_per_s": float("nan")}, "peak_bytes_per_s"),
         ({"token_file": "/nowhere"}, "token_file"),
+        ({"token_file": "x" * 5000}, "token_file"),
+        ({"model": "x" * 5000}, "model"),
+        ({"targets": (), "targets_file": "a\0b"}, "targets_file"),
     ],
 )
 def test_what_cannot_be_attached_is_named(changes: dict[str, object], field: str) -> None:

@@ -105,9 +105,11 @@ async def test_the_api_answers_with_a_report_in_which_each_engine_says_why(nobod
     async with httpx.AsyncClient(transport=transport, base_url="http://plane", headers=headers) as client:
         answer = await client.post("/api/v1/attached/survey", json=body)
         empty = await client.post("/api/v1/attached/survey", json=body | {"targets": []})
+        misspelt = await client.post("/api/v1/attached/survey", json=body | {"devices_per_workers": 8})
     assert answer.status_code == 200  # the looking went well
     told = answer.json()
     assert [(each["worker_id"], each["role"], each["num_found"]) for each in told["engines"]] == [("p0", "prefill", 0)]
     assert told["engines"][0]["problem"] == f"{nobody}/metrics cannot be read: All connection attempts failed"
     assert told["notes"] == [SILENT]
     assert (empty.status_code, empty.json()["field"]) == (422, "targets")
+    assert (misspelt.status_code, misspelt.json()["field"]) == (422, "devices_per_workers")
