@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
 
 from pydantic import TypeAdapter
@@ -65,13 +65,13 @@ class AttachedPlanes:
         self._problems: dict[str, str] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._turn = asyncio.Lock()  # one attaches or detaches at a time
-        self._is_loaded = False
+        self.is_loaded = False
 
     # --- what the API asks --------------------------------------------------------------------------------------------
 
     def infos(self) -> list[AttachedInfo]:
         """All that are attached. Raises NotActive until that is known: "none" would end what serves them."""
-        if not self._is_loaded:
+        if not self.is_loaded:
             raise NotActive("the attached fleets are not loaded yet")
         return [self._info(row) for row in self._rows.values()]
 
@@ -111,7 +111,7 @@ class AttachedPlanes:
                 event = permission_event(known.name, f"{who} attached this fleet", known.at_unix_s)
                 await asyncio.to_thread(self._history.put_attachment, known, event)
                 self._rows[known.name] = known
-                self._begin(plan)
+                self._begin(known.name, self._keep_hosting(plan))
             elif known.told != told:
                 raise CommandRefused(
                     f"a fleet named {attachment.name} is attached already, in other words; detach it first",
@@ -195,7 +195,7 @@ class AttachedPlanes:
                 for row in await asyncio.to_thread(self._history.attachments):
                     self._rows[row.name] = row
                     self._begin_recorded(row)
-                self._is_loaded = True
+                self.is_loaded = True
             await asyncio.Event().wait()
         finally:
             for task in self._tasks.values():
@@ -212,17 +212,25 @@ class AttachedPlanes:
             )
 
     def _begin_recorded(self, row: AttachmentRow) -> None:
-        """What was good once may not be now: a file of targets that has gone is a problem of this fleet alone."""
-        try:
-            self._begin(plan_of(_attachment.validate_json(row.told), _permissions.validate_json(row.allowed)))
-        except (ControlError, ValueError) as error:
-            self._problems[row.name] = str(error)
-            _log.warning("attached fleet %s: %s", row.name, error)
+        self._begin(row.name, self._host_recorded(row))
 
-    def _begin(self, plan: Plan) -> None:
-        name = plan.attachment.name
+    def _begin(self, name: str, hosting: Coroutine[None, None, None]) -> None:
         self._problems[name] = "it is starting"
-        self._tasks[name] = asyncio.create_task(self._keep_hosting(plan), name=f"attached {name}")
+        self._tasks[name] = asyncio.create_task(hosting, name=f"attached {name}")
+
+    async def _host_recorded(self, row: AttachmentRow) -> None:
+        """What was good once may not be now: a file that has gone is this fleet's problem, until it is back."""
+        while True:
+            try:
+                told, allowed = _attachment.validate_json(row.told), _permissions.validate_json(row.allowed)
+                plan = await asyncio.to_thread(plan_of, told, allowed)
+                break
+            except (ControlError, ValueError) as error:
+                if self._problems[row.name] != str(error):
+                    _log.warning("attached fleet %s: %s", row.name, error)
+                self._problems[row.name] = str(error)
+            await asyncio.sleep(RETRY_S)
+        await self._keep_hosting(plan)
 
     async def _end(self, name: str) -> None:
         task = self._tasks.pop(name, None)

@@ -208,3 +208,18 @@ async def test_a_worker_that_was_taken_out_of_its_router_is_known_to_the_next_pl
             assert (undone.state, len(router.workers)) == (CommandState.DONE, 3)
         async with hosted(tmp_path) as (_, planes):
             await until(lambda: all_ready(planes))
+
+
+async def test_a_fleet_whose_file_is_away_when_its_plane_begins_is_looked_at_once_it_is_back(tmp_path: Path):
+    token = tmp_path / "token"
+    token.write_text("secret")
+    targets = ("decode=http://127.0.0.1:1",)
+    async with hosted(tmp_path) as (attached, _):
+        await attached.attach(Attachment(name="theirs", kind="vllm", targets=targets, token_file=str(token)), "ann")
+    token.unlink()
+    async with hosted(tmp_path) as (attached, planes):
+        why = f"token_file {str(token)!r} cannot be used"
+        await until(lambda: attached.is_loaded and attached.infos()[0].problem == why)
+        token.write_text("secret")
+        await until(lambda: "theirs" in planes)
+        assert attached.infos()[0].problem == ""
