@@ -30,6 +30,8 @@ from _peers import PeerFailed
 
 NODE = "stand-in"
 ROLE = "llm-d.ai/role"
+#: Where the role of an engine is said, the first that is there.
+ROLES = (ROLE, "disaggregatedset.x-k8s.io/role", "nvidia.com/dynamo-sub-component-type")
 STEP_S = 0.02
 BEGINS_S = 60.0
 AGAIN_S = 0.3
@@ -99,7 +101,9 @@ class StandInKubelet:
         if is_going:
             self._work.submit(self._until_done, self._end, name)
         elif pod.status.phase == "Pending":
-            self._work.submit(self._until_done, self._begin, name, (pod.metadata.labels or {}).get(ROLE, ""))
+            labels = pod.metadata.labels or {}
+            role = next((labels[each] for each in ROLES if each in labels), "")
+            self._work.submit(self._until_done, self._begin, name, role)
 
     def _until_done(self, act: Any, *told: str) -> None:
         """An API server that is away is asked again."""

@@ -24,6 +24,7 @@ import yaml
 from _deployment import ROOT
 from _kube_cluster import APPS, AUTOSCALING, MERGE, NAMESPACE, KubeCluster
 from _kube_pods import ROLE, StandInKubelet, tokens_at
+from _peer_kube_custom import try_sets_and_graphs
 from _peer_site import Site, Unmet, asked, resize, undo
 from _peers import running
 from control.client import Attachment
@@ -71,6 +72,7 @@ def try_kubernetes(site: Site) -> None:
             _be_ignored(site, peer, pods)
             _survive(site, peer, pods, config)
             _compare_watch_and_lists(site, peer, pods, config, rules)
+            try_sets_and_graphs(site, peer, pods, config)
 
 
 @contextmanager
