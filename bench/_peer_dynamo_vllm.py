@@ -166,7 +166,10 @@ def _kill_and_resize(site: Site, peer: DynamoVllm) -> None:
     site.expect_refused("resize without permission", resize(decode=1))
     site.allow(Capability.RESIZE)
     site.until("its pool", lambda: site.pools() == {"prefill": 1, "decode": 0})
-    site.expect("resize decode 0 -> 1, obeyed by the controller", resize(decode=1), CommandState.DONE)
+    begun_s = time.monotonic()
+    command = site.order(resize(decode=1), wait=False)
+    ended = site.client.wait(command.command_id, timeout_s=START_LIMIT_S)
+    site.ended("resize decode 0 -> 1, obeyed by the controller", ended, CommandState.DONE, "", begun_s)
     site.until_pools(prefill=1, decode=1)
     served_s = site.until("its model", peer.is_whole)
     site.note(
