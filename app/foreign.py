@@ -253,6 +253,11 @@ def title(snapshot: FleetSnapshot) -> str:
     return f"{snapshot.fleet_id} · {beside}" if beside else snapshot.fleet_id
 
 
+def is_listed(snapshot: FleetSnapshot) -> bool:
+    """Who its workers are is known, as of our own fleets always."""
+    return not snapshot.pools or any(each.num_desired is not None for each in snapshot.pools)
+
+
 def is_unseen(snapshot: FleetSnapshot) -> bool:
     """Its requests do not pass our gateways: of them we know what the engines say, and no more."""
     return snapshot.is_attached and Capability.ROUTE not in snapshot.capabilities

@@ -76,9 +76,10 @@ def health(hub: Hub, tz: tzinfo) -> str:
     at = snapshot.at_unix_s
     num_gateways, num_workers = snapshot.traffic.num_gateways, len(snapshot.workers)
     is_routed = Capability.ROUTE in snapshot.capabilities
+    is_listed = foreign.is_listed(snapshot)
     facts = (
         *foreign.facts(snapshot),
-        f"{num_workers} worker{'' if num_workers == 1 else 's'}",
+        f"{num_workers} worker{'' if num_workers == 1 else 's'}" if is_listed else "",
         f"{num_gateways} gateway{'' if num_gateways == 1 else 's'}" if is_routed else "",
         f"as of {format.clock(snapshot.at_unix_s, tz)}",
     )

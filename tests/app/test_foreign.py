@@ -204,6 +204,7 @@ def test_pools_that_nobody_has_listed_are_not_known_in_place_of_zero() -> None:
     )
     assert pool_table(unlisted).count(">n/a<") >= 2 * len(own.pools)
     assert figures.role_legend(unlisted) == []
+    assert (foreign.is_listed(own), foreign.is_listed(unlisted)) == (True, False)
 
 
 class UnseenPlane(FakePlane):
