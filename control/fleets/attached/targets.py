@@ -85,9 +85,14 @@ def make_target(url: str, role: str, name: str = "", gpus: str = "") -> Target:
 
 
 def distinct(targets: Iterable[Target], where: str = "the list") -> tuple[Target, ...]:
-    """As they are. Raises CommandRefused when two share a name, or when there are too many or none."""
+    """As they are. Raises CommandRefused when two share a name or a page, or when there are too many or none."""
     found: dict[str, Target] = {}
+    named: dict[str, str] = {}
     for each in targets:
+        other = named.setdefault(each.url, each.worker_id)
+        if other != each.worker_id:
+            words = f"{other} and {each.worker_id} are one page, {each.url}: its work would count twice"
+            raise CommandRefused(words, field="target", value=each.url)
         if each.worker_id in found:
             raise CommandRefused(
                 f"two targets are named {each.worker_id}: {found[each.worker_id].url} and {each.url}",

@@ -43,10 +43,10 @@ def dry_run(run_dir: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> tupl
 def test_engines_that_do_not_answer_are_named_and_the_exit_code_is_1(
     nobody: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    targets = ("--targets", f"prefill:p0={nobody}", "--targets", f"decode:d0={nobody}/metrics")
+    targets = ("--targets", f"prefill:p0={nobody}", "--targets", f"decode:d0={nobody}/metrics/d0")
     code, told = dry_run(tmp_path, monkeypatch, "--kind", "vllm", *targets)
     assert code == Exit.FAILED
-    assert told.count(f"{nobody}/metrics cannot be read") == 2
+    assert all(told.count(f"{nobody}{path} cannot be read") == 1 for path in ("/metrics", "/metrics/d0"))
     assert told.splitlines()[-2:] == [f"- {SILENT}", "0 of 2 engines answer"]  # and nothing of models or devices
 
 

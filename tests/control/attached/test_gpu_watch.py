@@ -59,7 +59,7 @@ async def test_a_dry_run_says_what_the_exporter_lacks_and_whose_gpus_are_whose()
     exporter, dead, worker = FakeEngine(default_page()), FakeEngine(fault="error"), FakeEngine(text_of("decode-1"))
     async with engines(exporter, dead, worker):
         told = attachment(
-            f"decode:d0={worker.url}", f"decode:d1={worker.url}",
+            f"decode:d0={worker.url}", f"decode:d1={worker.url}/d1",
             gpu_metrics=(exporter.url, dead.url), gpus=("d0=node-1/0",),
         )  # fmt: skip
         found = await survey(plan_of(told))

@@ -41,9 +41,11 @@ def test_a_target_that_cannot_be_used_says_why(text: str, words: str):
     assert "secret" not in str(caught.value)
 
 
-def test_two_targets_of_one_name_are_refused():
+def test_two_targets_of_one_name_or_one_page_are_refused():
     with pytest.raises(CommandRefused, match=r"two targets are named 10\.0\.0\.1:8000"):
         ListedTargets([parse_target("prefill=10.0.0.1:8000"), parse_target("decode=10.0.0.1:8000")])
+    with pytest.raises(CommandRefused, match=r"p0 and d0 are one page, http://10\.0\.0\.1:8000/metrics: its work"):
+        ListedTargets([parse_target("prefill:p0=10.0.0.1:8000"), parse_target("decode:d0=http://10.0.0.1:8000/")])
     with pytest.raises(CommandRefused, match="0 targets"):
         ListedTargets([])
 
