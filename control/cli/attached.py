@@ -16,6 +16,12 @@ from control.fleets.attached.types import AttachedInfo, Attachment, EngineSurvey
 from control.types.fleet import Capability
 
 
+def _above_zero(value: float | None) -> float | None:
+    if value is not None and not value > 0:
+        raise typer.BadParameter(f"{value:g} is not above 0")
+    return value
+
+
 def attach(
     name: Annotated[str, typer.Argument(help="What to call it: small letters, digits, hyphens.")],
     kind: Annotated[
@@ -31,8 +37,10 @@ def attach(
     model: Annotated[str, typer.Option(help="Model in data/models.toml, or a folder with config.json.")] = "",
     dtype: Annotated[str, typer.Option(help="Of weights and KV: bfloat16, float8, float16, float32.")] = "",
     device: Annotated[str, typer.Option(help="Device in data/devices.toml.")] = "",
-    peak_tflops: Annotated[float | None, typer.Option(help="Peak of one device that has no entry there.")] = None,
-    peak_gb_s: Annotated[float | None, typer.Option(help="Its memory bandwidth, GB/s.")] = None,
+    peak_tflops: Annotated[
+        float | None, typer.Option(callback=_above_zero, help="Peak of one device that has no entry there, TFLOP/s.")
+    ] = None,
+    peak_gb_s: Annotated[float | None, typer.Option(callback=_above_zero, help="Its memory bandwidth, GB/s.")] = None,
     devices_per_worker: Annotated[int, typer.Option(help="Devices of one engine (tensor parallel).")] = 1,
     every_s: Annotated[float, typer.Option("--every", help="Seconds between two looks.")] = 2.0,
     simulated: Annotated[bool, typer.Option(help="Its engines only pretend (mock workers).")] = False,

@@ -7,6 +7,7 @@ plane). `--dry-run` prints the preview, which holds the very steps that the plan
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -43,11 +44,14 @@ def status(as_json: JsonFlag = False) -> None:
     """The fleet now: health, pools, each worker."""
     with connect() as client:
         snapshot = client.snapshot()
-        served = served_fleets(client, snapshot.fleet_id)
+        infos = attached_fleets(client)
+    served = served_of(infos, snapshot.fleet_id)
     if as_json:
         print_json(plain(snapshot) | {"served": [served_row(each) for each in served]})
         return
     _show_head(snapshot)
+    if snapshot.kind == "none":
+        say(attached_line(infos))
     for each in served:
         say(served_line(each))
     if snapshot.plane is not None:
@@ -71,12 +75,22 @@ def _show_head(snapshot: FleetSnapshot) -> None:
         say(f"note: {notice}")
 
 
-def served_fleets(client: PhaselineClient, fleet_id: str) -> list[AttachedInfo]:
-    """Attached fleets that our gateway serves: this one, or all of them where it is the plane's own."""
+def attached_fleets(client: PhaselineClient) -> list[AttachedInfo]:
+    """None while the plane begins, or where it is of a version that has none."""
     try:
-        infos = client.attached()
-    except ControlError:  # the plane begins, or is of a version that has none
+        return list(client.attached())
+    except ControlError:
         return []
+
+
+def attached_line(infos: Sequence[AttachedInfo]) -> str:
+    """For whoever looks at a plane without workers of its own."""
+    names = ", ".join(sorted(each.attachment.name for each in infos))
+    return f"attached: {names}; `phaseline --fleet NAME status`" if names else "nothing is attached: `phaseline attach`"
+
+
+def served_of(infos: Sequence[AttachedInfo], fleet_id: str) -> list[AttachedInfo]:
+    """Attached fleets that our gateway serves: this one, or all of them where it is the plane's own."""
     own = [each for each in infos if each.attachment.name == fleet_id]
     return [each for each in own or infos if each.served_by is not None]
 

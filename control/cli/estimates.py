@@ -30,7 +30,7 @@ def _beside(exported: float | None, derived: float | None, difference: float | N
         return ""
     words = f"{_scaled(exported, unit)} as exported"
     if difference is None or derived is None:
-        return f"{words}, nothing derived (no model)" if derived is None else words
+        return f"{words}, nothing derived: its model's shape or its steps are not known" if derived is None else words
     share = f" ({100 * difference / derived:+.0f}%)" if derived else ""
     return f"{words}, {_scaled(derived, unit)} derived, difference {_scaled(difference, unit)}{share}"
 

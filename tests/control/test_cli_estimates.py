@@ -18,7 +18,8 @@ from tests.control.builders import worker_status
         ),
         (
             WorkEstimates(since_unix_s=1.0, exported_flops=5e15, exported_bytes=2e3, derived_bytes=4e3),
-            "5 PFLOP as exported, nothing derived (no model); 2 kB as exported, 4 kB derived, difference -2 kB (-50%)",
+            "5 PFLOP as exported, nothing derived: its model's shape or its steps are not known; 2 kB as exported, "
+            "4 kB derived, difference -2 kB (-50%)",
         ),
     ],
 )

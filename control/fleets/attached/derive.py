@@ -24,10 +24,15 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from control.fleets.attached.engine_page import Buckets, Counters, EnginePage, Prompts
 from control.types.workers import Phase, Role
 from engine.work import ModelWork
+
+#: Of one engine, cached ones too: a hundred times and more what the fastest do.
+MOST_TOKENS_PER_S: Final = 1e8
+LEAPING: Final = ("prefill_tokens", "cached_tokens", "received_tokens", "decode_tokens", "prompt_tokens", "steps")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +145,16 @@ def has_restarted(before: EnginePage, now: EnginePage) -> bool:
         return now.started_unix_s > before.started_unix_s + 1.0
     pairs = [(getattr(before.counters, f.name), getattr(now.counters, f.name)) for f in dataclasses.fields(Counters)]
     return any(old is not None and new is not None and new < old for old, new in pairs)
+
+
+def leap_of(before: Counters, now: Counters, elapsed_s: float) -> str:
+    """Why the growth between two looks cannot be; "" where it can. A counter that leaps is no work that was done."""
+    grown, most = grown_by(before, now), MOST_TOKENS_PER_S * max(1.0, elapsed_s)
+    for name in LEAPING:
+        each = getattr(grown, name)
+        if each is not None and each > most:
+            return f"{name} grew by {each:g} in {elapsed_s:.1f} s, which no engine can: left out"
+    return ""
 
 
 def count_of(before: Buckets, now: Buckets) -> float:

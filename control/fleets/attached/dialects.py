@@ -27,6 +27,8 @@ from control.fleets.attached.types import Finding
 
 STARTED: Final = "process_start_time_seconds"
 MAX_MODEL_CHARS: Final = 200
+#: Of one engine at a time, running or waiting.
+MAX_REQUESTS: Final = 1e7
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,10 +275,13 @@ def _sound(page: Page, dialect: Dialect) -> Page:
     Such a series goes with all its ranks: the sum of the others would look as if the engine had started anew.
     """
     shares = dialect.gauges["kv_usage"].names if "kv_usage" in dialect.gauges else ()
+    counts = [
+        name for each in ("num_running", "num_waiting") if each in dialect.gauges for name in dialect.gauges[each].names
+    ]
     refused = dict(page.refused)
     for name, found in page.samples.items():
         low, high = min(each.value for each in found), max(each.value for each in found)
-        most = 1.0 if name in shares else MAX_VALUE
+        most = 1.0 if name in shares else MAX_REQUESTS if name in counts else MAX_VALUE
         if low < 0 or high > most:
             refused.setdefault(name, f"{name} is {low if low < 0 else high:g}: not within 0..{most:g}")
     return Page({name: found for name, found in page.samples.items() if name not in refused}, refused)

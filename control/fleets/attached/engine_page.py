@@ -72,6 +72,14 @@ class EnginePage:
         """Something of this engine's kind is on the page."""
         return any(each.state in ("found", "off") for each in self.findings)
 
+    def why_nothing(self, url: str, kind: str) -> str:
+        """Of a page without anything: which values were refused, or that there are no such series."""
+        refused = [each.series for each in self.findings if each.state == "refused"]
+        if not refused:
+            return f"{url} has no series of {kind}"
+        more = f" and {len(refused) - 3} more" if len(refused) > 3 else ""
+        return f"{url}: nothing that it says of {kind} can be: {'; '.join(refused[:3])}{more}"
+
 
 _T = TypeVar("_T", Counters, Gauges)
 

@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from control.fleets.attached.derive import PhaseWork, derive, grown_by, has_restarted, owed_tokens, per_bucket
+from control.fleets.attached.derive import PhaseWork, derive, grown_by, has_restarted, leap_of, owed_tokens, per_bucket
 from control.fleets.attached.engine_page import Buckets, Counters, EnginePage
 from control.points import WorkerCursor
 from control.types.workers import Phase, Role, WorkerState
@@ -66,6 +66,7 @@ class Ledger:
         self.identity = identity
         self.page: EnginePage | None = None
         self.role = Role.UNASSIGNED
+        self.leap = ""  # why the newest page's growth was left out
         self.exported_flops: float | None = None  # since this life was first seen, as the engine says it
         self.exported_bytes: float | None = None
         self._epoch = 0
@@ -105,15 +106,15 @@ class Ledger:
         """One look. An older one than the last is ignored."""
         if self.page is not None and at_unix_s <= self._seen_unix_s:
             return
-        before = self.page
+        before, self.leap = self.page, ""
         if before is None:
             self._begin(role, at_unix_s, at_unix_s)
         elif has_restarted(before, page):
             started = self._seen_unix_s if page.started_unix_s is None else page.started_unix_s
             self._begin(role, min(max(started, self._seen_unix_s), at_unix_s), at_unix_s)
-            self._count(_from_zero(page), page, at_unix_s - self._since_unix_s)
+            self._count_sound(_from_zero(page), page, at_unix_s - self._since_unix_s)
         else:
-            self._count(before, page, at_unix_s - self._seen_unix_s)
+            self._count_sound(before, page, at_unix_s - self._seen_unix_s)
         if role is not self.role:
             self.role, self._role_since_unix_s = role, at_unix_s
         self.page, self._seen_unix_s = page, at_unix_s
@@ -201,6 +202,12 @@ class Ledger:
         self._counters, self._histograms = {}, {}
         self._owed = 0.0
         self.exported_flops = self.exported_bytes = None
+
+    def _count_sound(self, before: EnginePage, now: EnginePage, elapsed_s: float) -> None:
+        """Nothing of two looks between which a counter leapt: it would be work that nobody did."""
+        self.leap = leap_of(before.counters, now.counters, elapsed_s)
+        if not self.leap:
+            self._count(before, now, elapsed_s)
 
     def _count(self, before: EnginePage, now: EnginePage, elapsed_s: float) -> None:
         role = self.role

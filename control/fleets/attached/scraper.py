@@ -134,7 +134,7 @@ class Scraper:
             text = await fetch_page(self._client, page_url(self.target.url, self._dialect), self._token_file)
             page = await asyncio.to_thread(read_page, text, self._dialect)
             if not page.has_anything:
-                raise PageError(f"{self.target.url} has no series of {self._dialect.kind}")
+                raise PageError(page.why_nothing(self.target.url, self._dialect.kind))
             if self.target.page_of not in ("", page.worker_id):
                 raise PageError(f"{self.target.url} is now the page of {page.worker_id or 'no worker'}")
         except PageError as error:
@@ -142,7 +142,7 @@ class Scraper:
             self._num_failed += 1
             return
         self.ledger.add(self._fill(page), self.target.role, asked_unix_s)
-        self.problem, self._num_failed = "", 0
+        self.problem, self._num_failed = self.ledger.leap, 0
 
     def reading(self, now_unix_s: float) -> MeterReading | None:
         state = WorkerState.READY if self.is_alive else WorkerState.FAILED

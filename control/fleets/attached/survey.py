@@ -156,5 +156,5 @@ async def _look(
             model=page.model_id,
             num_found=sum(1 for each in page.findings if each.state == "found"),
             missing=tuple(each for each in page.findings if each.state != "found"),
-            problem="" if page.has_anything else f"{target.url} has no series of {kind}",
+            problem="" if page.has_anything else page.why_nothing(target.url, kind),
         )

@@ -118,7 +118,17 @@ def test_sglang_says_how_long_its_prompts_were():
 
 
 def test_a_page_of_another_system_has_nothing():
-    assert not read_page("node_cpu_seconds_total 3\n", VLLM).has_anything
+    page = read_page("node_cpu_seconds_total 3\n", VLLM)
+    assert not page.has_anything
+    assert page.why_nothing("http://e", "vllm") == "http://e has no series of vllm"
+
+
+def test_a_page_of_which_nothing_can_be_says_what_was_refused():
+    page = read_page("vllm:generation_tokens_total -5\nvllm:num_requests_running NaN\n", VLLM)
+    assert not page.has_anything
+    told = page.why_nothing("http://e", "vllm")
+    assert "vllm:generation_tokens_total is -5" in told
+    assert "vllm:num_requests_running is nan" in told
 
 
 @pytest.mark.parametrize(
@@ -126,7 +136,8 @@ def test_a_page_of_another_system_has_nothing():
     [
         ("vllm:kv_cache_usage_perc", "1e300", "is 1e+300: beyond 1e+24"),
         ("vllm:kv_cache_usage_perc", "40", "is 40: not within 0..1"),
-        ("vllm:num_requests_running", "-8", "is -8: not within 0..1e+24"),
+        ("vllm:num_requests_running", "-8", "is -8: not within 0..1e+07"),
+        ("vllm:num_requests_running", "1e18", "is 1e+18: not within 0..1e+07"),
         ("vllm:num_requests_running", "NaN", "is nan: unknown"),
     ],
 )

@@ -96,6 +96,16 @@ def test_a_counter_that_fell_without_a_start_time_is_a_restart_too():
     assert all(each.tokens >= 0 for each in read(one).counters.values())
 
 
+def test_a_counter_that_leaps_is_no_work_and_what_follows_counts_from_there():
+    one = ledger()
+    one.add(served(1.0), Role.DECODE, 100.0)
+    one.add(served(1e18), Role.DECODE, 102.0)
+    assert one.leap == "decode_tokens grew by 1e+18 in 2.0 s, which no engine can: left out"
+    assert (read(one).counters, one.epoch) == ({}, 100)
+    one.add(served(1e18 + 256.0), Role.DECODE, 104.0)
+    assert (one.leap, read(one).counters["decode/decode"].tokens) == ("", 256.0)
+
+
 def test_a_look_that_comes_late_changes_nothing():
     one = ledger()
     one.add(served(10), Role.DECODE, 10.0)
