@@ -125,7 +125,7 @@ class StandInKubelet:
         self._core.create_namespaced_pod_binding(name, NAMESPACE, body, _preload_content=False)
         command = [sys.executable, str(ROOT / "bench" / "_fake_pod.py"), role, host, str(self.port), str(STEP_S)]
         with self._log.open("ab") as log:
-            self._engines[name] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self._engines[name] = subprocess.Popen(command, stdout=log, stderr=log, process_group=0)
         url = f"http://{host}:{self.port}"
         _until_answers(url)
         self._ready[name] = (role, url)

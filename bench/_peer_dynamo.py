@@ -75,7 +75,7 @@ class SizedDynamo(Dynamo):
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                start_new_session=True,
+                process_group=0,
             )
         self._processes["controller"] = controller
         threading.Thread(target=self._carry_out, args=(controller,), daemon=True).start()

@@ -108,12 +108,17 @@ class Peer(ABC):
         self._commands[worker]()
 
     def run(self, name: str, command: list[str], environment: dict[str, str] | None = None) -> None:
-        """Start one process whose log is NAME.log; `start_again` repeats it."""
+        """Start one process whose log is NAME.log; `start_again` repeats it.
+
+        In a process group of its own, so that it can be killed whole, but in our session: Linux shares the CPU between
+        sessions first (autogroup), and a vLLM worker on a CPU never sleeps, so in sessions of their own the servers
+        wait for each other's turn: seconds in place of milliseconds to the first token, with any gateway.
+        """
 
         def begin() -> None:
             with (self.folder / f"{name}.log").open("ab") as log:
                 self._processes[name] = subprocess.Popen(
-                    command, env=os.environ | (environment or {}), stdout=log, stderr=log, start_new_session=True
+                    command, env=os.environ | (environment or {}), stdout=log, stderr=log, process_group=0
                 )
 
         self._commands[name] = begin
