@@ -182,11 +182,7 @@ class History:
         records: Sequence[tuple[str, int, RequestRecord]] = (),
         traffic: TrafficStatus | None = None,
     ) -> None:
-        """One transaction: points and rollups, cursors, records (each (gateway, seq) once), intervals, epochs.
-
-        When the answer to its commit is lost it fails although it may be durable: the retry then finds its points
-        counted, and adds only what is not there.
-        """
+        """One transaction, which may be tried again; see `TickWriter.write`."""
         self._ticks.write(ingested, cursors, records, traffic)
 
     def replay(self, frame: Frame) -> None:
